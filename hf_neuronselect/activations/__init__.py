@@ -1,0 +1,1 @@
+"""From token ids to activations: batches, the prefix of a causal LM, sparse autoencoders."""

@@ -1,0 +1,110 @@
+"""What a method is, and the registry of them."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import NeuronSelectError, unknown
+from ..features.columns import FeatureBatch
+
+Target = Mapping[str, np.ndarray]
+"""What a method keeps of a target's exemplars: a few named arrays, saved as safetensors."""
+
+
+class Method(ABC):
+    """Scores rows against a target; higher is always better outside.
+
+    A method's options are the arguments of its ``__init__``, kept as attributes of the same names.
+
+    Class attributes:
+        name: what users call it. paper: where it comes from.
+        features: feature columns a row needs to be scored. fit_features: those exemplars need
+            (default: the same). optional_fit_features: used if they are there.
+        needs_target: False for baselines that look at the pool alone.
+        needs_texts: whether ``batch.texts`` must be filled.
+        pool_dependent: whether a row's score depends on the other rows of the pool.
+        default_ratio: the share the paper keeps.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    features: tuple[str, ...] = ()
+    fit_features: tuple[str, ...] | None = None
+    optional_fit_features: tuple[str, ...] = ()
+    needs_target: ClassVar[bool] = True
+    needs_texts: ClassVar[bool] = False
+    pool_dependent: ClassVar[bool] = False
+    default_ratio: ClassVar[float] = 0.05
+
+    def fit(self, exemplars: FeatureBatch) -> Target:
+        """What to keep of a target's exemplars (all of them usable, at least one)."""
+        return {}
+
+    @abstractmethod
+    def score(self, batch: FeatureBatch, target: Target) -> np.ndarray:
+        """Float64 ``[n]``, one score a row of ``batch`` (all rows usable); NaN where there is none.
+
+        A row's score must not depend on the other rows of the batch.
+        """
+
+    def explain(self, batch: FeatureBatch, target: Target) -> list[dict[str, np.ndarray]]:
+        """Per row, what its score is made of: equally long arrays, largest ``share`` first.
+
+        Methods that cannot say return an empty list.
+        """
+        return []
+
+    def params(self) -> dict[str, Any]:
+        """The options, as given."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters
+                if name not in ("self", "args", "kwargs")}  # fmt: skip
+
+
+_METHODS: dict[str, type[Method]] = {}
+
+
+def register_method(cls: type[Method]) -> type[Method]:
+    """Make a method known by its name.
+
+    Raises:
+        NeuronSelectError: the name is taken.
+    """
+    if cls.name in _METHODS and _METHODS[cls.name] is not cls:
+        raise NeuronSelectError("a method of this name is registered already", option="method", value=cls.name)
+    _METHODS[cls.name] = cls
+    return cls
+
+
+def method_names() -> list[str]:
+    """Every registered name."""
+    return sorted(_METHODS)
+
+
+def method_class(name: str) -> type[Method]:
+    """The method registered under ``name``.
+
+    Raises:
+        NeuronSelectError: unknown; the near names are given.
+    """
+    if name not in _METHODS:
+        raise unknown("method", name, _METHODS, "method")
+    return _METHODS[name]
+
+
+def make_method(name: str, params: Mapping[str, Any]) -> Method:
+    """A method with its options.
+
+    Raises:
+        NeuronSelectError: unknown method, or an option it does not have.
+    """
+    cls = method_class(name)
+    known = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "args", "kwargs")]
+    for option in params:
+        if option not in known:
+            raise unknown(f"option of method {name!r}", option, known or ["none"], "method_option")
+    return cls(**params)

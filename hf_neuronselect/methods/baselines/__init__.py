@@ -1,0 +1,1 @@
+"""Controls that stand in every table: random, longest, shortest, full."""

@@ -1,0 +1,113 @@
+"""NAIT (arXiv 2603.13201): projection of activation drift on a capability's directions."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from ..errors import NeuronSelectError, NeuronSelectWarning, one_of
+from ..features.columns import FeatureBatch
+from .base import Method, Target, register_method
+
+CANDIDATES = {"drift": "nait", "mean": "nait_mean", "last": "nait_last"}
+FLAT_SPECTRUM = 1.05
+"""Below this ratio of the first two eigenvalues a block's direction is not well determined."""
+
+
+@register_method
+class Nait(Method):
+    """``s = sum_l x_l . v_l`` with ``v_l`` the first principal direction of the exemplars' drifts, top 10 %.
+
+    Per block: centred PCA of the exemplars' drift ``D_l = h[l][last] - h[l][first]``, first component,
+    unit norm; where the mean drift points the other way, the sign is turned.
+
+    Args:
+        candidate: what a row is projected with: its own ``drift`` (choice), its ``mean`` or ``last`` state.
+        normalize: divide each ``D_l`` by its norm, so that deep blocks do not weigh more.
+        direction: ``pca`` (the paper), or ``mean``: the mean drift itself, unit norm (a control).
+    """
+
+    name = "nait"
+    paper = "arXiv:2603.13201"
+    fit_features = ("nait",)
+    optional_fit_features = ("nait_content",)
+    default_ratio = 0.10
+
+    def __init__(self, candidate: str = "drift", normalize: bool = False, direction: str = "pca") -> None:
+        self.candidate = one_of(candidate, CANDIDATES, "candidate")
+        self.normalize = normalize
+        self.direction = one_of(direction, ("pca", "mean"), "direction")
+        self.features = (CANDIDATES[candidate],)
+
+    def fit(self, exemplars: FeatureBatch) -> Target:
+        """Directions of a capability.
+
+        Returns:
+            ``directions`` float64 ``[blocks, width]``, unit rows; ``eigenvalue_ratio`` ``[blocks]``;
+            ``content_sign_changes``: blocks whose sign turns when endpoints are content tokens (-1: unknown).
+
+        Raises:
+            NeuronSelectError: fewer than 2 exemplars, or identical ones.
+        """
+        if len(exemplars) < 2:
+            raise NeuronSelectError(
+                "a principal direction needs at least 2 exemplars; 10 to 100 are usual", option="target",
+                value=f"{len(exemplars)} usable row(s)",
+            )  # fmt: skip
+        drifts = self._drifts(exemplars.dense("nait"))
+        mean = drifts.mean(axis=0)
+        directions, ratios = np.empty_like(mean), np.empty(len(mean))
+        for block in range(len(mean)):
+            centred = drifts[:, block] - mean[block]
+            _, singular, axes = np.linalg.svd(centred, full_matrices=False)
+            if singular[0] <= 1e-6 * max(np.linalg.norm(drifts[:, block]), 1e-30):
+                raise NeuronSelectError(
+                    "the exemplars are identical: their drift has no direction; give different examples",
+                    option="target",
+                )
+            directions[block] = axes[0]
+            ratios[block] = (singular[0] / singular[1]) ** 2 if singular[1] > 0 else np.inf
+        if self.direction == "mean":
+            directions = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+        signs = np.where((mean * directions).sum(axis=1) < 0, -1.0, 1.0)
+        if flat := int((ratios < FLAT_SPECTRUM).sum()):
+            warnings.warn(
+                f"in {flat} of {len(ratios)} blocks the first two principal directions are equally strong: "
+                "the direction is not well determined; give more exemplars",
+                NeuronSelectWarning,
+                stacklevel=2,
+            )
+        changed = self._content_sign_changes(exemplars, directions, signs)
+        return {
+            "directions": directions * signs[:, None],
+            "eigenvalue_ratio": ratios,
+            "content_sign_changes": np.asarray([changed], dtype=np.int64),
+        }
+
+    def _content_sign_changes(self, exemplars: FeatureBatch, directions: np.ndarray, signs: np.ndarray) -> int:
+        """Under a chat template the first token is the same state everywhere and can decide every sign."""
+        if "nait_content" not in exemplars.columns:
+            return -1
+        content = self._drifts(exemplars.dense("nait_content")).mean(axis=0)
+        changed = int((np.where((content * directions).sum(axis=1) < 0, -1.0, 1.0) != signs).sum())
+        if changed:
+            warnings.warn(
+                f"the sign of {changed} of {len(signs)} block directions would turn if the drift ran between content "
+                "tokens: the template's first token decides them",
+                NeuronSelectWarning,
+                stacklevel=3,
+            )
+        return changed
+
+    def _drifts(self, drifts: np.ndarray) -> np.ndarray:
+        """``[n, blocks, width]`` in float64, normalised if asked."""
+        drifts = drifts.astype(np.float64)
+        if self.normalize:
+            norms = np.linalg.norm(drifts, axis=2, keepdims=True)
+            drifts = np.divide(drifts, norms, out=np.zeros_like(drifts), where=norms > 0)
+        return drifts
+
+    def score(self, batch: FeatureBatch, target: Target) -> np.ndarray:
+        drifts = self._drifts(batch.dense(CANDIDATES[self.candidate]))
+        return np.einsum("nld,ld->n", drifts, target["directions"])

@@ -1,0 +1,453 @@
+"""Rows of any instruction format -> messages -> token ids and the tokens that are pooled.
+
+The formats (detected from the column names, or named):
+
+========== =============================================== =========================================
+format      columns                                         becomes
+========== =============================================== =========================================
+messages    ``messages`` [``tools``]                        as it is
+prompt      ``prompt``, ``completion`` [``tools``]          strings: one user and one assistant turn
+alpaca      ``instruction``, ``output`` [``input``,         ``instruction\\n\\ninput`` as the user turn
+            ``system``]
+sharegpt    ``conversations`` of ``from``/``value``         roles renamed
+            [``system``, ``tools``]
+text        ``text``                                        tokenised as it is, without turns (choice)
+========== =============================================== =========================================
+
+A row that cannot be read is never dropped: its :class:`Sample` carries the reason in ``skip``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .errors import NeuronSelectError, one_of, unknown
+
+POOL_TOKENS = ("all", "no_special", "assistant", "user")
+ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython"}
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+# A private-use character: no template and next to no text starts with it.
+_SENTINEL = "\ue000"
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """A row format and the names its columns go by in a user's data.
+
+    Args:
+        name: ``messages``, ``prompt``, ``alpaca``, ``sharegpt`` or ``text``.
+        columns: the format's own column name -> the data's column name.
+    """
+
+    name: str
+    columns: tuple[tuple[str, str], ...]
+
+    @property
+    def used(self) -> list[str]:
+        return [theirs for _, theirs in self.columns]
+
+    def read(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {ours: row.get(theirs) for ours, theirs in self.columns}
+
+
+_REQUIRED = {
+    "messages": ("messages",),
+    "prompt": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+    "sharegpt": ("conversations",),
+    "text": ("text",),
+}
+_OPTIONAL = {
+    "messages": ("tools",),
+    "prompt": ("tools",),
+    "alpaca": ("input", "system"),
+    "sharegpt": ("system", "tools"),
+    "text": (),
+}
+
+
+def row_format(
+    columns: Iterable[str], name: str = "auto", renames: Mapping[str, str] | None = None
+) -> RowFormat:
+    """The format of rows with these columns.
+
+    Args:
+        columns: column names of the data.
+        name: a format's name, or ``auto``: the first one all of whose columns are there.
+        renames: a format's column -> the data's column, e.g. ``{"instruction": "question"}``.
+
+    Raises:
+        NeuronSelectError: unknown format, or a column it needs is missing.
+    """
+    columns, renames = list(columns), dict(renames or {})
+    if name != "auto" and name not in _REQUIRED:
+        raise unknown("row format", name, [*_REQUIRED, "auto"], "row_format")
+    if absent := [theirs for theirs in renames.values() if theirs not in columns]:
+        raise NeuronSelectError(
+            f"no such column; the data has {', '.join(columns) or 'none'}", option="columns", value=absent[0]
+        )
+    for candidate, required in _REQUIRED.items():
+        names = {ours: renames.get(ours, ours) for ours in (*required, *_OPTIONAL[candidate])}
+        if name in ("auto", candidate) and all(names[ours] in columns for ours in required):
+            present = tuple((ours, theirs) for ours, theirs in names.items() if theirs in columns)
+            return RowFormat(candidate, present)
+    wanted = "; ".join(f"{f}: {', '.join(c)}" for f, c in _REQUIRED.items() if name in ("auto", f))
+    raise NeuronSelectError(
+        f"columns missing: the data has {', '.join(columns) or 'none'}, needed is one of ({wanted}); "
+        "rename them, or map them with columns={'instruction': 'question', ...}",
+        option="row_format",
+        value=name,
+    )
+
+
+class _Skip(Exception):
+    """A row that cannot be used; its text is the reason."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One row, read: either ``messages`` (with ``tools``) or bare ``text``; else ``skip`` says why not."""
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    tools: list[Any] | None = None
+    text: str | None = None
+    skip: str = ""
+
+    def content(self) -> str:
+        """All turns in one string, roles included: what makes two rows the same."""
+        if self.text is not None:
+            return self.text
+        extra = [{k: m[k] for k in ("tool_calls", "reasoning_content") if k in m} for m in self.messages]
+        return "\n".join(
+            f"{m['role']}: {m['content']}" + (json.dumps(more, sort_keys=True, default=str) if more else "")
+            for m, more in zip(self.messages, extra, strict=True)
+        )
+
+    def questions(self) -> list[str]:
+        """The user turns."""
+        return [m["content"] for m in self.messages if m["role"] == "user"]
+
+
+def _content(value: Any, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence):
+        texts = []
+        for part in value:
+            if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
+                texts.append(part["text"])
+            else:
+                kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+                raise _Skip(f"error: {where} holds a part of type {kind!r}; only text parts are read")
+        return "\n".join(texts)
+    raise _Skip(f"error: {where} is {type(value).__name__}, not text")
+
+
+def _messages(value: Any, where: str = "messages") -> list[dict[str, Any]]:
+    if value is None:
+        raise _Skip("empty")
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise _Skip(f"error: {where} is {type(value).__name__}, not a list of role/content turns")
+    read = []
+    for i, turn in enumerate(value):
+        if not isinstance(turn, Mapping):
+            raise _Skip(f"error: {where}[{i}] is {type(turn).__name__}, not a role/content turn")
+        # Arrow fills keys that other rows have with None; a template would take them as given.
+        message = {k: v for k, v in turn.items() if v is not None}
+        role = message.get("role")
+        if role not in ROLES:
+            raise _Skip(f"error: {where}[{i}] has the unknown role {role!r}")
+        if "content" in message or not message.get("tool_calls"):
+            message["content"] = _content(message.get("content"), f"{where}[{i}].content")
+        else:
+            message["content"] = ""
+        read.append(message)
+    return read
+
+
+def _turns(value: Any, role: str, where: str) -> list[dict[str, Any]]:
+    """A prompt or completion: text (one turn) or a list of turns."""
+    if value is None:
+        raise _Skip("empty")
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    return _messages(value, where)
+
+
+def _sharegpt(value: Any) -> list[dict[str, Any]]:
+    if value is None:
+        raise _Skip("empty")
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise _Skip(f"error: conversations is {type(value).__name__}, not a list of from/value turns")
+    turns = []
+    for i, turn in enumerate(value):
+        if not isinstance(turn, Mapping) or turn.get("from") not in SHAREGPT_ROLES:
+            seen = turn.get("from") if isinstance(turn, Mapping) else type(turn).__name__
+            raise _Skip(f"error: conversations[{i}] has the unknown role {seen!r}")
+        turns.append({"role": SHAREGPT_ROLES[turn["from"]], "content": turn.get("value")})
+    return _messages(turns, "conversations")
+
+
+def read_row(row: Mapping[str, Any], fmt: RowFormat) -> Conversation:
+    """Read one row. A row that cannot be used comes back with ``skip`` set: ``empty`` or ``error: …``."""
+    got = fmt.read(row)
+    try:
+        if fmt.name == "text":
+            text = _content(got["text"], "text") if got["text"] is not None else ""
+            return Conversation(text=text, skip="" if text.strip() else "empty")
+        if fmt.name == "messages":
+            messages = _messages(got["messages"])
+        elif fmt.name == "prompt":
+            messages = _turns(got["prompt"], "user", "prompt") + _turns(got["completion"], "assistant", "completion")
+        elif fmt.name == "alpaca":
+            question, more = got["instruction"], got.get("input")
+            if question is None and got["output"] is None:
+                raise _Skip("empty")
+            question = _content(question, "instruction")
+            if more is not None and (more := _content(more, "input")).strip():
+                question = f"{question}\n\n{more}"
+            messages = [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": _content(got["output"], "output")},
+            ]
+        else:
+            messages = _sharegpt(got["conversations"])
+        if system := got.get("system"):
+            messages.insert(0, {"role": "system", "content": _content(system, "system")})
+        tools = got.get("tools") or None
+        if isinstance(tools, str):
+            try:
+                tools = json.loads(tools) or None
+            except json.JSONDecodeError:
+                raise _Skip("error: tools is text that is not JSON") from None
+    except _Skip as reason:
+        return Conversation(skip=str(reason))
+    if not any(m["content"].strip() or m.get("tool_calls") for m in messages):
+        return Conversation(skip="empty")
+    return Conversation(messages=messages, tools=tools)
+
+
+def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """A dict of equally long columns as a list of rows."""
+    names = list(batch)
+    return [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tokenised row.
+
+    Attributes:
+        input_ids: int64 ``[n]``, what the model is fed.
+        pooled: bool ``[n]``, the tokens whose activations are averaged.
+        content: ``(first, last)`` position of the turns' own text, template tokens left out; the
+            whole sequence where spans were not asked for.
+        n_total: length before truncation.
+        skip: why the row has no tokens (``empty`` or ``error: …``), else ``""``.
+    """
+
+    input_ids: np.ndarray
+    pooled: np.ndarray
+    content: tuple[int, int]
+    n_total: int
+    skip: str = ""
+
+    @property
+    def truncated(self) -> bool:
+        return self.n_total > len(self.input_ids)
+
+
+def _skipped(reason: str) -> Sample:
+    return Sample(np.zeros(0, np.int64), np.zeros(0, bool), (0, 0), 0, reason)
+
+
+def _difference(text: str, other: str) -> tuple[int, int]:
+    """Where ``text`` differs from ``other``: both agree before ``start`` and after ``end``."""
+
+    def agreeing(limit: int, same: Any) -> int:
+        low, high = 0, limit
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if same(middle) else (low, middle - 1)
+        return low
+
+    limit = min(len(text), len(other))
+    start = agreeing(limit, lambda n: text[:n] == other[:n])
+    tail = agreeing(limit - start, lambda n: n == 0 or text[-n:] == other[-n:])
+    return start, len(text) - tail
+
+
+class SampleEncoder:
+    """Messages to token ids, by the tokenizer's chat template or the plain one.
+
+    Without a chat template a conversation becomes ``<|role|>\\n{content}\\n`` per turn, with the
+    tokenizer's own BOS first and its EOS after each assistant turn (choice, Tulu's form).
+
+    Where a turn begins and ends is read off the *rendered* text: the conversation is rendered once
+    more with that turn replaced, and what differs is the turn. So a template may strip, trim or
+    reorder what it likes, and no text is ever tokenised twice.
+
+    Args:
+        tokenizer: a transformers tokenizer; spans need a fast one (offsets).
+        pool_tokens: ``all``, ``no_special``, ``assistant`` or ``user``.
+        max_length: tokens kept of a row.
+        truncation_side: the side that is cut: ``right`` keeps the beginning.
+        chat_template: overrides the tokenizer's own.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        pool_tokens: str = "all",
+        max_length: int = 2048,
+        truncation_side: str = "right",
+        content_spans: bool = False,
+        chat_template: str | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.pool_tokens = one_of(pool_tokens, POOL_TOKENS, "pool_tokens")
+        self.truncation_side = one_of(truncation_side, ("right", "left"), "truncation_side")
+        if max_length < 1:
+            raise NeuronSelectError("must be at least 1", option="max_length", value=max_length)
+        self.max_length = max_length
+        self.content_spans = content_spans
+        self.template = chat_template or tokenizer.chat_template
+        self.special_ids = np.asarray(sorted(set(tokenizer.all_special_ids)), dtype=np.int64)
+        self.needs_offsets = content_spans or pool_tokens in ("assistant", "user")
+        if self.needs_offsets and not tokenizer.is_fast:
+            raise NeuronSelectError(
+                "finding the turns needs a fast tokenizer (offsets); use pool_tokens='all' or 'no_special'",
+                option="pool_tokens",
+                value=pool_tokens,
+            )
+
+    def render(self, conversation: Conversation) -> str:
+        """The text the model is fed, special tokens written out."""
+        if conversation.text is not None:
+            return conversation.text
+        if self.template is None:
+            return self._render_plain(conversation.messages)
+        return self.tokenizer.apply_chat_template(
+            conversation.messages, tools=conversation.tools, chat_template=self.template, tokenize=False
+        )
+
+    def _render_plain(self, messages: list[dict[str, Any]]) -> str:
+        eos = self.tokenizer.eos_token or ""
+        turns = (
+            f"<|{m['role']}|>\n{m['content']}{eos if m['role'] == 'assistant' else ''}\n" for m in messages
+        )
+        return (self.tokenizer.bos_token or "") + "".join(turns)
+
+    def spans(self, conversation: Conversation, rendered: str, roles: Iterable[str]) -> list[tuple[int, int]]:
+        """Character spans ``[start, end)`` in ``rendered`` of the turns of ``roles``."""
+        if conversation.text is not None:
+            return [(0, len(rendered))]
+        roles, found = set(roles), []
+        for i, message in enumerate(conversation.messages):
+            if message["role"] in roles:
+                replaced = list(conversation.messages)
+                replaced[i] = {"role": message["role"], "content": _SENTINEL}
+                other = self.render(Conversation(messages=replaced, tools=conversation.tools))
+                start, end = _difference(rendered, other)
+                if end > start:
+                    found.append((start, end))
+        return found
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[Sample]:
+        """Tokenise; a row that cannot be used comes back with ``skip`` set, never dropped."""
+        samples: list[Sample | None] = [None] * len(conversations)
+        rendered: dict[int, str] = {}
+        spans: dict[int, tuple[list, list]] = {}
+        for i, conversation in enumerate(conversations):
+            if conversation.skip:
+                samples[i] = _skipped(conversation.skip)
+                continue
+            if self.pool_tokens in ("assistant", "user") and not any(
+                m["role"] == self.pool_tokens for m in conversation.messages
+            ):
+                samples[i] = _skipped(f"error: no {self.pool_tokens} turn to pool")
+                continue
+            try:
+                text = self.render(conversation)
+                if self.needs_offsets:
+                    pooled_roles = [self.pool_tokens] if self.pool_tokens in ("assistant", "user") else []
+                    spans[i] = (
+                        self.spans(conversation, text, pooled_roles) if pooled_roles else [],
+                        self.spans(conversation, text, ROLES) if self.content_spans else [],
+                    )
+            except Exception as error:  # a template may raise anything (jinja2's own errors, TypeError ...)
+                reason = re.sub(r"\s+", " ", str(error))[:200]
+                samples[i] = _skipped(f"error: the chat template refused the row: {reason}")
+                continue
+            rendered[i] = text
+
+        # A bare text gets the tokenizer's own BOS; a rendered one has it already.
+        for is_text in (False, True):
+            rows = [i for i in rendered if (conversations[i].text is not None) == is_text]
+            if not rows:
+                continue
+            bos = self.tokenizer.bos_token
+            plain = [rendered[i].removeprefix(bos) if is_text and bos else rendered[i] for i in rows]
+            encoded = self.tokenizer(
+                plain,
+                add_special_tokens=is_text,
+                return_attention_mask=False,
+                return_offsets_mapping=self.needs_offsets,
+                truncation=False,
+                verbose=False,
+            )
+            for j, i in enumerate(rows):
+                offsets = np.asarray(encoded["offset_mapping"][j]).reshape(-1, 2) if self.needs_offsets else None
+                samples[i] = self._sample(np.asarray(encoded["input_ids"][j], np.int64), offsets, spans.get(i))
+        return [sample for sample in samples if sample is not None]
+
+    def _sample(
+        self, ids: np.ndarray, offsets: np.ndarray | None, spans: tuple[list, list] | None
+    ) -> Sample:
+        n_total = len(ids)
+        if n_total == 0:
+            return _skipped("empty")
+        if self.pool_tokens == "no_special":
+            pooled = ~np.isin(ids, self.special_ids)
+        else:
+            pooled = np.ones(n_total, bool)
+        content = np.ones(n_total, bool)
+        if offsets is not None and spans is not None:
+            if self.pool_tokens in ("assistant", "user"):
+                pooled = _inside(offsets, spans[0])
+            if self.content_spans:
+                content = _inside(offsets, spans[1])
+        keep = slice(0, self.max_length) if self.truncation_side == "right" else slice(-self.max_length, None)
+        ids, pooled, content = ids[keep], pooled[keep], content[keep]
+        if not pooled.any():
+            return _skipped(f"error: no {self.pool_tokens} token within max_length={self.max_length}")
+        where = np.flatnonzero(content)
+        ends = (int(where[0]), int(where[-1])) if len(where) else (0, len(ids) - 1)
+        return Sample(ids, pooled, ends, n_total)
+
+
+def _inside(offsets: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
+    """Which tokens overlap any of the character spans: offsets ``[n, 2]`` -> bool ``[n]``."""
+    inside = np.zeros(len(offsets), bool)
+    for start, end in spans:
+        inside |= (offsets[:, 0] < end) & (offsets[:, 1] > start) & (offsets[:, 1] > offsets[:, 0])
+    return inside

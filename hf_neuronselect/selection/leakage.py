@@ -1,0 +1,93 @@
+"""Exact duplicates, and exemplars that stand in the pool."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ..samples import Conversation
+
+KEY_BYTES = 16
+_MIN_QUESTION = 32
+"""Shorter questions ("Continue.") are held by half the world; only whole rows count for them."""
+_WORD = re.compile(r"[^\W_]{4,}")
+
+
+def normalised(text: str) -> str:
+    """Lower case, single spaces: what makes two texts the same."""
+    return " ".join(text.casefold().split())
+
+
+def key(text: str) -> bytes:
+    """16 bytes that stand for a text."""
+    return hashlib.blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
+
+
+class Leakage:
+    """Finds pool rows that ARE an exemplar, ask an exemplar's question, or hold it in their text.
+
+    Saved capabilities keep hashes only; with them a question is found when it is a whole user turn,
+    not inside a longer one.
+
+    Args:
+        rows, questions: keys of whole exemplars and of their user turns. texts: the turns' own
+            normalised text, where it is known.
+    """
+
+    def __init__(self, rows: Iterable[bytes] = (), questions: Iterable[bytes] = (), texts: Iterable[str] = ()) -> None:
+        self.rows, self.questions, self.texts = set(rows), set(questions), set(texts)
+        # A row is searched only if it has a question's longest word; unspaced scripts have no such word.
+        self._by_word: dict[str, list[str]] = {}
+        self._always: list[str] = []
+        for text in sorted(self.texts):
+            words = [w for w in _WORD.findall(text) if w.isascii()]
+            if words:
+                self._by_word.setdefault(max(words, key=len), []).append(text)
+            else:
+                self._always.append(text)
+
+    @classmethod
+    def of(cls, conversations: Iterable[Conversation]) -> Leakage:
+        rows, questions, texts = set(), set(), set()
+        for conversation in conversations:
+            if conversation.skip:
+                continue
+            rows.add(key(conversation.content()))
+            for question in conversation.questions():
+                questions.add(key(question))
+                if len(normal := normalised(question)) >= _MIN_QUESTION:
+                    texts.add(normal)
+        return cls(rows, questions, texts)
+
+    def __or__(self, other: Leakage) -> Leakage:
+        return Leakage(self.rows | other.rows, self.questions | other.questions, self.texts | other.texts)
+
+    def find(self, conversation: Conversation, row_key: bytes) -> bool:
+        if row_key in self.rows:
+            return True
+        if not self.questions:
+            return False
+        turns = conversation.questions()
+        if any(len(normalised(turn)) >= _MIN_QUESTION and key(turn) in self.questions for turn in turns):
+            return True
+        if not self.texts:
+            return False
+        text = normalised(conversation.content())
+        if any(question in text for question in self._always):
+            return True
+        return any(
+            question in text for word in self._by_word.keys() & set(_WORD.findall(text)) for question in self._by_word[word]
+        )
+
+
+def as_array(keys: Iterable[bytes]) -> np.ndarray:
+    """Keys as uint8 ``[n, 16]``, sorted."""
+    joined = b"".join(sorted(keys))
+    return np.frombuffer(joined, dtype=np.uint8).reshape(-1, KEY_BYTES).copy()
+
+
+def from_array(array: np.ndarray | Sequence) -> set[bytes]:
+    return {bytes(row) for row in np.asarray(array, dtype=np.uint8)}

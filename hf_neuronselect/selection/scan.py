@@ -1,0 +1,250 @@
+"""Reading a pool or exemplars batch by batch: rows, features, scores and what is left out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+from datasets.utils import tqdm
+
+from ..errors import NeuronSelectError
+from ..features.columns import BOOKKEEPING, FeatureBatch
+from ..features.extractor import NeuronFeatureExtractor
+from ..features.features import feature_class
+from ..methods import Method
+from ..methods.base import Target
+from ..samples import Conversation, read_row, row_format, rows_of
+from .leakage import Leakage, key
+
+# Codes of `excluded`, in the order they are decided.
+EXCLUDED = ("", "empty", "error", "duplicate", "leak", "null")
+_EMPTY, _ERROR, _DUPLICATE, _LEAK, _NULL = range(1, 6)
+BATCH_ROWS = 2000
+_NAMED_ERRORS = 5
+
+
+def feature_columns(features: Sequence[str]) -> list[str]:
+    """The columns these features are kept in."""
+    found: list[str] = []
+    for name in features:
+        found += [f"{name}_indices", f"{name}_values"] if feature_class(name).sparse else [name]
+    return found
+
+
+def added_columns(column_names: Sequence[str]) -> list[str]:
+    """Which of the columns an extractor added."""
+    if "neuron_extractor" not in column_names:
+        return []
+    from ..features.features import _FEATURES
+
+    ours = set(feature_columns(list(_FEATURES))) | set(BOOKKEEPING)
+    return [name for name in column_names if name in ours]
+
+
+@dataclass
+class Batch:
+    """Some consecutive rows: their texts read, their features, why some have none."""
+
+    features: FeatureBatch
+    truncated: np.ndarray
+    skips: Sequence[str]
+    conversations: list[Conversation]
+    rows: list[dict[str, Any]] | None = None  # only of streams, whose rows cannot be read again
+
+
+@dataclass
+class Reader:
+    """Reads data as a method needs it: from feature columns if they are there, else by an extractor.
+
+    Args:
+        method: its features (or ``names``) are needed. extractor: used where columns are missing.
+        expect: hash the features must have come from; None takes what stands in the data.
+
+    Raises:
+        NeuronSelectError: columns missing and no extractor; features of another extractor; no rows.
+    """
+
+    names: Sequence[str]
+    extractor: NeuronFeatureExtractor | None
+    expect: str | None
+    option: str = "pool"
+    optional: Sequence[str] = ()
+    needs_texts: bool = False
+    needs_lengths: bool = True
+
+    def __post_init__(self) -> None:
+        self.hash = self.expect
+
+    def read(self, data: Dataset | IterableDataset) -> Iterator[Batch]:
+        names = list(data.column_names or [])
+        if isinstance(data, IterableDataset) and not names:
+            names = list(next(iter(data), {}))
+        wanted = feature_columns(self.names)
+        computed = all(name in names for name in (*wanted, *BOOKKEEPING))
+        if computed:
+            wanted += [name for name in feature_columns(self.optional) if name in names]
+        if not computed and self.extractor is None and (self.names or self.needs_lengths):
+            raise NeuronSelectError(
+                f"the data has no feature columns {', '.join(wanted) or 'n_tokens'}: map it with a NeuronFeatureExtractor "
+                "first, or pass extractor="
+            )
+        if not computed and self.extractor is not None:
+            self._check(self.extractor.hash, "the extractor given")
+        own = [name for name in names if name not in added_columns(names)]
+        settings = self.extractor.config if self.extractor is not None else None
+        fmt = row_format(own, settings.row_format, dict(settings.columns)) if settings else row_format(own)
+        extractor = self.extractor.with_features([*self.names, *self.optional]) if self.extractor else None
+        position = 0
+        for rows, columns in _chunks(data, fmt.used, [*wanted, *BOOKKEEPING] if computed else []):
+            n = len(rows)
+            conversations = [read_row(row, fmt) for row in rows]
+            if not computed:
+                columns = extractor.extract(conversations) if extractor else _without_features(conversations)
+            skips = _python(columns["neuron_skip"])
+            if computed:
+                for found in set(_python(columns["neuron_extractor"])):
+                    self._check(found, "the data's features")
+            features = FeatureBatch(
+                index=np.arange(position, position + n),
+                n_tokens=np.asarray(_python(columns["n_tokens"]), dtype=np.int64),
+                usable=np.asarray([not skip for skip in skips], dtype=bool),
+                columns=columns,
+                texts=[c.content() for c in conversations] if self.needs_texts else (),
+            )
+            truncated = np.asarray(_python(columns["truncated"]), dtype=bool)
+            raw = rows if isinstance(data, IterableDataset) else None
+            yield Batch(features, truncated, skips, conversations, raw)
+            position += n
+        if position == 0:
+            raise NeuronSelectError("there are no rows", option=self.option)
+
+    def _check(self, found: str, whose: str) -> None:
+        if self.hash is None:
+            self.hash = found
+        if found != self.hash:
+            raise NeuronSelectError(
+                f"{whose} come from extractor {found}, the target's from {self.hash}: model, SAE, layer, K, "
+                "template and tokens must be the same; extract both with one extractor"
+            )
+
+
+def _python(column: Any) -> list[Any]:
+    return column.to_pylist() if hasattr(column, "to_pylist") else list(column)
+
+
+def _without_features(conversations: Sequence[Conversation]) -> dict[str, Any]:
+    n = len(conversations)
+    return {
+        "n_tokens": np.full(n, -1),
+        "truncated": np.zeros(n, bool),
+        "neuron_skip": [c.skip for c in conversations],
+        "neuron_extractor": [""] * n,
+    }
+
+
+def _chunks(
+    data: Dataset | IterableDataset, used: list[str], features: list[str]
+) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """Rows (of a map-style dataset only the ``used`` columns) and feature columns, a chunk at a time."""
+    if isinstance(data, Dataset):
+        texts = data.with_format(None).select_columns(used)
+        table = data.with_format("arrow").select_columns(features) if features else None
+        for start in range(0, len(data), BATCH_ROWS):
+            span = slice(start, min(start + BATCH_ROWS, len(data)))
+            arrow = table[span] if table is not None else None
+            columns = {name: arrow.column(name) for name in features} if arrow is not None else {}
+            yield rows_of(texts[span]), columns
+        return
+    for batch in data.iter(batch_size=BATCH_ROWS):
+        rows = rows_of(batch)
+        yield rows, {name: batch[name] for name in features}
+
+
+@dataclass
+class Scored:
+    """One batch, scored: what selection needs of it.
+
+    Attributes:
+        scores: target -> float64 ``[n]``, NaN where there is none. excluded: codes of :data:`EXCLUDED`.
+    """
+
+    index: np.ndarray
+    scores: dict[str, np.ndarray]
+    n_tokens: np.ndarray
+    truncated: np.ndarray
+    excluded: np.ndarray
+    rows: list[dict[str, Any]] | None
+
+
+@dataclass
+class Tally:
+    """What happened on the way: counts, a few reasons, seconds and tokens."""
+
+    rows: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    excluded: dict[str, int] = field(default_factory=lambda: dict.fromkeys(EXCLUDED[1:], 0))
+    reasons: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add(self, scored: Scored, skips: Sequence[str]) -> None:
+        self.rows += len(scored.index)
+        self.tokens += int(scored.n_tokens[scored.n_tokens > 0].sum())
+        self.truncated += int(scored.truncated.sum())
+        for code, count in zip(*np.unique(scored.excluded, return_counts=True), strict=True):
+            if code:
+                self.excluded[EXCLUDED[code]] += int(count)
+        for i, skip in enumerate(skips):
+            if skip.startswith("error"):
+                reason = skip.removeprefix("error: ")
+                if reason in self.reasons or len(self.reasons) < _NAMED_ERRORS:
+                    self.reasons.setdefault(f"row {int(scored.index[i])}: {reason}", 1)
+
+
+def scan(
+    data: Dataset | IterableDataset,
+    reader: Reader,
+    method: Method,
+    targets: Mapping[str, Target],
+    leakage: Leakage,
+    exclude: Sequence[str],
+    tally: Tally,
+) -> Iterator[Scored]:
+    """Score every row of ``data``, in order. Rows that cannot be selected carry why in ``excluded``."""
+    seen: set[bytes] = set()
+    started = time.perf_counter()
+    total = len(data) if isinstance(data, Dataset) else None
+    with tqdm(total=total, unit=" rows", desc=method.name, disable=None if sys.stderr.isatty() else True) as bar:
+        for batch in reader.read(data):
+            features, n = batch.features, len(batch.features)
+            excluded = np.zeros(n, dtype=np.int8)
+            for i, (conversation, skip) in enumerate(zip(batch.conversations, batch.skips, strict=True)):
+                if skip:
+                    excluded[i] = _EMPTY if skip == "empty" else _ERROR
+                    continue
+                row_key = key(conversation.content())
+                if "leak" in exclude and leakage.find(conversation, row_key):
+                    excluded[i] = _LEAK
+                elif "duplicate" in exclude and row_key in seen:
+                    excluded[i] = _DUPLICATE
+                seen.add(row_key)
+            usable = np.flatnonzero(features.usable)
+            only = features.only_usable()
+            scores: dict[str, np.ndarray] = {}
+            for name, target in targets.items():
+                scores[name] = np.full(n, np.nan)
+                if len(usable):
+                    scores[name][usable] = method.score(only, target)
+                excluded[(excluded == 0) & ~np.isfinite(scores[name])] = _NULL
+            scored = Scored(features.index, scores, features.n_tokens, batch.truncated, excluded, batch.rows)
+            tally.add(scored, batch.skips)
+            tally.seconds = time.perf_counter() - started
+            bar.update(n)
+            if tally.tokens:
+                bar.set_postfix_str(f"{tally.tokens / tally.seconds:,.0f} tokens/s")
+            yield scored

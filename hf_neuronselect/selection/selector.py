@@ -1,0 +1,518 @@
+"""NeuronSelector: fit targets, score pools, select rows; saved, it is a reusable capability."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, IterableDataset
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ..errors import NeuronSelectError, NeuronSelectWarning, one_of
+from ..features.columns import FeatureBatch
+from ..features.extractor import NeuronFeatureExtractor
+from ..methods import Method, make_method
+from ..methods.base import Target
+from ..sources import hub_errors
+from .budget import AGGREGATES, Budget, Picked, pick
+from .leakage import Leakage, as_array, from_array
+from .scan import EXCLUDED, Reader, Scored, Tally, added_columns, scan
+from .selection import Selection, score_table
+
+Data = Dataset | IterableDataset
+TARGET_NAME = re.compile(r"[A-Za-z0-9_-]+")
+EXCLUDE = ("duplicate", "leak")
+FORMAT = 1
+
+
+class NeuronSelector:
+    """Selects the rows of a pool whose neurons act most like those of a target's exemplars.
+
+    Args:
+        method: a registered method's name. params: the method's options (``metric="cosine"``, ``seed=1``).
+
+    Attributes:
+        targets: name -> what the method keeps of its exemplars, after :meth:`fit`.
+        extractor_hash: the extractor the exemplars' features came from.
+
+    Raises:
+        NeuronSelectError: unknown method or option.
+    """
+
+    def __init__(self, method: str = "mona", **params: Any) -> None:
+        self.method: Method = make_method(method, params)
+        self.targets: dict[str, Target] = {}
+        self.counts: dict[str, dict[str, int]] = {}
+        self.extractor: NeuronFeatureExtractor | None = None
+        self.extractor_hash: str | None = None
+        self.leakage = Leakage()
+        if not self.method.needs_target:
+            self.targets = {self.method.name: {}}
+
+    def __repr__(self) -> str:
+        fitted = ", ".join(self.targets) or "not fitted"
+        return f"NeuronSelector({self.method.name!r}, targets: {fitted})"
+
+    # ---------------------------------------------------------------------------------------- fit
+    def fit(
+        self, target: Data | Mapping[str, Data], *, extractor: NeuronFeatureExtractor | None = None
+    ) -> NeuronSelector:
+        """Learn one target, or several named ones, from their exemplars.
+
+        Args:
+            target: exemplars (10-100 of the task's train or dev set), or ``{name: exemplars}``, with
+                feature columns or without (then ``extractor`` computes them).
+            extractor: also remembered for :meth:`score` and :meth:`select`.
+
+        Returns:
+            self.
+
+        Raises:
+            NeuronSelectError: no usable exemplar, a bad name, features missing or of another extractor.
+        """
+        named = dict(target) if isinstance(target, Mapping) and not isinstance(target, Dataset) else {"target": target}
+        self.extractor = extractor or self.extractor
+        targets: dict[str, Target] = {}
+        for name, data in named.items():
+            if not TARGET_NAME.fullmatch(name):
+                raise NeuronSelectError("a target's name is letters, digits, _ and -", option="target", value=name)
+            targets[name] = self._fit_one(name, _single_split(data, "target"))
+        if self.method.needs_target:
+            self.targets = targets
+        return self
+
+    def _fit_one(self, name: str, data: Data) -> Target:
+        method = self.method
+        reader = Reader(
+            method.fit_features if method.fit_features is not None else method.features,
+            self.extractor,
+            self.extractor_hash,
+            option="target",
+            optional=method.optional_fit_features,
+            needs_texts=method.needs_texts,
+            needs_lengths=method.needs_target,
+        )
+        parts: list[FeatureBatch] = []
+        rows, reasons = 0, []
+        for batch in reader.read(data):
+            rows += len(batch.features)
+            reasons += [skip for skip in batch.skips if skip]
+            parts.append(batch.features.only_usable())
+            self.leakage |= Leakage.of(batch.conversations)
+        usable = sum(len(part) for part in parts)
+        self.counts[name] = {"exemplars": rows, "used": usable}
+        if usable == 0:
+            raise NeuronSelectError(f"no exemplar can be used ({reasons[0]})", option="target", value=name)
+        if usable < rows:
+            warnings.warn(
+                f"target {name}: {rows - usable} of {rows} exemplars left out ({reasons[0]})",
+                NeuronSelectWarning,
+                stacklevel=4,
+            )
+        if method.needs_target:
+            self.extractor_hash = reader.hash
+        return {key: np.asarray(value) for key, value in method.fit(_joined(parts)).items()}
+
+    # -------------------------------------------------------------------------------------- score
+    def _reader(self, extractor: NeuronFeatureExtractor | None) -> Reader:
+        if not self.targets:
+            raise NeuronSelectError("fit a target first: NeuronSelector(...).fit(exemplars, extractor=...)")
+        return Reader(
+            self.method.features,
+            extractor or self.extractor,
+            self.extractor_hash,
+            needs_texts=self.method.needs_texts,
+            needs_lengths=self.method.needs_target or self.method.name in ("longest", "shortest"),
+        )
+
+    def _score_batch(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Score columns of a batch that has feature columns: name -> float64 ``[n]``."""
+        data = Dataset.from_dict(batch)
+        nothing = Tally()
+        parts = list(scan(data, self._reader(None), self.method, self.targets, Leakage(), (), nothing))
+        return {name: np.concatenate([part.scores[name] for part in parts]) for name in self.targets}
+
+    def score(self, pool: Data, *, extractor: NeuronFeatureExtractor | None = None) -> Data:
+        """Add ``neuron_score`` (several targets: ``neuron_score_<target>``) to every row; NaN where there is none.
+
+        Raises:
+            NeuronSelectError: a score column is there already; see :meth:`select`.
+        """
+        extractor = extractor or self.extractor
+        names = self._score_names()
+        if taken := [name for name in names.values() if name in (pool.column_names or [])]:
+            raise NeuronSelectError(f"the data already has the column {taken[0]!r}; remove or rename it")
+        if isinstance(pool, Dataset):
+            tally = Tally()
+            parts = list(scan(pool, self._reader(extractor), self.method, self.targets, Leakage(), (), tally))
+            for target, column in names.items():
+                pool = pool.add_column(column, np.concatenate([part.scores[target] for part in parts]))
+            return pool
+        mapped = pool if extractor is None else pool.map(extractor.with_features(self.method.features), batched=True)
+
+        def add(batch: dict[str, Any]) -> dict[str, np.ndarray]:
+            scores = self._score_batch(batch)
+            return {column: scores[target] for target, column in names.items()}
+
+        return mapped.map(add, batched=True, batch_size=1000)
+
+    def _score_names(self) -> dict[str, str]:
+        if len(self.targets) == 1:
+            return dict.fromkeys(self.targets, "neuron_score")
+        return {name: f"neuron_score_{name}" for name in self.targets}
+
+    def above(self, threshold: float) -> Callable[[dict[str, Any]], list[bool]]:
+        """A predicate for ``pool.filter(selector.above(0.2), batched=True)`` over a pool with feature columns.
+
+        Raises:
+            NeuronSelectError: several targets.
+        """
+        if len(self.targets) != 1:
+            raise NeuronSelectError(
+                f"unclear with {len(self.targets)} targets; use select", option="threshold", value=threshold
+            )
+        target = next(iter(self.targets))
+
+        def keep(batch: dict[str, Any]) -> list[bool]:
+            return (self._score_batch(batch)[target] >= threshold).tolist()
+
+        return keep
+
+    # ------------------------------------------------------------------------------------- select
+    def select(
+        self,
+        pool: Data,
+        *,
+        ratio: float | None = None,
+        k: int | None = None,
+        threshold: float | None = None,
+        max_tokens: int | None = None,
+        aggregate: str = "quota",
+        weights: Mapping[str, float] | None = None,
+        exclude: Sequence[str] = EXCLUDE,
+        extractor: NeuronFeatureExtractor | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Selection:
+        """The best rows of a pool.
+
+        Args:
+            pool: rows, with feature columns or without (then the extractor computes them in the same
+                pass; nothing but scores is kept). A stream is read once, with a bounded heap.
+            ratio, k, threshold, max_tokens: the budget, at most one; without one the method's own ratio.
+            aggregate: several targets: ``quota``, ``round_robin``, ``mean``, ``max``, ``weighted`` (of ranks).
+            weights: target -> weight, for ``weighted``.
+            exclude: ``duplicate`` (exact, the first stays) and ``leak`` (rows that are an exemplar or
+                hold one's question) are left out; pass fewer to keep them.
+            extractor: default the one given to :meth:`fit`.
+            provenance: more to be recorded, e.g. where the pool came from.
+
+        Returns:
+            A :class:`Selection`; never bare indices.
+
+        Raises:
+            NeuronSelectError: no rows, none that can be selected, options that do not go together.
+        """
+        if ratio is None and k is None and threshold is None and max_tokens is None:
+            ratio = self.method.default_ratio
+        budget = Budget(ratio, k, threshold, max_tokens)
+        one_of(aggregate, AGGREGATES, "aggregate")
+        for what in exclude:
+            one_of(what, EXCLUDE, "exclude")
+        pool = _single_split(pool, "pool")
+        extractor = extractor or self.extractor
+        tally = Tally()
+        found = scan(pool, self._reader(extractor), self.method, self.targets, self.leakage, exclude, tally)
+        if isinstance(pool, Dataset):
+            selection = self._select_rows(pool, found, budget, aggregate, weights, tally)
+        else:
+            selection = self._select_stream(pool, found, budget, aggregate, tally)
+        selection.provenance = self._provenance(pool, budget, aggregate, weights, exclude, extractor, tally, selection)
+        selection.provenance |= dict(provenance or {})
+        return selection
+
+    def _select_rows(
+        self, pool: Dataset, found: Any, budget: Budget, aggregate: str, weights: Any, tally: Tally
+    ) -> Selection:
+        parts: list[Scored] = list(found)
+        scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in self.targets}
+        n_tokens = np.concatenate([part.n_tokens for part in parts])
+        excluded = np.concatenate([part.excluded for part in parts])
+        truncated = np.concatenate([part.truncated for part in parts])
+        self._check_some(excluded, tally)
+
+        def choose(budget: Budget) -> tuple[Dataset, Picked, pa.Table]:
+            picked = pick(scores, excluded == 0, n_tokens, budget, aggregate=aggregate, weights=weights)
+            table = score_table(scores, picked, n_tokens, truncated, excluded)
+            return self._rows(pool, picked.indices, scores, picked.score[picked.indices]), picked, table
+
+        dataset, picked, table = choose(budget)
+        if budget.k is not None and budget.k > int((excluded == 0).sum()):
+            warnings.warn(
+                f"k={budget.k} is more than the {int((excluded == 0).sum())} rows that can be selected; all are taken",
+                NeuronSelectWarning,
+                stacklevel=4,
+            )
+        return Selection(dataset, picked.indices, table, selector=self, choose=choose)
+
+    def _check_some(self, excluded: np.ndarray, tally: Tally) -> None:
+        if not (excluded == 0).any():
+            why = ", ".join(f"{count} {name}" for name, count in tally.excluded.items() if count)
+            first = f"; {next(iter(tally.reasons))}" if tally.reasons else ""
+            raise NeuronSelectError(f"none of the {tally.rows} rows can be selected ({why}{first})", option="pool")
+
+    def _rows(
+        self, pool: Dataset, indices: np.ndarray, scores: Mapping[str, np.ndarray], score: np.ndarray
+    ) -> Dataset:
+        """The selected rows as they came, with ``neuron_score``, ``neuron_rank`` and ``source_index``."""
+        rows = pool.with_format(None).remove_columns(added_columns(pool.column_names))
+        _check_free(rows.column_names)
+        rows = rows.select(indices).flatten_indices()
+        columns = {"neuron_score": score, "neuron_rank": np.arange(len(indices)), "source_index": indices}
+        if len(scores) > 1:
+            columns |= {f"neuron_score_{name}": values[indices] for name, values in scores.items()}
+        for name, values in columns.items():
+            rows = rows.add_column(name, values)
+        return rows
+
+    def _select_stream(
+        self, pool: IterableDataset, found: Any, budget: Budget, aggregate: str, tally: Tally
+    ) -> Selection:
+        k = budget.k
+        if budget.ratio is not None:
+            splits = pool.info.splits or {}
+            known = splits.get(str(pool.split)) if pool.split else None
+            if known is None or not known.num_examples:
+                raise NeuronSelectError(
+                    "the length of a stream is not known; use k", option="ratio", value=budget.ratio
+                )
+            k = budget.rows(known.num_examples)
+        if budget.max_tokens is not None:
+            raise NeuronSelectError("a stream needs k or threshold", option="max_tokens", value=budget.max_tokens)
+        if len(self.targets) > 1 and (aggregate not in ("quota", "round_robin") or k is None):
+            raise NeuronSelectError(
+                "ranks of a whole stream are not kept; several targets take quota or round_robin, and k",
+                option="aggregate", value=aggregate,
+            )  # fmt: skip
+        heaps: dict[str, list[tuple[float, int]]] = {name: [] for name in self.targets}
+        kept: dict[int, tuple[dict[str, Any], dict[str, float], int]] = {}
+        uses: dict[int, int] = {}
+        valid = 0
+        folder = tempfile.TemporaryDirectory(prefix="neuronselect-")
+        log_path = Path(folder.name) / "scores.parquet"
+        log: pq.ParquetWriter | None = None
+        for part in found:
+            nothing = Picked(np.zeros(0, np.int64), _best(part.scores), np.full(len(part.index), -1))
+            table = score_table(part.scores, nothing, part.n_tokens, part.truncated, part.excluded, part.index)
+            if log is None:
+                log = pq.ParquetWriter(log_path, table.schema)
+            log.write_table(table)
+            for i in np.flatnonzero(part.excluded == 0):
+                valid += 1
+                index = int(part.index[i])
+                for name, heap in heaps.items():
+                    item = (float(part.scores[name][i]), -index)
+                    if k is None:
+                        if item[0] < budget.threshold:
+                            continue
+                        heapq.heappush(heap, item)
+                    elif len(heap) < k:
+                        heapq.heappush(heap, item)
+                    elif item > heap[0]:
+                        dropped = -heapq.heapreplace(heap, item)[1]
+                        uses[dropped] -= 1
+                        if not uses[dropped]:
+                            del uses[dropped], kept[dropped]
+                    else:
+                        continue
+                    uses[index] = uses.get(index, 0) + 1
+                    kept[index] = (
+                        part.rows[i],
+                        {n: float(part.scores[n][i]) for n in heaps},
+                        int(part.n_tokens[i]),
+                    )
+        if log is not None:
+            log.close()
+        if not valid:
+            self._check_some(np.ones(1), tally)
+        # Among the kept rows, a target's scores below its own heap stand for "worse than all kept".
+        held = np.asarray(sorted(kept), dtype=np.int64)
+        inside = {name: {-i for _, i in heap} for name, heap in heaps.items()}
+        scores = {name: np.asarray([kept[i][1][name] for i in held.tolist()]) for name in heaps}
+        masked = {name: np.where([i in inside[name] for i in held.tolist()], scores[name], -np.inf) for name in heaps}
+        lengths = np.asarray([kept[i][2] for i in held.tolist()])
+        cut = Budget(k=max(1, min(k, len(held)))) if k is not None else budget
+        picked = pick(masked, np.ones(len(held), bool), lengths, cut, aggregate=aggregate)
+        indices = held[picked.indices]
+        score = picked.score[picked.indices]
+        if len(heaps) > 1:  # percentiles among ALL valid rows, as without streaming
+            score = 1.0 - (1.0 - score) * len(held) / valid
+        rows = [kept[i][0] for i in indices.tolist()]
+        own = [name for name in (pool.column_names or list(rows[0] if rows else {}))]
+        drop = set(added_columns(own))
+        features = None if pool.features is None else pool.features.copy()
+        if features is not None:
+            for name in drop:
+                features.pop(name)
+        dataset = Dataset.from_list(
+            [{key: value for key, value in row.items() if key not in drop} for row in rows], features=features
+        )
+        _check_free(dataset.column_names)
+        dataset = dataset.add_column("neuron_score", score)
+        dataset = dataset.add_column("neuron_rank", np.arange(len(indices)))
+        dataset = dataset.add_column("source_index", indices)
+        if len(heaps) > 1:
+            for name in heaps:
+                dataset = dataset.add_column(f"neuron_score_{name}", scores[name][picked.indices])
+        return Selection(dataset, indices, log_path, selector=self, keep_alive=folder)
+
+    def _provenance(
+        self, pool: Data, budget: Budget, aggregate: str, weights: Any, exclude: Sequence[str],
+        extractor: NeuronFeatureExtractor | None, tally: Tally, selection: Selection,
+    ) -> dict[str, Any]:  # fmt: skip
+        lengths = selection.picked_lengths()
+        return {
+            "format": FORMAT,
+            "method": {"name": self.method.name, "paper": self.method.paper, **self.method.params()},
+            "targets": {name: self.counts.get(name, {}) for name in self.targets},
+            "budget": {name: value for name, value in vars(budget).items() if value is not None},
+            "aggregate": aggregate if len(self.targets) > 1 else None,
+            "weights": dict(weights) if weights else None,
+            "exclude": list(exclude),
+            "extractor": None if extractor is None else extractor.config.numbers() | {"hash": extractor.hash},
+            "pool": {"fingerprint": getattr(pool, "_fingerprint", None), "rows": tally.rows},
+            "counts": {
+                "rows": tally.rows,
+                "selected": len(selection.indices),
+                "truncated": tally.truncated,
+                **tally.excluded,
+                "reasons": list(tally.reasons),
+            },
+            "tokens": {
+                "pool_mean": round(tally.tokens / max(1, tally.rows), 2) if tally.tokens else None,
+                "selected_mean": round(float(lengths.mean()), 2) if len(lengths) and tally.tokens else None,
+            },
+            "packages": {
+                name: version(name) for name in ("datasets", "transformers", "torch", "huggingface-hub", "numpy")
+            },
+            "timing": {
+                "seconds": round(tally.seconds, 3),
+                "tokens_per_second": round(tally.tokens / tally.seconds) if tally.seconds else None,
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            },
+        }
+
+    # -------------------------------------------------------------------------------- persistence
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a capability: ``config.json``, ``capability.safetensors`` (no exemplar text) and ``README.md``.
+
+        Raises:
+            NeuronSelectError: nothing is fitted.
+        """
+        from ..cards import capability_card
+
+        if not self.targets:
+            raise NeuronSelectError("fit a target first: there is nothing to save")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {f"{name}/{key}": np.ascontiguousarray(value) for name, target in self.targets.items()
+                  for key, value in target.items()}  # fmt: skip
+        arrays["leakage/rows"] = as_array(self.leakage.rows)
+        arrays["leakage/questions"] = as_array(self.leakage.questions)
+        save_file(arrays, folder / "capability.safetensors")
+        config = {
+            "format": FORMAT,
+            "method": self.method.name,
+            "params": self.method.params(),
+            "targets": {name: self.counts.get(name, {}) for name in self.targets},
+            "extractor_hash": self.extractor_hash,
+            "extractor": None if self.extractor is None else self.extractor.config.numbers(),
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(capability_card(config), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None
+    ) -> NeuronSelector:
+        """A saved capability, from a folder or the Hub.
+
+        Raises:
+            NeuronSelectError: not a capability, or a damaged one.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            with hub_errors("target", str(source)):
+                patterns = ["config.json", "capability.safetensors"]
+                folder = Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            arrays = load_file(folder / "capability.safetensors")
+            selector = cls(config["method"], **config["params"])
+        except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as cause:
+            raise NeuronSelectError(
+                f"not a capability folder ({type(cause).__name__}: {cause})", option="target", value=folder.name
+            ) from cause
+        for name in config["targets"]:
+            prefix = f"{name}/"
+            selector.targets[name] = {
+                key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
+            }
+        selector.counts = config["targets"]
+        selector.extractor_hash = config["extractor_hash"]
+        selector.leakage = Leakage(from_array(arrays["leakage/rows"]), from_array(arrays["leakage/questions"]))
+        return selector
+
+
+def _best(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    first = next(iter(scores.values()))
+    return first if len(scores) == 1 else np.full(len(first), np.nan)
+
+
+def _single_split(data: Any, option: str) -> Data:
+    if isinstance(data, DatasetDict) and len(data) == 1:
+        data = next(iter(data.values()))
+    if not isinstance(data, (Dataset, IterableDataset)):
+        kind = f"the splits {', '.join(data)}" if isinstance(data, Mapping) else type(data).__name__
+        raise NeuronSelectError(f"needs a datasets.Dataset or IterableDataset, got {kind}", option=option)
+    return data
+
+
+def _check_free(names: Sequence[str]) -> None:
+    for name in ("neuron_score", "neuron_rank", "source_index"):
+        if name in names:
+            raise NeuronSelectError(f"the pool already has the column {name!r}; remove or rename it", option="pool")
+
+
+def _joined(parts: Sequence[FeatureBatch]) -> FeatureBatch:
+    """Batches of usable rows as one."""
+    columns: dict[str, Any] = {}
+    for name in parts[0].columns:
+        if isinstance(parts[0].columns[name], (pa.Array, pa.ChunkedArray)):
+            arrays = [chunk for part in parts for chunk in _chunks_of(part.columns[name])]
+            columns[name] = pa.chunked_array(arrays)
+        else:
+            columns[name] = [row for part in parts for row in part.columns[name]]
+    return FeatureBatch(
+        np.concatenate([part.index for part in parts]),
+        np.concatenate([part.n_tokens for part in parts]),
+        np.concatenate([part.usable for part in parts]),
+        columns,
+        [text for part in parts for text in part.texts],
+    )
+
+
+def _chunks_of(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
+    return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
