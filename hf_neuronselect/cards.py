@@ -43,11 +43,22 @@ def _extractor_facts(extractor: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def selection_card(provenance: Mapping[str, Any]) -> str:
-    """The dataset card of a selection folder: only ``data/`` is in its configs."""
+def selection_card(provenance: Mapping[str, Any], content: str) -> str:
+    """The dataset card of a selection folder: only ``data/`` is in its configs.
+
+    Args:
+        content: a hash of the data. ``datasets`` caches a local folder by its card's configs alone: without it,
+            another selection in a folder of the same name would be answered with the first one's rows.
+    """
     data = DatasetCardData(
         tags=["neuronselect", f"neuronselect-{provenance['method']['name']}"],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
+        configs=[
+            {
+                "config_name": "default",
+                "description": f"selection {content}",
+                "data_files": [{"split": "train", "path": "data/*.parquet"}],
+            }
+        ],
     )
     counts, tokens = provenance["counts"], provenance["tokens"]
     method = {k: v for k, v in provenance["method"].items() if k not in ("name", "paper")}

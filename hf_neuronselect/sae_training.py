@@ -21,7 +21,7 @@ from .activations.batching import TokenBatch
 from .activations.sae import SparseAutoencoder
 from .activations.sae_formats import load_sae
 from .errors import NeuronSelectError
-from .samples import Sample
+from .samples import Sample, SampleEncoder, read_row, row_format
 
 logger = logging.getLogger(__name__)
 
@@ -155,16 +155,20 @@ def _blocks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield rows[start : start + size]
 
 
-def train_from_texts(
-    model: str, texts: Sequence[str], out: str | Path, *, context: int = 512, **options: Any
+def train_on_rows(
+    model: str, rows: Dataset, out: str | Path, *, context: int = 512, **options: Any
 ) -> tuple[Path, dict[str, Any]]:
-    """Tokenise texts, keep the last 2 % of rows out, train, measure; writes ``training.json`` beside the SAE."""
+    """Tokenise rows of any format, keep the last 2 % out, train, measure; ``training.json`` beside the SAE."""
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    eos = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    rows = packed_rows(([*document, *eos] for document in ids), tokenizer.bos_token_id, context)
-    held_out = max(1, len(rows) // 50)
-    folder = train_sae(model, rows[:-held_out], out, **options)
-    record = measure_sae(model, str(folder), rows[-held_out:])
+    encoder = SampleEncoder(tokenizer, max_length=1 << 30)
+    fmt = row_format(rows.column_names)
+    samples = encoder.encode([read_row(row, fmt) for row in rows.select_columns(fmt.used)])
+    usable = [sample.input_ids for sample in samples if not sample.skip]
+    if not usable:
+        raise NeuronSelectError(f"no row can be used ({samples[0].skip})", option="pool")
+    packed = packed_rows(usable, tokenizer.bos_token_id, context)
+    held_out = max(1, len(packed) // 50)
+    folder = train_sae(model, packed[:-held_out], out, **options)
+    record = measure_sae(model, str(folder), packed[-held_out:])
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     return folder, record

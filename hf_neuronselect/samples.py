@@ -1,4 +1,4 @@
-"""Rows of any instruction format -> messages -> token ids and the tokens that are pooled.
+r"""Rows of any instruction format -> messages -> token ids and the tokens that are pooled.
 
 The formats (detected from the column names, or named):
 
@@ -7,7 +7,7 @@ format      columns                                         becomes
 ========== =============================================== =========================================
 messages    ``messages`` [``tools``]                        as it is
 prompt      ``prompt``, ``completion`` [``tools``]          strings: one user and one assistant turn
-alpaca      ``instruction``, ``output`` [``input``,         ``instruction\\n\\ninput`` as the user turn
+alpaca      ``instruction``, ``output`` [``input``,         ``instruction\n\ninput`` as the user turn
             ``system``]
 sharegpt    ``conversations`` of ``from``/``value``         roles renamed
             [``system``, ``tools``]
@@ -44,8 +44,8 @@ SHAREGPT_ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
-# A private-use character: no template and next to no text starts with it.
-_SENTINEL = "\ue000"
+# Private-use characters: what stands in for a turn's text is one that the rendered row does not hold.
+_SENTINELS = tuple(map(chr, range(0xE000, 0xF900)))
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,7 @@ _OPTIONAL = {
 }
 
 
-def row_format(
-    columns: Iterable[str], name: str = "auto", renames: Mapping[str, str] | None = None
-) -> RowFormat:
+def row_format(columns: Iterable[str], name: str = "auto", renames: Mapping[str, str] | None = None) -> RowFormat:
     """The format of rows with these columns.
 
     Args:
@@ -161,6 +159,13 @@ def _content(value: Any, where: str) -> str:
     raise _Skip(f"error: {where} is {type(value).__name__}, not text")
 
 
+def _without_none(value: Any) -> Any:
+    """The same without the keys whose value is None, at any depth."""
+    if isinstance(value, Mapping):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
 def _messages(value: Any, where: str = "messages") -> list[dict[str, Any]]:
     if value is None:
         raise _Skip("empty")
@@ -171,9 +176,9 @@ def _messages(value: Any, where: str = "messages") -> list[dict[str, Any]]:
         if not isinstance(turn, Mapping):
             raise _Skip(f"error: {where}[{i}] is {type(turn).__name__}, not a role/content turn")
         # Arrow fills keys that other rows have with None; a template would take them as given.
-        message = {k: v for k, v in turn.items() if v is not None}
+        message = _without_none(turn)
         role = message.get("role")
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise _Skip(f"error: {where}[{i}] has the unknown role {role!r}")
         if "content" in message or not message.get("tool_calls"):
             message["content"] = _content(message.get("content"), f"{where}[{i}].content")
@@ -199,8 +204,8 @@ def _sharegpt(value: Any) -> list[dict[str, Any]]:
         raise _Skip(f"error: conversations is {type(value).__name__}, not a list of from/value turns")
     turns = []
     for i, turn in enumerate(value):
-        if not isinstance(turn, Mapping) or turn.get("from") not in SHAREGPT_ROLES:
-            seen = turn.get("from") if isinstance(turn, Mapping) else type(turn).__name__
+        seen = turn.get("from") if isinstance(turn, Mapping) else type(turn).__name__
+        if not isinstance(turn, Mapping) or not isinstance(seen, str) or seen not in SHAREGPT_ROLES:
             raise _Skip(f"error: conversations[{i}] has the unknown role {seen!r}")
         turns.append({"role": SHAREGPT_ROLES[turn["from"]], "content": turn.get("value")})
     return _messages(turns, "conversations")
@@ -232,7 +237,7 @@ def read_row(row: Mapping[str, Any], fmt: RowFormat) -> Conversation:
             messages = _sharegpt(got["conversations"])
         if system := got.get("system"):
             messages.insert(0, {"role": "system", "content": _content(system, "system")})
-        tools = got.get("tools") or None
+        tools = _without_none(got.get("tools")) or None
         if isinstance(tools, str):
             try:
                 tools = json.loads(tools) or None
@@ -275,8 +280,8 @@ class Sample:
         return self.n_total > len(self.input_ids)
 
 
-def _skipped(reason: str) -> Sample:
-    return Sample(np.zeros(0, np.int64), np.zeros(0, bool), (0, 0), 0, reason)
+def _skipped(reason: str, n_total: int = 0) -> Sample:
+    return Sample(np.zeros(0, np.int64), np.zeros(0, bool), (0, 0), n_total, reason)
 
 
 def _difference(text: str, other: str) -> tuple[int, int]:
@@ -296,9 +301,9 @@ def _difference(text: str, other: str) -> tuple[int, int]:
 
 
 class SampleEncoder:
-    """Messages to token ids, by the tokenizer's chat template or the plain one.
+    r"""Messages to token ids, by the tokenizer's chat template or the plain one.
 
-    Without a chat template a conversation becomes ``<|role|>\\n{content}\\n`` per turn, with the
+    Without a chat template a conversation becomes ``<|role|>\n{content}\n`` per turn, with the
     tokenizer's own BOS first and its EOS after each assistant turn (choice, Tulu's form).
 
     Where a turn begins and ends is read off the *rendered* text: the conversation is rendered once
@@ -352,9 +357,7 @@ class SampleEncoder:
 
     def _render_plain(self, messages: list[dict[str, Any]]) -> str:
         eos = self.tokenizer.eos_token or ""
-        turns = (
-            f"<|{m['role']}|>\n{m['content']}{eos if m['role'] == 'assistant' else ''}\n" for m in messages
-        )
+        turns = (f"<|{m['role']}|>\n{m['content']}{eos if m['role'] == 'assistant' else ''}\n" for m in messages)
         return (self.tokenizer.bos_token or "") + "".join(turns)
 
     def spans(self, conversation: Conversation, rendered: str, roles: Iterable[str]) -> list[tuple[int, int]]:
@@ -362,15 +365,29 @@ class SampleEncoder:
         if conversation.text is not None:
             return [(0, len(rendered))]
         roles, found = set(roles), []
+        sentinel = next(s for s in _SENTINELS if s not in rendered)
         for i, message in enumerate(conversation.messages):
             if message["role"] in roles:
-                replaced = list(conversation.messages)
-                replaced[i] = {"role": message["role"], "content": _SENTINEL}
-                other = self.render(Conversation(messages=replaced, tools=conversation.tools))
-                start, end = _difference(rendered, other)
+                start, end = _difference(rendered, self._render_replaced(conversation, i, sentinel))
                 if end > start:
                     found.append((start, end))
         return found
+
+    def _render_replaced(self, conversation: Conversation, i: int, sentinel: str) -> str:
+        """The conversation with turn ``i``'s own text replaced; what else the turn carries (ids, names) stays."""
+        before, turn, after = conversation.messages[:i], conversation.messages[i], conversation.messages[i + 1 :]
+        turn = turn | {k: sentinel for k in ("content", "reasoning_content") if k in turn}
+
+        def render(turn: dict[str, Any]) -> str:
+            return self.render(Conversation(messages=[*before, turn, *after], tools=conversation.tools))
+
+        if not turn.get("tool_calls"):
+            return render(turn)
+        try:
+            return render({k: v for k, v in turn.items() if k != "tool_calls"})
+        except Exception:  # a template that wants calls before their results: keep them, without their text
+            calls = [call | {"function": {"name": sentinel, "arguments": {}}} for call in turn["tool_calls"]]
+            return render(turn | {"tool_calls": calls})
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Sample]:
         """Tokenise; a row that cannot be used comes back with ``skip`` set, never dropped."""
@@ -420,9 +437,7 @@ class SampleEncoder:
                 samples[i] = self._sample(np.asarray(encoded["input_ids"][j], np.int64), offsets, spans.get(i))
         return [sample for sample in samples if sample is not None]
 
-    def _sample(
-        self, ids: np.ndarray, offsets: np.ndarray | None, spans: tuple[list, list] | None
-    ) -> Sample:
+    def _sample(self, ids: np.ndarray, offsets: np.ndarray | None, spans: tuple[list, list] | None) -> Sample:
         n_total = len(ids)
         if n_total == 0:
             return _skipped("empty")
@@ -439,7 +454,7 @@ class SampleEncoder:
         keep = slice(0, self.max_length) if self.truncation_side == "right" else slice(-self.max_length, None)
         ids, pooled, content = ids[keep], pooled[keep], content[keep]
         if not pooled.any():
-            return _skipped(f"error: no {self.pool_tokens} token within max_length={self.max_length}")
+            return _skipped(f"error: no {self.pool_tokens} token within max_length={self.max_length}", n_total)
         where = np.flatnonzero(content)
         ends = (int(where[0]), int(where[-1])) if len(where) else (0, len(ids) - 1)
         return Sample(ids, pooled, ends, n_total)

@@ -89,6 +89,8 @@ def hub_errors(option: str, value: str) -> Iterator[None]:
         )
         raise error(f"the Hub answered {status}; {mend}") from cause
     except (HTTPError, ConnectionError, TimeoutError) as cause:
+        if constants.HF_HUB_OFFLINE:
+            raise error("no such path here; HF_HUB_OFFLINE is set and nothing of that name is in the cache") from cause
         raise error(f"the Hub cannot be reached ({type(cause).__name__}); try again, or work offline with "
                     "HF_HUB_OFFLINE=1 and what is cached") from cause  # fmt: skip
 

@@ -125,7 +125,9 @@ class Backbone:
                 module, "e_score_correction_bias"
             )
 
-            def weigh(x: torch.Tensor, weight: torch.Tensor = weight, bias: Any = bias) -> torch.Tensor:
+            def weigh(
+                x: torch.Tensor, weight: torch.Tensor = weight, bias: Any = bias, sigmoid: bool = sigmoid
+            ) -> torch.Tensor:
                 logits = F.linear(x, weight.to(x.dtype), bias).float()
                 if sigmoid:
                     scores = logits.sigmoid()
@@ -142,9 +144,7 @@ class Backbone:
             module = getattr(block, name, None)
             if isinstance(module, nn.Module):
                 return name, module
-        raise NeuronSelectError(
-            f"no MLP found in block {layer} ({type(block).__name__})", option="site", value="mlp"
-        )
+        raise NeuronSelectError(f"no MLP found in block {layer} ({type(block).__name__})", option="site", value="mlp")
 
     def resolve(self, site: Site) -> nn.Module:
         """The module a site names.

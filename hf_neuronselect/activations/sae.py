@@ -17,6 +17,7 @@ ACTIVATIONS = ("relu", "topk", "groupmax", "jumprelu", "gated")
 INPUT_NORMS = ("none", "constant_norm_rescale", "layer_norm")
 # Pre-activations held at once, in elements: 4 M float32 = 16 MB, which stays near the caches.
 CHUNK_ELEMENTS = 1 << 22
+ROW_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -35,43 +36,42 @@ class Site:
 def top_k(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest of each row of nonnegative ``values``, exactly, ties to the lower index.
 
-    ``torch.topk`` breaks ties arbitrarily and scans whole rows. Here each row is cut into blocks:
-    the k largest stand in the k blocks of largest maxima, and a (value, -index) integer key makes
-    every element distinct, so equal values (frequent in bf16) never depend on the batch.
+    ``torch.topk`` breaks ties arbitrarily, so equal values (frequent in bf16) could be chosen by the
+    batch's shape. One value more tells where the k-th is tied; only those rows are done again, with
+    keys that make every element distinct.
 
     Args:
         values: ``[N, m]``, float32, bfloat16 or float16, >= 0.
         k: at most m are returned.
 
     Returns:
-        values ``[N, min(k, m)]`` and int64 indices, in no particular order.
+        values ``[N, min(k, m)]`` and int64 indices, in no particular order. Which zeros fill up a row
+        of fewer than k positive values is not defined: they add nothing.
     """
     n, m = values.shape
     if k >= m:
         return values, torch.arange(m, device=values.device).expand(n, m)
-    block = 1
-    while block * block * k < m and m % (block * 2) == 0:
-        block *= 2
-    if block > 1 and m // block > k:
-        blocked = values.view(n, m // block, block)
-        chosen = _top_k_keys(blocked.amax(dim=-1), k).sort(dim=-1).values
-        candidates = blocked.gather(1, chosen[:, :, None].expand(-1, -1, block)).view(n, k * block)
-        best = _top_k_keys(candidates, k)
-        latents = chosen.gather(1, best // block) * block + best % block
-        return candidates.gather(1, best), latents
-    best = _top_k_keys(values, k)
-    return values.gather(1, best), best
+    found, indices = torch.topk(values, k + 1, dim=-1)
+    tied = ((found[:, k - 1] == found[:, k]) & (found[:, k] > 0)).nonzero().flatten()
+    found, indices = found[:, :k], indices[:, :k]
+    if len(tied):
+        again = _top_k_keys(values[tied], k)
+        found, indices = found.clone(), indices.clone()
+        indices[tied] = again
+        found[tied] = values[tied].gather(1, again)
+    return found, indices
 
 
 def _top_k_keys(values: torch.Tensor, k: int) -> torch.Tensor:
     """Indices of the k largest nonnegative values, ties to the lower index: ``[N, m]`` -> ``[N, k]``."""
     m = values.shape[1]
-    # Nonnegative floats order like their bit patterns read as integers.
+    # Nonnegative floats order like their bit patterns read as integers; NaNs of either sign come first, so that
+    # they are kept and seen (the sign bit is masked: -0.0 is 0, and x86 makes negative NaNs).
     if values.dtype in (torch.bfloat16, torch.float16) and m <= 1 << 16:
-        bits = values.view(torch.int16).to(torch.int32) << 16
+        bits = (values.view(torch.int16).to(torch.int32) & 0x7FFF) << 16
         low = (1 << 16) - 1
     else:
-        bits = values.float().view(torch.int32).to(torch.int64) << 32
+        bits = (values.float().view(torch.int32).to(torch.int64) & 0x7FFFFFFF) << 32
         low = (1 << 32) - 1
     keys = bits | (low - torch.arange(m, device=values.device)).to(bits.dtype)
     return torch.topk(keys, k, dim=-1, sorted=False).indices
@@ -211,7 +211,11 @@ class SparseAutoencoder:
         total = torch.zeros(rows * self.num_latents, device=x.device)
         step = chunk or max(64, CHUNK_ELEMENTS // self.num_latents)
         for start in range(0, len(x), step):
-            values, indices = self.encode(x[start : start + step], k)
+            part = x[start : start + step]
+            # A matrix product of few rows takes another path and rounds differently: fill up.
+            whole = F.pad(part, (0, 0, 0, -len(part) % ROW_MULTIPLE))
+            values, indices = self.encode(whole, k)
+            values, indices = values[: len(part)], None if indices is None else indices[: len(part)]
             owner = row[start : start + step]
             if indices is None:
                 total.view(rows, -1).index_add_(0, owner, values.float())

@@ -11,6 +11,7 @@ import os
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors import NeuronSelectError
-from .sae import SparseAutoencoder, Site
+from .sae import Site, SparseAutoencoder
 
 _FILES = ("cfg.json", "sae.safetensors", "sae_weights.safetensors", "params.npz", "hyperparams.json",
           "checkpoints/final.safetensors", "activation_scaler.json")  # fmt: skip
@@ -35,7 +36,9 @@ def _refuse(path: Path, message: str) -> NeuronSelectError:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except FileNotFoundError as error:
+        raise _refuse(path, "is missing; download the SAE again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise _refuse(path, f"not valid JSON ({error}); download the SAE again") from error
     if not isinstance(found, dict):
         raise _refuse(path, "a JSON object was expected")
@@ -49,7 +52,16 @@ def _tensors(path: Path, needed: tuple[str, ...]) -> dict[str, torch.Tensor]:
                 tensors = {name: torch.from_numpy(archive[name]) for name in archive.files}
         else:
             tensors = load_file(path)
-    except (SafetensorError, ValueError, OSError, zipfile.BadZipFile, struct.error) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        TypeError,
+        EOFError,
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+    ) as error:
         raise _refuse(path, f"the file cannot be read ({error}); download the SAE again") from error
     if absent := [name for name in needed if name not in tensors]:
         raise _refuse(path, f"tensors missing: {', '.join(absent)}; it holds {', '.join(sorted(tensors))}")
@@ -57,6 +69,15 @@ def _tensors(path: Path, needed: tuple[str, ...]) -> dict[str, torch.Tensor]:
         if not torch.isfinite(tensor).all():
             raise _refuse(path, f"tensor {name} holds NaN or infinite values; download the SAE again")
     return tensors
+
+
+def _positive(folder: Path, name: str, value: Any, kind: type = int) -> Any:
+    """A config value that must be a number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or kind(value) != value:
+        raise _refuse(
+            folder, f"{name} is {value!r}; {'a whole number' if kind is int else 'a number'} above 0 is needed"
+        )
+    return kind(value)
 
 
 def _layer(folder: Path, layer: int | None) -> int:
@@ -77,7 +98,7 @@ def _sparsify(folder: Path, layer: int | None) -> SparseAutoencoder:
         raise _refuse(folder, f"unknown sparsify activation {activation!r}; topk and groupmax are supported")
     tensors = _tensors(folder / "sae.safetensors", ("encoder.weight", "encoder.bias", "b_dec"))
     transcode = bool(cfg.get("transcode", False))
-    weight, k = tensors["encoder.weight"], int(cfg["k"])
+    weight, k = tensors["encoder.weight"], _positive(folder, "k", cfg.get("k"))
     if activation == "groupmax" and weight.shape[0] % k:
         raise _refuse(folder, f"groupmax needs a latent count divisible by k; {weight.shape[0]} is not by {k}")
     return SparseAutoencoder(
@@ -130,6 +151,8 @@ def _saelens(folder: Path, layer: int | None) -> SparseAutoencoder:
     k = cfg.get("k")
     if cfg.get("activation_fn_str") == "topk":  # flat keys of before v6
         architecture, k = "topk", (cfg.get("activation_fn_kwargs") or {}).get("k")
+    elif cfg.get("activation_fn_str", "relu") != "relu":
+        raise _refuse(folder, f"unknown SAELens activation {cfg['activation_fn_str']!r}; relu and topk are supported")
     if architecture not in ("standard", "gated", "topk", "jumprelu", "transcoder"):
         raise _refuse(folder, f"unknown SAELens architecture {architecture!r}")
     needed: tuple[str, ...] = ("W_enc", "b_dec") if architecture == "gated" else ("W_enc", "b_enc", "b_dec")
@@ -144,11 +167,12 @@ def _saelens(folder: Path, layer: int | None) -> SparseAutoencoder:
         # x is scaled by s: fold it, W_enc * s and b_dec / s; b_enc stays.
         scaler = folder / "activation_scaler.json"
         factor = _json(scaler).get("scaling_factor") if scaler.exists() else None
+        factor = None if factor is None else _positive(folder, "scaling_factor", factor, float)
         if factor is None:
             raise _refuse(folder, "normalize_activations=expected_average_only_in without its scaling factor; fold it "
                                   "with SAELens (fold_activation_norm_scaling_factor) and save again")  # fmt: skip
-        weight, b_dec = weight * float(factor), b_dec / float(factor)
-        w_dec = None if w_dec is None else w_dec / float(factor)
+        weight, b_dec = weight * factor, b_dec / factor
+        w_dec = None if w_dec is None else w_dec / factor
         norm = "none"
     if norm not in ("none", "constant_norm_rescale", "layer_norm"):
         raise _refuse(folder, f"unknown normalize_activations {norm!r}")
@@ -165,7 +189,7 @@ def _saelens(folder: Path, layer: int | None) -> SparseAutoencoder:
         b_enc=bias,
         b_pre=b_dec if subtract else None,
         activation=activation,
-        k=None if k is None or activation != "topk" else int(k),
+        k=_positive(folder, "k", k) if activation == "topk" else None,
         threshold=tensors.get("threshold"),
         gate=(tensors["b_gate"], tensors["r_mag"], tensors["b_mag"]) if activation == "gated" else None,
         input_norm=norm,
@@ -181,15 +205,16 @@ def _saelens(folder: Path, layer: int | None) -> SparseAutoencoder:
 def _gemma_scope(folder: Path, layer: int | None) -> SparseAutoencoder:
     tensors = _tensors(folder / "params.npz", ("W_enc", "b_enc", "threshold"))
     # .../gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71; the Hub cache puts a snapshot between.
-    path = folder.as_posix()
-    number = re.search(r"layer_(\d+)(?:/|$)", path)
-    kind = re.search(r"gemma-scope-[^/]*?-(res|mlp|att)(?:-|/|$)", path)
-    index = int(number[1]) if number else _layer(folder, layer)
+    # The innermost names count: what stands above the repository's own folders is the user's.
+    path = folder.absolute().as_posix()
+    number = (re.findall(r"/layer_(\d+)(?=/|$)", path) or [None])[-1]
+    kind = (re.findall(r"gemma-scope-[^/]*?-(res|mlp|att)(?=-|/|$)", path) or ["res"])[-1]
+    index = int(number) if number else _layer(folder, layer)
     site = {
         "mlp": Site(f"layers.{index}.post_feedforward_layernorm"),
         "att": Site(f"layers.{index}.self_attn.o_proj", "input"),
-    }.get(kind[1] if kind else "res", Site(f"layers.{index}"))
-    model = re.search(r"gemma-scope-(\d+b)", path)
+    }.get(kind, Site(f"layers.{index}"))
+    model = (re.findall(r"gemma-scope-(\d+b)", path) or [None])[-1]
     return SparseAutoencoder(
         W_enc=tensors["W_enc"].T.contiguous(),
         b_enc=tensors["b_enc"],
@@ -198,7 +223,7 @@ def _gemma_scope(folder: Path, layer: int | None) -> SparseAutoencoder:
         W_dec=tensors.get("W_dec"),
         b_dec=tensors.get("b_dec"),
         site=site,
-        model_name=f"google/gemma-2-{model[1]}" if model else None,
+        model_name=f"google/gemma-2-{model}" if model else None,
         format="gemma_scope",
     )
 
@@ -217,7 +242,7 @@ def _llama_scope(folder: Path, layer: int | None) -> SparseAutoencoder:
     except (KeyError, TypeError, ValueError) as error:
         raise _refuse(folder, f"hyperparams.json lacks {error}") from error
     weight, bias, decoder = tensors["encoder.weight"], tensors["encoder.bias"], tensors["decoder.weight"]
-    factor = weight.shape[1] ** 0.5 / average
+    factor = weight.shape[1] ** 0.5 / _positive(folder, "dataset_average_activation_norm.in", average, float)
     bias = bias / factor
     if cfg.get("sparsity_include_decoder_norm", False):
         norms = decoder.norm(dim=0)
@@ -251,6 +276,16 @@ def _reader(folder: Path) -> Callable[[Path, int | None], SparseAutoencoder] | N
     return next((reader for name, reader in _READERS.items() if (folder / name).is_file()), None)
 
 
+def _is_layer(folder: Path, name: str, layer: int) -> bool:
+    """Whether an SAE's folder name says it reads block ``layer`` (each format counts in its own way)."""
+    parts = name.split("/")
+    if (folder / "params.npz").is_file():
+        return f"layer_{layer}" in parts
+    if (folder / "hyperparams.json").is_file():
+        return any(re.search(rf"L{layer}R-\d+x$", part) for part in parts)
+    return bool({f"layers.{layer}", f"h.{layer}", f"layer_{layer + 1}", f"blocks.{layer}.hook_resid_post"} & set(parts))
+
+
 def find_folder(root: Path, layer: int | None) -> Path:
     """The SAE folder in or below ``root`` (a hookpoint folder, or a repository of several).
 
@@ -272,8 +307,7 @@ def find_folder(root: Path, layer: int | None) -> Path:
         return found[0]
     names = [p.relative_to(root).as_posix() for p in found]
     if layer is not None:
-        wanted = {f"layers.{layer}", f"h.{layer}", f"layer_{layer + 1}"}
-        exact = [p for p, name in zip(found, names, strict=True) if wanted & set(name.split("/"))]
+        exact = [p for p, name in zip(found, names, strict=True) if _is_layer(p, name, layer)]
         if len(exact) == 1:
             return exact[0]
     raise NeuronSelectError(
@@ -296,11 +330,18 @@ def load_sae(source: str | os.PathLike[str], *, layer: int | None = None) -> Spa
     reader = _reader(folder)
     assert reader is not None
     sae = reader(folder, layer)
+    if sae.W_enc.ndim != 2:
+        raise _refuse(folder, f"the encoder weight has shape {tuple(sae.W_enc.shape)}; two dimensions are needed")
     m, d = sae.W_enc.shape
-    if sae.b_enc.shape != (m,):
-        raise _refuse(folder, f"encoder bias has shape {tuple(sae.b_enc.shape)}, the weight says ({m},)")
-    if sae.b_pre is not None and sae.b_pre.shape != (d,):
-        raise _refuse(folder, f"b_dec has shape {tuple(sae.b_pre.shape)}, the weight says ({d},)")
+    shapes: list[tuple[str, torch.Tensor | None, set[tuple[int, ...]]]] = [
+        ("encoder bias", sae.b_enc, {(m,)}),
+        ("b_dec", sae.b_pre, {(d,)}),
+        ("threshold", sae.threshold, {(), (m,)}),
+        *((f"gate tensor {i}", tensor, {(m,)}) for i, tensor in enumerate(sae.gate or ())),
+    ]
+    for name, tensor, allowed in shapes:
+        if tensor is not None and tuple(tensor.shape) not in allowed:
+            raise _refuse(folder, f"{name} has shape {tuple(tensor.shape)}; the encoder is [{m}, {d}]")
     return sae
 
 
@@ -308,9 +349,14 @@ def download_sae(source: str, *, revision: str | None, layer: int | None, token:
     """Fetch ``org/repo`` or ``org/repo/folder`` from the Hub: only the SAE's own files of that folder."""
     parts = source.split("/")
     repo, folder = "/".join(parts[:2]), "/".join(parts[2:])
-    patterns = [f"{folder}/{name}" if folder else f"{prefix}{name}" for name in _FILES
-                for prefix in (("",) if folder or layer is None else (f"layers.{layer}/", f"h.{layer}/", ""))]  # fmt: skip
-    if not folder and layer is None:
-        patterns += [f"*/{name}" for name in _FILES]
+    if folder:
+        prefixes = [f"{folder}/", f"{folder}/*/"]
+    elif layer is not None:
+        prefixes = ["", f"layers.{layer}/", f"h.{layer}/", f"layer_{layer + 1}/", f"layer_{layer}/*/",
+                    f"blocks.{layer}.hook_resid_post/", f"*L{layer}R-*/"]  # fmt: skip
+        prefixes += [f"{prefix}*/" for prefix in prefixes[1:4]]
+    else:
+        prefixes = ["", "*/"]
+    patterns = [prefix + name for prefix in prefixes for name in _FILES]
     local = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, token=token))
     return local / folder if folder else local

@@ -33,7 +33,9 @@ class Budget:
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
-            raise NeuronSelectError(f"give exactly one of ratio, k, threshold, max_tokens (got {', '.join(given) or 'none'})")
+            raise NeuronSelectError(
+                f"give exactly one of ratio, k, threshold, max_tokens (got {', '.join(given) or 'none'})"
+            )
         name, value = next(iter(given.items()))
         if isinstance(value, float) and not math.isfinite(value):
             raise NeuronSelectError("must be a finite number", option=name, value=value)
@@ -118,7 +120,9 @@ def pick(
         if weights is None or set(weights) != set(names) or not all(w >= 0 for w in weights.values()) \
                 or sum(weights.values()) <= 0:  # fmt: skip
             raise NeuronSelectError(
-                f"needs a weight >= 0 for each of {', '.join(names)}, one of them above 0", option="weights", value=weights
+                f"needs a weight >= 0 for each of {', '.join(names)}, one of them above 0",
+                option="weights",
+                value=weights,
             )
         share = np.asarray([weights[name] for name in names], dtype=np.float64)
         combined = (share / share.sum()) @ table
@@ -132,9 +136,7 @@ def pick(
     return Picked(chosen, combined, _places(order, len(valid)))
 
 
-def _cut(
-    order: np.ndarray, score: np.ndarray, valid: np.ndarray, n_tokens: np.ndarray, budget: Budget
-) -> np.ndarray:
+def _cut(order: np.ndarray, score: np.ndarray, valid: np.ndarray, n_tokens: np.ndarray, budget: Budget) -> np.ndarray:
     if budget.threshold is not None:
         return order[score[order] >= budget.threshold]
     if budget.max_tokens is not None:

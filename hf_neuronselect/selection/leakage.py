@@ -79,7 +79,9 @@ class Leakage:
         if any(question in text for question in self._always):
             return True
         return any(
-            question in text for word in self._by_word.keys() & set(_WORD.findall(text)) for question in self._by_word[word]
+            question in text
+            for word in self._by_word.keys() & set(_WORD.findall(text))
+            for question in self._by_word[word]
         )
 
 

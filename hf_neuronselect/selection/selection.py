@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 
 from ..errors import NeuronSelectError
 from ..samples import read_row, row_format
-from ..sources import hub_errors
+from ..sources import content_hash, hub_errors
 from .budget import Budget, Picked
 from .scan import EXCLUDED, Reader
 
@@ -161,7 +161,9 @@ class Selection:
             raise NeuronSelectError(f"the selection has rows 0 to {len(self) - 1}", option="row", value=i)
         selector = self._selector
         if selector is None or selector.extractor is None:
-            raise NeuronSelectError("the selector and its extractor are not at hand: select again, or fit with extractor=")
+            raise NeuronSelectError(
+                "the selector and its extractor are not at hand: select again, or fit with extractor="
+            )
         name = target or next(iter(selector.targets))
         if name not in selector.targets:
             raise NeuronSelectError(f"one of {', '.join(selector.targets)}", option="target", value=name)
@@ -189,8 +191,12 @@ class Selection:
         from ..report import selection_report
 
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "selection.json").exists())):
-            raise NeuronSelectError("exists and is not a selection folder; name another", option="out", value=folder.name)
+        if folder.exists() and (
+            not folder.is_dir() or (any(folder.iterdir()) and not (folder / "selection.json").exists())
+        ):
+            raise NeuronSelectError(
+                "exists and is not a selection folder; name another", option="out", value=folder.name
+            )
         try:
             (folder / "data").mkdir(parents=True, exist_ok=True)
             (self._with_messages() if messages else self.dataset).to_parquet(folder / DATA_FILE)
@@ -201,11 +207,13 @@ class Selection:
             if writer is not None:
                 writer.close()
             text = json.dumps(self.provenance, indent=2, ensure_ascii=False, default=str)
-            (folder / "README.md").write_text(selection_card(self.provenance), encoding="utf-8")
+            (folder / "README.md").write_text(selection_card(self.provenance, content_hash(folder / DATA_FILE)), encoding="utf-8")
             (folder / "report.html").write_text(selection_report(self), encoding="utf-8")
             (folder / "selection.json").write_text(text + "\n", encoding="utf-8")
         except OSError as cause:
-            raise NeuronSelectError(f"cannot be written: {cause.strerror or cause}", option="out", value=folder.name) from cause
+            raise NeuronSelectError(
+                f"cannot be written: {cause.strerror or cause}", option="out", value=folder.name
+            ) from cause
 
     def _with_messages(self) -> Dataset:
         if "messages" in self.dataset.column_names:
@@ -247,7 +255,9 @@ class Selection:
             scores = pq.read_table(folder / "scores.parquet")
         except (OSError, json.JSONDecodeError, pa.ArrowInvalid) as cause:
             reason = " ".join(str(cause).split())[:160]
-            raise NeuronSelectError(f"not a selection folder ({reason})", option="selection", value=folder.name) from cause
+            raise NeuronSelectError(
+                f"not a selection folder ({reason})", option="selection", value=folder.name
+            ) from cause
         assert isinstance(dataset, Dataset)
         if len(dataset) != provenance["counts"]["selected"]:
             raise NeuronSelectError(

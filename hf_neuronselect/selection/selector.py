@@ -29,7 +29,7 @@ from ..methods.base import Target
 from ..sources import hub_errors
 from .budget import AGGREGATES, Budget, Picked, pick
 from .leakage import Leakage, as_array, from_array
-from .scan import EXCLUDED, Reader, Scored, Tally, added_columns, scan
+from .scan import Reader, Scored, Tally, added_columns, scan
 from .selection import Selection, score_table
 
 Data = Dataset | IterableDataset
@@ -240,7 +240,8 @@ class NeuronSelector:
         else:
             selection = self._select_stream(pool, found, budget, aggregate, tally)
         selection.provenance = self._provenance(pool, budget, aggregate, weights, exclude, extractor, tally, selection)
-        selection.provenance |= dict(provenance or {})
+        # Plain JSON values from the start: what is saved and read again is equal to what was made.
+        selection.provenance = json.loads(json.dumps(selection.provenance | dict(provenance or {})))
         return selection
 
     def _select_rows(
@@ -273,13 +274,12 @@ class NeuronSelector:
             first = f"; {next(iter(tally.reasons))}" if tally.reasons else ""
             raise NeuronSelectError(f"none of the {tally.rows} rows can be selected ({why}{first})", option="pool")
 
-    def _rows(
-        self, pool: Dataset, indices: np.ndarray, scores: Mapping[str, np.ndarray], score: np.ndarray
-    ) -> Dataset:
+    def _rows(self, pool: Dataset, indices: np.ndarray, scores: Mapping[str, np.ndarray], score: np.ndarray) -> Dataset:
         """The selected rows as they came, with ``neuron_score``, ``neuron_rank`` and ``source_index``."""
         rows = pool.with_format(None).remove_columns(added_columns(pool.column_names))
         _check_free(rows.column_names)
-        rows = rows.select(indices).flatten_indices()
+        # Taken as one table: an index mapping would be flattened again for each column added.
+        rows = Dataset(rows.with_format("arrow")[indices.tolist()], info=rows.info.copy(), split=rows.split)
         columns = {"neuron_score": score, "neuron_rank": np.arange(len(indices)), "source_index": indices}
         if len(scores) > 1:
             columns |= {f"neuron_score_{name}": values[indices] for name, values in scores.items()}
@@ -306,45 +306,22 @@ class NeuronSelector:
                 "ranks of a whole stream are not kept; several targets take quota or round_robin, and k",
                 option="aggregate", value=aggregate,
             )  # fmt: skip
-        heaps: dict[str, list[tuple[float, int]]] = {name: [] for name in self.targets}
-        kept: dict[int, tuple[dict[str, Any], dict[str, float], int]] = {}
-        uses: dict[int, int] = {}
-        valid = 0
+        best = _Best(list(self.targets), k, budget.threshold)
         folder = tempfile.TemporaryDirectory(prefix="neuronselect-")
         log_path = Path(folder.name) / "scores.parquet"
         log: pq.ParquetWriter | None = None
         for part in found:
-            nothing = Picked(np.zeros(0, np.int64), _best(part.scores), np.full(len(part.index), -1))
+            nothing = Picked(np.zeros(0, np.int64), _first(part.scores), np.full(len(part.index), -1))
             table = score_table(part.scores, nothing, part.n_tokens, part.truncated, part.excluded, part.index)
-            if log is None:
-                log = pq.ParquetWriter(log_path, table.schema)
+            log = log or pq.ParquetWriter(log_path, table.schema)
             log.write_table(table)
             for i in np.flatnonzero(part.excluded == 0):
-                valid += 1
-                index = int(part.index[i])
-                for name, heap in heaps.items():
-                    item = (float(part.scores[name][i]), -index)
-                    if k is None:
-                        if item[0] < budget.threshold:
-                            continue
-                        heapq.heappush(heap, item)
-                    elif len(heap) < k:
-                        heapq.heappush(heap, item)
-                    elif item > heap[0]:
-                        dropped = -heapq.heapreplace(heap, item)[1]
-                        uses[dropped] -= 1
-                        if not uses[dropped]:
-                            del uses[dropped], kept[dropped]
-                    else:
-                        continue
-                    uses[index] = uses.get(index, 0) + 1
-                    kept[index] = (
-                        part.rows[i],
-                        {n: float(part.scores[n][i]) for n in heaps},
-                        int(part.n_tokens[i]),
-                    )
+                best.offer(
+                    int(part.index[i]), {name: float(part.scores[name][i]) for name in part.scores}, part.rows[i]
+                )
         if log is not None:
             log.close()
+        heaps, kept, valid = best.heaps, best.kept, best.offered
         if not valid:
             self._check_some(np.ones(1), tally)
         # Among the kept rows, a target's scores below its own heap stand for "worse than all kept".
@@ -352,9 +329,8 @@ class NeuronSelector:
         inside = {name: {-i for _, i in heap} for name, heap in heaps.items()}
         scores = {name: np.asarray([kept[i][1][name] for i in held.tolist()]) for name in heaps}
         masked = {name: np.where([i in inside[name] for i in held.tolist()], scores[name], -np.inf) for name in heaps}
-        lengths = np.asarray([kept[i][2] for i in held.tolist()])
         cut = Budget(k=max(1, min(k, len(held)))) if k is not None else budget
-        picked = pick(masked, np.ones(len(held), bool), lengths, cut, aggregate=aggregate)
+        picked = pick(masked, np.ones(len(held), bool), np.ones(len(held)), cut, aggregate=aggregate)
         indices = held[picked.indices]
         score = picked.score[picked.indices]
         if len(heaps) > 1:  # percentiles among ALL valid rows, as without streaming
@@ -476,7 +452,40 @@ class NeuronSelector:
         return selector
 
 
-def _best(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+class _Best:
+    """The best rows of a stream for each target: bounded heaps, and the rows that stand in one of them."""
+
+    def __init__(self, targets: Sequence[str], k: int | None, threshold: float | None) -> None:
+        self.k, self.threshold = k, threshold
+        self.heaps: dict[str, list[tuple[float, int]]] = {name: [] for name in targets}
+        self.kept: dict[int, tuple[dict[str, Any], dict[str, float]]] = {}
+        self.offered = 0
+        self._uses: dict[int, int] = {}
+
+    def offer(self, index: int, scores: dict[str, float], row: dict[str, Any]) -> None:
+        """A row that may be selected; ties go to the smaller index."""
+        self.offered += 1
+        taken = 0
+        for name, heap in self.heaps.items():
+            item = (scores[name], -index)
+            if self.k is not None and len(heap) == self.k:
+                if item > heap[0]:
+                    self._drop(-heapq.heapreplace(heap, item)[1])
+                    taken += 1
+            elif self.threshold is None or item[0] >= self.threshold:
+                heapq.heappush(heap, item)
+                taken += 1
+        if taken:
+            self._uses[index] = taken
+            self.kept[index] = (row, scores)
+
+    def _drop(self, index: int) -> None:
+        self._uses[index] -= 1
+        if not self._uses[index]:
+            del self._uses[index], self.kept[index]
+
+
+def _first(scores: Mapping[str, np.ndarray]) -> np.ndarray:
     first = next(iter(scores.values()))
     return first if len(scores) == 1 else np.full(len(first), np.nan)
 

@@ -149,7 +149,11 @@ def main() -> None:
             mark, seen = time.perf_counter(), 0
             logger.info("step %d/%d loss %.3f %.0f tokens/s", step, total_steps, loss.item(), rate)
         if (step + 1) % snapshot_every == 0 and not args.max_steps:
-            state = {"model": {name: p.detach() for name, p in master.items()}, "muon": muon.state_dict(), "adam": adam.state_dict()}
+            state = {
+                "model": {name: p.detach() for name, p in master.items()},
+                "muon": muon.state_dict(),
+                "adam": adam.state_dict(),
+            }
             torch.save(state | {"step": step + 1}, state_file)
             save(args.out.with_name(f"{args.out.name}-{(step + 1) * args.batch_tokens / 1e6:.0f}M"), step + 1)
     if not args.max_steps:

@@ -1,6 +1,6 @@
 """Train the bundled SAE on the penultimate block of the bundled model, on the same text.
 
-    python recipes/tiny/train_sae.py --work WORK --model WORK/model --out WORK/sae --tokens 12e6
+python recipes/tiny/train_sae.py --work WORK --model WORK/model --out WORK/sae --tokens 12e6
 """
 
 from __future__ import annotations

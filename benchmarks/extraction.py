@@ -1,0 +1,300 @@
+"""Tokens/s of MoNA extraction against its floor and against the plain way: one table, alternating runs.
+
+- ours: the extractor's model part on tokenised rows: batching, prefix forward, SAE, pooling, columns.
+- floor: the bare prefix forward (no hooks, no final norm, batches made beforehand) in the best token budget, plus
+  the SAE encoder's bare matrix product over as many tokens in its best chunk; timed apart, added.
+- plain: the full causal LM with ``output_hidden_states`` and an attention mask on padded batches, then a dense SAE
+  (linear, relu, ``torch.topk``, scatter into ``[tokens, latents]``, masked mean); in given and in sorted order.
+
+Same token ids, dtype and threads for all. Tokens are real ones, never padding. First every contender's pooled
+features are compared. ``python benchmarks/extraction.py --model FOLDER --sae FOLDER --pool pool.jsonl.gz``
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import logging
+import platform
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import transformers
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from hf_neuronselect import NeuronFeatureExtractor
+from hf_neuronselect.activations.batching import plan_batches
+from hf_neuronselect.activations.sae import CHUNK_ELEMENTS, SparseAutoencoder, top_k
+from hf_neuronselect.samples import Conversation, Sample, read_row, row_format
+
+logger = logging.getLogger("extraction")
+
+BUDGETS, CHUNKS, PLAIN_BATCHES = (1024, 2048, 4096, 8192), (1024, 4096, 16384), (1, 8, 32)
+CHECKED_ROWS, TOLERANCE = 32, 1e-3
+RATIO = "{median:.2f} ({min:.2f} to {max:.2f})"
+SUBSET = "ours, on the plain way's rows"
+EXTRACT = "ours, whole extract() with tokenisation"
+
+
+def read_pool(path: Path, rows: int, seed: int) -> list[Conversation]:
+    """A random sample of the pool's rows, in random order."""
+    table = pq.read_table(path) if path.suffix == ".parquet" else gzip.open(path).readlines()
+    chosen = np.random.default_rng(seed).permutation(len(table))[:rows]
+    records = [json.loads(table[i]) for i in chosen] if isinstance(table, list) else table.take(chosen).to_pylist()
+    fmt = row_format(records[0])
+    return [read_row(record, fmt) for record in records]
+
+
+def pad(samples: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids ``[B, L]``, padded on the right, and the attention mask."""
+    ids = np.zeros((len(samples), max(len(sample.input_ids) for sample in samples)), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for i, sample in enumerate(samples):
+        ids[i, : len(sample.input_ids)] = sample.input_ids
+        mask[i, : len(sample.input_ids)] = 1
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+
+def count(samples: Sequence[Sample]) -> int:
+    return sum(len(sample.input_ids) for sample in samples)
+
+
+def run_ours(extractor: NeuronFeatureExtractor, samples: Sequence[Sample]) -> dict[str, list[Any]]:
+    """The extractor's model part."""
+    columns: dict[str, list[Any]] = {"mona_indices": [None] * len(samples), "mona_values": [None] * len(samples)}
+    extractor._run_model(samples, columns, [""] * len(samples), None)
+    return columns
+
+
+def dense_mona(sae: SparseAutoencoder, k: int, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """MoNA's pooled latents the plain way: ``[B, L, d]``, ``[B, L]`` -> float32 ``[B, m]`` on the CPU."""
+    x = hidden if sae.b_pre is None else hidden - sae.b_pre
+    acts = F.relu(F.linear(x, sae.W_enc, sae.b_enc))
+    values, indices = torch.topk(acts, k, dim=-1)
+    latents = torch.zeros_like(acts).scatter_(-1, indices, values)
+    weight = mask.to(latents.dtype)[:, :, None]
+    return ((latents * weight).sum(dim=1) / weight.sum(dim=1)).float().cpu()
+
+
+@torch.inference_mode()
+def run_plain(
+    model: Any, layer: int, sae: SparseAutoencoder, k: int, samples: Sequence[Sample], batch: int, order: str
+) -> torch.Tensor:
+    """The full model on padded batches, a dense SAE: ``[rows, m]``, whatever order the rows are run in."""
+    rows = list(range(len(samples)))
+    if order == "sorted":
+        rows.sort(key=lambda i: -len(samples[i].input_ids))
+    pooled = torch.zeros(len(samples), sae.num_latents)
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        ids, mask = pad([samples[i] for i in part], sae.W_enc.device)
+        out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        pooled[part] = dense_mona(sae, k, out.hidden_states[layer + 1], mask)
+    return pooled
+
+
+class Floor:
+    """What cannot be saved: the prefix forward and the encoder's matrix product, each bare.
+
+    Takes the extractor's own decoder, cut after the SAE's block, without its final norm (ours never reaches it).
+    """
+
+    def __init__(self, decoder: torch.nn.Module, sae: SparseAutoencoder, samples: Sequence[Sample]) -> None:
+        for name in ("norm", "ln_f", "final_layernorm", "final_layer_norm"):
+            if hasattr(decoder, name):
+                setattr(decoder, name, torch.nn.Identity())
+        self.decoder, self.sae, self.rows, self.tokens = decoder, sae, len(samples), count(samples)
+        self.batches = {}
+        for budget in BUDGETS:
+            plan = plan_batches([len(sample.input_ids) for sample in samples], budget)
+            self.batches[budget] = [(rows, *pad([samples[i] for i in rows], sae.W_enc.device)) for rows in plan]
+        self.hidden = torch.cat([hidden[mask.bool()] for _, hidden, mask in self.forward(4096)])
+        step = max(64, CHUNK_ELEMENTS // sae.num_latents)  # the extractor's own
+        with torch.inference_mode():
+            self.activations = [sae.activations(chunk) for chunk in self.hidden[: 8 * step].split(step)]
+
+    @torch.inference_mode()
+    def forward(self, budget: int) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+        """Row numbers, hidden states and mask of each batch."""
+        for rows, ids, mask in self.batches[budget]:
+            yield rows, self.decoder(input_ids=ids, use_cache=False).last_hidden_state, mask
+
+    def prefix(self, budget: int) -> None:
+        deque(self.forward(budget), maxlen=0)
+
+    def mona(self, budget: int, k: int) -> torch.Tensor:
+        """Features of the bare forward's hidden states, to check them."""
+        pooled = torch.zeros(self.rows, self.sae.num_latents)
+        for rows, hidden, mask in self.forward(budget):
+            pooled[rows] = dense_mona(self.sae, k, hidden, mask)
+        return pooled
+
+    @torch.inference_mode()
+    def product(self, chunk: int) -> None:
+        for start in range(0, self.tokens, chunk):
+            F.linear(self.hidden[start : start + chunk], self.sae.W_enc, self.sae.b_enc)
+
+    @torch.inference_mode()
+    def top_k(self, function: Callable[..., Any], k: int) -> None:
+        """A top-k of as many tokens' activations: 8 chunks in turn."""
+        left = self.tokens
+        for chunk in cycle(self.activations):
+            function(chunk[:left], k)
+            left -= len(chunk)
+            if left <= 0:
+                return
+
+
+def difference(got: torch.Tensor | dict[str, Any], reference: torch.Tensor) -> float:
+    """Largest relative L1 difference of a row's features; ``got`` may hold more rows."""
+    if isinstance(got, dict):
+        columns, got = got, torch.zeros_like(reference)
+        for i in range(len(reference)):
+            got[i, columns["mona_indices"][i].astype(np.int64)] = torch.from_numpy(columns["mona_values"][i])
+    gap = (got[: len(reference)] - reference).abs().sum(dim=1) / reference.abs().sum(dim=1).clamp_min(1e-12)
+    return float(gap.max())
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    sync = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    sync()
+    started = time.perf_counter()
+    run()
+    sync()
+    return time.perf_counter() - started
+
+
+def cpu_name() -> str:
+    found = platform.system() == "Linux" and re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else platform.processor()
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def summarise(timed: dict[str, list[float]], tokens: dict[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The table by contender, and the two ratios aimed at; every ratio is one of the same repeat."""
+    pace = {name: [t / tokens[name] for t in times] for name, times in timed.items()}
+
+    def best(prefix: str) -> str:
+        return min((name for name in pace if name.startswith(prefix)), key=lambda name: median(pace[name]))
+
+    def ratio(slow: str, fast: str) -> dict[str, float]:
+        return spread([a / b for a, b in zip(pace[slow], pace[fast], strict=True)])
+
+    prefix, product = best("prefix alone"), best("encoder product alone")
+    floor = f"floor: {prefix} + {product}"
+    pace[floor] = [a + b for a, b in zip(pace[prefix], pace[product], strict=True)]
+    table: dict[str, Any] = {}
+    for name in sorted(pace, key=lambda name: median(pace[name])):
+        ours = SUBSET if name.startswith("plain") else "ours"
+        table[name] = {"tokens_per_s": spread([1 / p for p in pace[name]]), "time_over_ours": ratio(name, ours)}
+    headline = {"(a) time of ours / floor": ratio("ours", floor)}
+    for order in ("given", "sorted"):
+        name = best(f"plain, {order}")
+        headline[f"(b) time of {name} (the best) / ours"] = ratio(name, SUBSET)
+    return table, headline
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="folder of a causal LM")
+    parser.add_argument("--sae", required=True, help="folder of a top-k SAE of one of its blocks' outputs")
+    parser.add_argument("--pool", required=True, type=Path, help=".jsonl.gz or .parquet")
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--plain-rows", type=int, default=128, help="rows of the plain way: the sample's first")
+    parser.add_argument("--top-k", type=int, help="default: the SAE's own")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
+    options = {"top_k_features": args.top_k, "dtype": args.dtype, "device": args.device}
+    extractor = NeuronFeatureExtractor.from_pretrained(args.model, sae=args.sae, **options)
+    runtime = extractor._load(None)
+    sae, backbone, device = runtime.sae, runtime.backbone, runtime.backbone.device
+    layer, k = len(backbone.blocks) - 1, sae.resolve_k(args.top_k)
+    a_block = sae.site.io == "output" and sae.site.module.count(".") == 1 and layer + 1 < backbone.num_layers
+    if sae.activation not in ("topk", "relu") or sae.input_norm != "none" or k is None or not a_block:
+        raise SystemExit("the plain way reads a block's output (not the last's) through a top-k SAE, no input norm")
+
+    conversations = read_pool(args.pool, args.rows, args.seed)
+    encoded = runtime.encoder.encode(conversations)
+    kept = [i for i, sample in enumerate(encoded) if not sample.skip]
+    conversations, samples = [conversations[i] for i in kept], [encoded[i] for i in kept]
+    subset = samples[: args.plain_rows]
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    machine = {"cpu": cpu_name(), "device": gpu, "threads": torch.get_num_threads(), "torch": torch.__version__,
+               "transformers": transformers.__version__, "python": platform.python_version()}  # fmt: skip
+    settings = {"model": extractor.config.model.id, "sae": extractor.config.sae.id, "pool": args.pool.name, "k": k,
+                "latents": sae.num_latents, "width": sae.d_in, "layer": layer, "blocks": backbone.num_layers,
+                "dtype": args.dtype, "rows": len(samples), "tokens": count(samples), "plain_rows": len(subset),
+                "plain_tokens": count(subset), "batch_tokens": extractor.batch_tokens, "repeats": args.repeats,
+                "seed": args.seed}  # fmt: skip
+    logger.info("%s", ", ".join(f"{key} {value}" for key, value in (machine | settings).items()))
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).eval().to(device)
+    floor, plain = Floor(backbone.decoder, sae, samples), partial(run_plain, model, layer, sae, k)
+    runs: dict[str, Callable[[], Any]] = {
+        "ours": partial(run_ours, extractor, samples),
+        SUBSET: partial(run_ours, extractor, subset),
+        EXTRACT: partial(extractor.extract, conversations),
+        "top-k alone: ours": partial(floor.top_k, top_k, k),
+        "top-k alone: torch.topk": partial(floor.top_k, torch.topk, k),
+    }
+    runs |= {f"prefix alone, budget {b}": partial(floor.prefix, b) for b in BUDGETS}
+    runs |= {f"encoder product alone, chunk {c}": partial(floor.product, c) for c in CHUNKS}
+    shapes = {f"plain, {order} order, batch {b}": (b, order) for order in ("given", "sorted") for b in PLAIN_BATCHES}
+    runs |= {name: partial(plain, subset, *shape) for name, shape in shapes.items()}
+    tokens = {name: count(subset if name == SUBSET or name in shapes else samples) for name in runs}
+
+    # Features against the plain way row by row, which has no padding; ours without the rounding to float16.
+    float32 = replace(extractor.config.options, value_dtype="float32")
+    exact = NeuronFeatureExtractor(replace(extractor.config, options=float32), device=args.device)
+    exact._runtime = runtime
+    few = subset[:CHECKED_ROWS]
+    reference = plain(few, 1, "given")
+    ours = {"ours": run_ours(exact, samples), SUBSET: run_ours(exact, subset), EXTRACT: exact.extract(conversations)}
+    checked = {name: difference(columns, reference) for name, columns in ours.items()}
+    checked |= {f"prefix alone, budget {b}": difference(floor.mona(b, k), reference) for b in BUDGETS}
+    checked |= {name: difference(plain(few, *shape), reference) for name, shape in shapes.items()}
+    worst = float(np.max([*checked.values()]))  # NaN, if any
+    logger.info("max relative difference (L1) of a row's features, %d rows: %.1e", len(few), worst)
+    if args.dtype == "float32" and not worst <= TOLERANCE:
+        raise SystemExit(f"contenders disagree by more than {TOLERANCE}: {checked}")
+    timed: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(args.repeats):
+        shift = repeat * len(runs) // args.repeats
+        for name in [*runs][shift:] + [*runs][:shift]:
+            timed[name].append(seconds(runs[name], device))
+    table, headline = summarise(timed, tokens)
+    lines = ["| contender | tokens/s: median (min to max) | its time / ours |", "|---|--:|--:|"]
+    for name, row in table.items():
+        speed = "{median:,.0f} ({min:,.0f} to {max:,.0f})".format(**row["tokens_per_s"])
+        lines.append(f"| {name} | {speed} | {RATIO.format(**row['time_over_ours'])} |")
+    lines += ["", f"The plain way runs on the first {len(subset)} of {len(samples)} rows, set against ours on those."]
+    logger.info("\n%s", "\n".join(lines + [f"{name}: {RATIO.format(**ratio)}" for name, ratio in headline.items()]))
+    if args.out is not None:
+        result = {"machine": machine, "settings": settings, "relative_difference": checked, "tokens": tokens,
+                  "seconds": timed, "table": table, "ratios": headline}  # fmt: skip
+        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

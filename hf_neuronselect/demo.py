@@ -1,0 +1,191 @@
+"""The whole main job on the bundled model, SAE and data, offline."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from . import bundled
+from .explain import activation_profiles, feature_tokens
+from .features.columns import FeatureBatch
+from .features.extractor import NeuronFeatureExtractor
+from .report import excerpt, page, picture, table
+from .samples import Conversation, read_row, row_format
+from .selection import NeuronSelector, Selection
+
+logger = logging.getLogger(__name__)
+
+RATIO = 0.05
+METHODS = ("mona", "nait", "polysemantic", "hidden", "longest", "random")
+RANDOM_DRAWS = 20
+HEADER = ("method", "precision", "x base", "picked tokens", "pool tokens", "seconds")
+
+
+@dataclass
+class Row:
+    """One line of the table: how a method did on one target."""
+
+    method: str
+    precision: float
+    base: float
+    picked_tokens: float
+    pool_tokens: float
+    seconds: float
+    note: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        return (
+            self.method + self.note,
+            f"{self.precision:.2f}",
+            f"{self.precision / self.base:.1f}",
+            f"{self.picked_tokens:.0f}",
+            f"{self.pool_tokens:.0f}",
+            f"{self.seconds:.2f}",
+        )
+
+
+def precision(selection: Selection, related: list[str]) -> float:
+    """The share of selected rows whose source is one of the target's own."""
+    return float(np.isin(np.asarray(selection.dataset["source"]), related).mean())
+
+
+def compare(pool: Dataset, targets: dict[str, Dataset], related: dict[str, list[str]]) -> Iterator[
+    tuple[str, list[Row], Selection]
+]:  # fmt: skip
+    """Every method on every target, from feature columns; yields target, rows, the MoNA selection."""
+    sources = np.asarray(pool["source"])
+    for name, exemplars in targets.items():
+        base = float(np.isin(sources, related[name]).mean())
+        rows, chosen = [], None
+        for method in METHODS:
+            started = time.perf_counter()
+            draws = range(RANDOM_DRAWS if method == "random" else 1)
+            found = []
+            for seed in draws:
+                selector = NeuronSelector(method, **({"seed": seed} if method == "random" else {}))
+                found.append(selector.fit({name: exemplars}).select(pool, ratio=RATIO))
+            seconds = (time.perf_counter() - started) / len(found)
+            shares = [precision(selection, related[name]) for selection in found]
+            tokens = [selection.provenance["tokens"] for selection in found]
+            note = (
+                f" (mean of {len(found)} draws; 95th percentile {np.percentile(shares, 95):.2f})"
+                if method == "random"
+                else ""
+            )
+            rows.append(
+                Row(
+                    method,
+                    float(np.mean(shares)),
+                    base,
+                    float(np.mean([t["selected_mean"] for t in tokens])),
+                    tokens[0]["pool_mean"],
+                    seconds,
+                    note,
+                )  # fmt: skip
+            )
+            if method == "mona":
+                chosen = found[0]
+        assert chosen is not None
+        yield name, rows, chosen
+
+
+def text_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Columns lined up: the first to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in [header, *rows]
+    ]  # fmt: skip
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def best_rows(selection: Selection, extractor: NeuronFeatureExtractor, target: str, rows: int = 5) -> list[dict]:
+    """The best rows with the SAE features that made them win and the tokens these fire on."""
+    found = []
+    selection._selector.extractor = extractor  # type: ignore[union-attr]
+    fmt = row_format(["messages"])
+    for i in range(min(rows, len(selection))):
+        features = selection.explain(i, target=target, top=3)
+        conversation: Conversation = read_row(selection.dataset[i], fmt)
+        tokens = feature_tokens(extractor, conversation, [int(f["latent"]) for f in features])
+        words = [
+            f"feature {int(f['latent'])} ({f['share']:.1%} of the overlap; on {', '.join(map(repr, tokens[int(f['latent'])]))})"
+            for f in features
+        ]
+        row = selection.dataset[i]
+        found.append(
+            {"score": row["neuron_score"], "source": row["source"], "text": excerpt(selection, i, 300), "why": words}
+        )
+    return found
+
+
+def run_demo(out: Path, say: Callable[[str], None]) -> Path:
+    """Run it; returns the report's path.
+
+    Args:
+        out: folder for one selection folder a target and ``report.html``. say: prints a line.
+    """
+    started = time.perf_counter()
+    pool, targets, related = bundled.pool(), bundled.targets(), bundled.related_sources()
+    extractor = bundled.extractor(features=("mona", "nait", "polysemantic", "hidden"))
+    say(f"Bundled model and SAE ({extractor.config.dtype}), {len(pool)} pool rows, targets: {', '.join(targets)}")
+    say("One forward pass computes mona, nait, polysemantic and hidden features ...")
+    extracting = time.perf_counter()
+    arguments = {"batched": True, "batch_size": 1000, "keep_in_memory": True, "load_from_cache_file": False}
+    featured = pool.map(extractor, desc="extract", features=None, **arguments)
+    with_features = {name: data.map(extractor, desc=name, **arguments) for name, data in targets.items()}
+    seconds = time.perf_counter() - extracting
+    tokens = int(np.sum(featured.with_format("numpy")["n_tokens"][:]))
+    say(f"{tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s\n")
+
+    parts: list[str] = [f"<p>{len(pool)} rows, {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s.</p>"]
+    for name, rows, selection in compare(featured, with_features, related):
+        cells = [row.cells() for row in rows]
+        say(f"{name}: share of {' + '.join(related[name])} in the picked {RATIO:.0%} (base rate {rows[0].base:.3f})")
+        say(text_table(HEADER, cells) + "\n")
+        best = best_rows(selection, extractor, name)
+        say(f"The {len(best)} best rows for {name} by MoNA, and why:")
+        for row in best:
+            say(f"  {row['score']:.3f} {row['source']}: {' '.join(row['text'].split())[:90]} …")
+            say("        " + "; ".join(row["why"][:2]))
+        say("")
+        selection.save_pretrained(out / name)
+        listed = "".join(
+            f"<tr><td class=n>{row['score']:.3f}</td><td>{escape(row['source'])}</td><td><pre>{escape(row['text'])}</pre>"
+            f"<small>{escape('; '.join(row['why']))}</small></td></tr>"
+            for row in best
+        )
+        parts.append(
+            f"<h2>{escape(name)}</h2><p>Precision: the share of {escape(' + '.join(related[name]))}, fixed beforehand.</p>"
+            f"{table(HEADER, cells)}<table>{listed}</table>"
+        )
+
+    panels = {
+        title: {name: _sparse(with_features[name], column) for name in ("gsm8k", "mbpp")}
+        for title, column in (("Raw neurons (MLP gate)", "polysemantic"), ("SAE features", "mona"))
+    }
+    image = activation_profiles(panels)
+    (out / "profiles.png").write_bytes(image)
+    report = out / "report.html"
+    caption = "<h2>Activation profiles of two targets</h2><p>Faint lines: exemplars; bold lines: their means.</p>"
+    report.write_text(
+        page("neuronselect demo", *parts, caption, picture(image, "activation profiles")), encoding="utf-8"
+    )
+    say(f"Selections: {', '.join(str(out / name) for name in targets)}")
+    say(f"Report: {report}  ({time.perf_counter() - started:.0f} s in all)")
+    return report
+
+
+def _sparse(data: Dataset, column: str):
+    batch = data.with_format("arrow")[:]
+    n = len(data)
+    names = (f"{column}_indices", f"{column}_values")
+    columns = {name: batch.column(name) for name in names}
+    return FeatureBatch(np.arange(n), np.zeros(n), np.ones(n, bool), columns).sparse(column)

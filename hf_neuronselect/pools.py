@@ -1,0 +1,122 @@
+"""Pools and targets by name: a local file or folder, else a Hub id with revision, config and split."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from huggingface_hub import HfApi, constants
+
+from .errors import NeuronSelectError
+from .sources import content_hash, hub_errors
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_PACKED = (".gz", ".xz", ".zst")
+_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^:]+))?(:(?P<rest>.+))?")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A pool or target, loaded.
+
+    Attributes:
+        data: the rows. about: what goes into the provenance: id, revision or content hash, config, split.
+    """
+
+    data: Dataset | IterableDataset
+    about: dict[str, Any]
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    """``config:train[:100]`` -> ``["config", "train[:100]"]``: brackets protect their colon."""
+    return re.split(r":(?![^\[]*\])", text)
+
+
+def load_rows(spec: str, *, option: str = "pool", streaming: bool = False, token: str | bool | None = None) -> Rows:
+    """Load rows.
+
+    Args:
+        spec: an existing path wins (.jsonl, .json, .csv, .parquet, also .gz, .xz, .zst; a
+            ``save_to_disk`` folder; a folder of parquet or JSON), else
+            ``org/name[@revision][:config[:split]]``; the default split is ``train``.
+        option: what errors call it. streaming: an IterableDataset, nothing downloaded at once.
+
+    Raises:
+        NeuronSelectError: not there, not readable, several splits.
+    """
+    path = Path(spec)
+    if path.exists():
+        return _load_local(path, option, streaming)
+    match = _HUB.fullmatch(spec)
+    if match is None or spec.startswith((".", "/", "~")):
+        raise NeuronSelectError(
+            "no such file or folder, and not a Hub id (org/name[@revision][:config[:split]])", option=option, value=spec
+        )
+    parts = _split_outside_brackets(match["rest"]) if match["rest"] else []
+    if len(parts) > 2:
+        raise NeuronSelectError("more than config:split after the id", option=option, value=spec)
+    split = parts[1] if len(parts) == 2 else "train"
+    config = parts[0] if parts else None
+    revision = match["revision"]
+    with hub_errors(option, spec):
+        try:
+            commit = None
+            if not constants.HF_HUB_OFFLINE:
+                commit = HfApi(token=token).dataset_info(match["id"], revision=revision).sha
+            data = load_dataset(
+                match["id"], config, split=split, revision=commit or revision, streaming=streaming, token=token
+            )
+        except (DatasetNotFoundError, DatasetGenerationError, ValueError) as cause:
+            reason = " ".join(str(cause).split())[:300]
+            raise NeuronSelectError(f"cannot be loaded: {reason}", option=option, value=spec) from cause
+    commit = commit or _cached_commit(data) or revision
+    return Rows(data, {"id": match["id"], "commit": commit, "config": config, "split": split})
+
+
+def _cached_commit(data: Dataset | IterableDataset) -> str | None:
+    """The commit a dataset came from, read off its cache files (offline)."""
+    files = getattr(data, "cache_files", None) or []
+    found = next((m for f in files if (m := re.search(r"/([0-9a-f]{40})/", Path(f["filename"]).as_posix()))), None)
+    return found[1] if found else None
+
+
+def _load_local(path: Path, option: str, streaming: bool) -> Rows:
+    about = {"id": path.resolve().name, "commit": f"content:{content_hash(path)}"}
+    try:
+        if path.is_dir() and (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            loaded = load_from_disk(str(path))
+            if isinstance(loaded, DatasetDict):
+                raise NeuronSelectError(
+                    f"holds the splits {', '.join(loaded)}; name one of their folders", option=option, value=path.name
+                )
+            return Rows(loaded.to_iterable_dataset() if streaming else loaded, about)
+        files = [path]
+        if path.is_dir():
+            root = path / "data" if (path / "selection.json").is_file() else path
+            files = sorted(p for p in root.rglob("*") if _builder(p) and p.is_file() and p.name != "selection.json")
+        builders = {_builder(file) for file in files}
+        if not files or None in builders or len(builders) > 1:
+            raise NeuronSelectError(
+                f"needs {', '.join(_BUILDERS)} (also {', '.join(_PACKED)}), a save_to_disk folder, or a folder of one kind",
+                option=option, value=path.name,
+            )  # fmt: skip
+        data = load_dataset(
+            str(builders.pop()), data_files=[os.fspath(file) for file in files], split="train", streaming=streaming
+        )
+    except NeuronSelectError:
+        raise
+    except (DatasetGenerationError, ValueError, OSError, TypeError) as cause:
+        root = cause.__cause__ or cause
+        reason = " ".join(str(root).split())[:240]
+        raise NeuronSelectError(f"cannot be read: {reason}", option=option, value=path.name) from cause
+    return Rows(data, about)
+
+
+def _builder(path: Path) -> str | None:
+    suffixes = [s for s in path.suffixes if s not in _PACKED]
+    return _BUILDERS.get(suffixes[-1]) if suffixes else None

@@ -1,0 +1,49 @@
+"""The bundled default does its job: the right rows win, in float32, on a slice of the demo's own pool."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from datasets import concatenate_datasets
+
+from hf_neuronselect import NeuronSelector, bundled
+from hf_neuronselect.demo import precision
+
+
+@pytest.mark.slow
+def test_mona_beats_chance_and_length_on_the_bundled_pool() -> None:
+    pool, related = bundled.pool(), bundled.related_sources()
+    sources = np.asarray(pool["source"])
+    rows = np.concatenate([np.flatnonzero(sources == name)[:12] for name in np.unique(sources)])
+    small = pool.select(rows)
+    extractor = bundled.extractor(features=["mona"])
+    for name in ("gsm8k", "mbpp"):
+        target = bundled.targets()[name].select(range(20))
+        base = float(np.isin(np.asarray(small["source"]), related[name]).mean())
+        selection = NeuronSelector("mona").fit({name: target}, extractor=extractor).select(small, ratio=base)
+        longest = NeuronSelector("longest").select(small, ratio=base, extractor=extractor)
+        assert precision(selection, related[name]) > max(3 * base, precision(longest, related[name]))
+
+
+def test_the_bundle_is_permissive_complete_and_small() -> None:
+    size = sum(p.stat().st_size for p in bundled.ASSETS.rglob("*") if p.is_file())
+    assert size < 38_000_000
+    allowed = {"xquad", "bbh"}
+    assert not allowed & set(bundled.targets()), "share-alike or canary data"
+    assert set(bundled.related_sources()) == set(bundled.targets())
+    everything = concatenate_datasets([bundled.pool(), *bundled.targets().values()])
+    assert 2000 <= len(bundled.pool()) <= 5000 and everything.num_rows > 4000
+    # Share-alike and non-commercial sources of the pool the demo was drawn from.
+    restricted = {"dolly_3k", "alpaca_random9k", "codealpaca_2k", "sgd_dialogue", "jaquad", "cmrc2018", "nusax_mt"}
+    assert not restricted & set(bundled.pool()["source"])
+
+
+def test_the_template_marks_what_the_assistant_says() -> None:
+    extractor = bundled.extractor(features=[], pool_tokens="assistant")
+    tokenizer = extractor._load(None).tokenizer
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
+    out = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+    ids = np.asarray(out["input_ids"]).ravel()
+    mask = np.asarray(out["assistant_masks"]).ravel().astype(bool)
+    assert tokenizer.decode(ids[mask]) == "Hello there<|end|>"
+    assert (ids == tokenizer.bos_token_id).sum() == 1
