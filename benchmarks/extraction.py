@@ -228,7 +228,7 @@ def main() -> None:
     logger.setLevel(logging.INFO)
     options = {"top_k_features": args.top_k, "dtype": args.dtype, "device": args.device}
     extractor = NeuronFeatureExtractor.from_pretrained(args.model, sae=args.sae, **options)
-    runtime = extractor._load(None)
+    runtime = extractor.runtime()
     sae, backbone, device = runtime.sae, runtime.backbone, runtime.backbone.device
     layer, k = len(backbone.blocks) - 1, sae.resolve_k(args.top_k)
     a_block = sae.site.io == "output" and sae.site.module.count(".") == 1 and layer + 1 < backbone.num_layers

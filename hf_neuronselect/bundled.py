@@ -22,13 +22,13 @@ def extractor(**options: object) -> NeuronFeatureExtractor:
 
 def pool() -> Dataset:
     """The demo pool: permissively licensed instruction rows; ``source`` is the label."""
-    return Dataset.from_parquet(str(ASSETS / "demo" / "pool.parquet"))  # type: ignore[return-value]
+    return Dataset.from_parquet(str(ASSETS / "demo" / "pool.parquet"))
 
 
 def targets() -> dict[str, Dataset]:
     """Exemplars of the demo's targets, by name."""
     files = sorted((ASSETS / "demo" / "targets").glob("*.parquet"))
-    return {file.stem: Dataset.from_parquet(str(file)) for file in files}  # type: ignore[misc]
+    return {file.stem: Dataset.from_parquet(str(file)) for file in files}
 
 
 def related_sources() -> dict[str, list[str]]:

@@ -7,9 +7,8 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import datasets
 import transformers
@@ -26,7 +25,6 @@ from .features.store import read_store, write_store
 from .methods import Method, make_method, method_class
 from .pools import Rows, load_rows
 from .selection import NeuronSelector
-from .selection.budget import AGGREGATES
 from .selection.selector import TARGET_NAME
 
 app = typer.Typer(
@@ -39,10 +37,10 @@ app = typer.Typer(
 sae_app = typer.Typer(help="Train or look at a sparse autoencoder.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(sae_app, name="sae")
 
-PoolTokens = Enum("PoolTokens", {n: n for n in ("all", "no_special", "assistant", "user")}, type=str)
-Dtype = Enum("Dtype", {n: n for n in ("auto", "float32", "bfloat16", "float16")}, type=str)
-Quantize = Enum("Quantize", {"4bit": "4bit", "8bit": "8bit"}, type=str)
-Aggregate = Enum("Aggregate", {n: n for n in AGGREGATES}, type=str)
+PoolTokens = Literal["all", "no_special", "assistant", "user"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantize = Literal["4bit", "8bit"]
+Aggregate = Literal["quota", "round_robin", "mean", "max", "weighted"]
 
 
 def _say(text: str) -> None:
@@ -111,10 +109,10 @@ def _extractor(
         "features": features,
         "layer": layer,
         "top_k_features": top_k,
-        "pool_tokens": pool_tokens.value,
+        "pool_tokens": pool_tokens,
         "max_length": max_length,
-        "dtype": dtype.value,
-        "quantize": quantize.value if quantize else None,
+        "dtype": dtype,
+        "quantize": quantize,
         "device": device,
         "batch_tokens": batch_tokens if batch_tokens == "auto" else int(batch_tokens),
     }
@@ -217,9 +215,9 @@ def select(
     sae_revision: SaeRevision = None,
     layer: Layer = -2,
     top_k_features: TopK = None,
-    pool_tokens: Pooled = PoolTokens.all,
+    pool_tokens: Pooled = "all",
     max_length: MaxLength = 2048,
-    dtype: DtypeOption = Dtype.auto,
+    dtype: DtypeOption = "auto",
     quantize: QuantizeOption = None,
     device: Device = "auto",
     batch_tokens: BatchTokens = "auto",
@@ -227,7 +225,7 @@ def select(
     k: Annotated[int | None, typer.Option(help="Rows kept.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Keep rows scoring at least this.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Keep the best rows that fit into so many tokens.")] = None,
-    aggregate: Annotated[Aggregate, typer.Option(help="How several targets share the budget.")] = Aggregate.quota,
+    aggregate: Annotated[Aggregate, typer.Option(help="How several targets share the budget.")] = "quota",
     weight: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER for --aggregate weighted; repeatable.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Keep what is left out otherwise: duplicate, leak.")] = None,
     seed: Annotated[int, typer.Option(help="Of method random.")] = 0,
@@ -271,7 +269,7 @@ def select(
             raise NeuronSelectError("NAME=NUMBER is needed", option="weight", value=pair) from None
     exclude = [what for what in ("duplicate", "leak") if what not in (keep or [])]
     selection = selector.select(
-        data, ratio=ratio, k=k, threshold=threshold, max_tokens=max_tokens, aggregate=aggregate.value,
+        data, ratio=ratio, k=k, threshold=threshold, max_tokens=max_tokens, aggregate=aggregate,
         weights=weights or None, exclude=exclude,
         provenance={"pool": rows.about, "target_rows": {name: part.about for name, part in named.items()}},
     )  # fmt: skip
@@ -301,9 +299,9 @@ def fit(
     sae_revision: SaeRevision = None,
     layer: Layer = -2,
     top_k_features: TopK = None,
-    pool_tokens: Pooled = PoolTokens.all,
+    pool_tokens: Pooled = "all",
     max_length: MaxLength = 2048,
-    dtype: DtypeOption = Dtype.auto,
+    dtype: DtypeOption = "auto",
     quantize: QuantizeOption = None,
     device: Device = "auto",
     batch_tokens: BatchTokens = "auto",
@@ -338,9 +336,9 @@ def extract(
     sae_revision: SaeRevision = None,
     layer: Layer = -2,
     top_k_features: TopK = None,
-    pool_tokens: Pooled = PoolTokens.all,
+    pool_tokens: Pooled = "all",
     max_length: MaxLength = 2048,
-    dtype: DtypeOption = Dtype.auto,
+    dtype: DtypeOption = "auto",
     quantize: QuantizeOption = None,
     device: Device = "auto",
     batch_tokens: BatchTokens = "auto",

@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from . import bundled
 from .explain import activation_profiles, feature_tokens
-from .features.columns import FeatureBatch
+from .features.columns import FeatureBatch, SparseRows
 from .features.extractor import NeuronFeatureExtractor
 from .report import excerpt, page, picture, table
 from .samples import Conversation, read_row, row_format
@@ -183,7 +183,7 @@ def run_demo(out: Path, say: Callable[[str], None]) -> Path:
     return report
 
 
-def _sparse(data: Dataset, column: str):
+def _sparse(data: Dataset, column: str) -> SparseRows:
     batch = data.with_format("arrow")[:]
     n = len(data)
     names = (f"{column}_indices", f"{column}_values")

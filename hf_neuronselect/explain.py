@@ -24,7 +24,7 @@ def feature_tokens(
     Returns:
         latent -> up to ``top`` different tokens, strongest first; none where it never fires.
     """
-    runtime = extractor._load(None)
+    runtime = extractor.runtime()
     if runtime.sae is None or runtime.backbone is None:
         raise NeuronSelectError("tokens of latents need an extractor with an SAE", option="sae")
     sample = runtime.encoder.encode([conversation])[0]
@@ -43,7 +43,8 @@ def feature_tokens(
     runtime.backbone.run(batch, [(runtime.sae.site, observe)])
     found: dict[int, list[str]] = {}
     for column, latent in enumerate(latents):
-        strengths, words = seen[0][:, column], {}
+        words: dict[str, None] = {}
+        strengths = seen[0][:, column]
         for position in np.argsort(-strengths, kind="stable"):
             if strengths[position] <= 0 or len(words) == top:
                 break

@@ -110,9 +110,10 @@ def _load_local(path: Path, option: str, streaming: bool) -> Rows:
         )
     except NeuronSelectError:
         raise
+    except StopIteration as cause:  # what the JSON reader raises for an empty file
+        raise NeuronSelectError("there are no rows", option=option, value=path.name) from cause
     except (DatasetGenerationError, ValueError, OSError, TypeError) as cause:
-        root = cause.__cause__ or cause
-        reason = " ".join(str(root).split())[:240]
+        reason = " ".join(str(cause.__cause__ or cause).split())[:240]
         raise NeuronSelectError(f"cannot be read: {reason}", option=option, value=path.name) from cause
     return Rows(data, about)
 

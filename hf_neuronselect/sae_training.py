@@ -26,7 +26,7 @@ from .samples import Sample, SampleEncoder, read_row, row_format
 logger = logging.getLogger(__name__)
 
 
-def packed_rows(token_ids: Iterable[Sequence[int]], bos: int | None, context: int) -> np.ndarray:
+def packed_rows(token_ids: Iterable[Sequence[int] | np.ndarray], bos: int | None, context: int) -> np.ndarray:
     """Documents one after another, cut into rows of ``context`` tokens, each beginning with BOS.
 
     Returns:
@@ -125,7 +125,11 @@ def measure_sae(model: str, sae: SparseAutoencoder | str, rows: np.ndarray, *, b
         samples = [Sample(ids, np.ones(len(ids), bool), (0, len(ids) - 1), len(ids)) for ids in block]
         batch = TokenBatch.of(samples, 0, torch.device("cpu"))
         seen: list[torch.Tensor] = []
-        backbone.run(batch, [(sae.site, lambda hidden, seen=seen: seen.append(hidden.clone()))])
+
+        def observe(hidden: torch.Tensor, seen: list[torch.Tensor] = seen) -> None:
+            seen.append(hidden.clone())
+
+        backbone.run(batch, [(sae.site, observe)])
         hidden = seen[0].float()
         first_norm += hidden[:, 0].norm(dim=-1).sum().item()
         x = hidden[:, 1:].reshape(-1, sae.d_in)

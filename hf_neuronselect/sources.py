@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
@@ -84,9 +85,8 @@ def hub_errors(option: str, value: str) -> Iterator[None]:
         raise error("neither a path that exists nor a Hub id (org/name)") from cause
     except HfHubHTTPError as cause:
         status = getattr(cause.response, "status_code", "?")
-        mend = {401: "log in with `hf auth login` or set HF_TOKEN", 403: "the token may not read it"}.get(
-            status, "try again later"
-        )
+        mends: dict[Any, str] = {401: "log in with `hf auth login` or set HF_TOKEN", 403: "the token may not read it"}
+        mend = mends.get(status, "try again later")
         raise error(f"the Hub answered {status}; {mend}") from cause
     except (HTTPError, ConnectionError, TimeoutError) as cause:
         if constants.HF_HUB_OFFLINE:

@@ -40,7 +40,7 @@ def test_the_bundle_is_permissive_complete_and_small() -> None:
 
 def test_the_template_marks_what_the_assistant_says() -> None:
     extractor = bundled.extractor(features=[], pool_tokens="assistant")
-    tokenizer = extractor._load(None).tokenizer
+    tokenizer = extractor.runtime().tokenizer
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
     out = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
     ids = np.asarray(out["input_ids"]).ravel()

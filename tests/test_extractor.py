@@ -17,7 +17,7 @@ from datasets.fingerprint import Hasher
 from families import tiny_model, tiny_tokenizer
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelectWarning
-from hf_neuronselect.features.extractor import ExtractorConfig
+from hf_neuronselect.features.config import ExtractorConfig
 from hf_neuronselect.features.features import FeatureOptions
 
 
@@ -30,7 +30,7 @@ from conftest import make_extractor, rows
 from pathlib import Path
 from datasets import Dataset
 from datasets.fingerprint import Hasher
-import hf_neuronselect.features.extractor as module
+import hf_neuronselect.features.loading as module
 file = Path({str(tmp_path / "pool.parquet")!r})
 if not file.exists():
     rows(20).to_parquet(file)
@@ -40,7 +40,7 @@ started = time.perf_counter()
 fingerprint = Hasher.hash(extractor)
 hashing = time.perf_counter() - started
 mapped = pool.map(extractor, batched=True)
-print(json.dumps([fingerprint, extractor.hash, mapped._fingerprint, hashing, len(module._LOADED)]))
+print(json.dumps([fingerprint, extractor.hash, mapped._fingerprint, hashing, len(module._BACKBONES)]))
 """
     import json
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from hf_neuronselect import Method, NeuronSelectError, NeuronSelectWarning, register_method
 from hf_neuronselect.features.columns import FeatureBatch
-from hf_neuronselect.methods import make_method, method_names
 from hf_neuronselect.methods import base as registry
+from hf_neuronselect.methods import make_method, method_names
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens.json").read_text())
 

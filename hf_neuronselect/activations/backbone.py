@@ -49,8 +49,8 @@ class Backbone:
         NeuronSelectError: no decoder blocks are found.
     """
 
-    def __init__(self, model: nn.Module, depth: int | None = None) -> None:
-        self.config = model.config
+    def __init__(self, model: Any, depth: int | None = None) -> None:
+        self.config: Any = model.config
         text_config = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
         self.decoder, self.blocks_name = _find_decoder(model)
         blocks = getattr(self.decoder, self.blocks_name)
@@ -223,7 +223,7 @@ def resolve_layer(layer: int, num_layers: int, option: str = "layer") -> int:
     return resolved
 
 
-def _find_decoder(model: nn.Module) -> tuple[nn.Module, str]:
+def _find_decoder(model: Any) -> tuple[nn.Module, str]:
     """The module that holds the decoder blocks, and the blocks' attribute name."""
     candidates = [model]
     if hasattr(model, "get_base_model"):  # a PEFT wrapper: adapters stay in place, inside the layers

@@ -123,7 +123,10 @@ class SparseAutoencoder:
         def put(tensor: torch.Tensor | None) -> torch.Tensor | None:
             return None if tensor is None else tensor.to(device, dtype)
 
-        gate = None if self.gate is None else tuple(t.to(device, dtype) for t in self.gate)
+        gate = None
+        if self.gate is not None:
+            b_gate, r_mag, b_mag = (tensor.to(device, dtype) for tensor in self.gate)
+            gate = (b_gate, r_mag, b_mag)
         return replace(
             self,
             W_enc=self.W_enc.to(device, dtype).contiguous(),

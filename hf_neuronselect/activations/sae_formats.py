@@ -337,8 +337,8 @@ def load_sae(source: str | os.PathLike[str], *, layer: int | None = None) -> Spa
         ("encoder bias", sae.b_enc, {(m,)}),
         ("b_dec", sae.b_pre, {(d,)}),
         ("threshold", sae.threshold, {(), (m,)}),
-        *((f"gate tensor {i}", tensor, {(m,)}) for i, tensor in enumerate(sae.gate or ())),
     ]
+    shapes += [("a gate tensor", gate, {(m,)}) for gate in sae.gate or ()]
     for name, tensor, allowed in shapes:
         if tensor is not None and tuple(tensor.shape) not in allowed:
             raise _refuse(folder, f"{name} has shape {tuple(tensor.shape)}; the encoder is [{m}, {d}]")

@@ -101,10 +101,10 @@ class FeatureBatch:
             return self
         keep = np.flatnonzero(self.usable)
         columns = {
-            name: [column[i] for i in keep] if isinstance(column, list) else column.take(pa.array(keep))
+            name: [column[i] for i in keep.tolist()] if isinstance(column, list) else column.take(pa.array(keep))
             for name, column in self.columns.items()
         }
-        texts = [self.texts[i] for i in keep] if len(self.texts) else ()
+        texts = [self.texts[i] for i in keep.tolist()] if len(self.texts) else ()
         return FeatureBatch(self.index[keep], self.n_tokens[keep], self.usable[keep], columns, texts)
 
 

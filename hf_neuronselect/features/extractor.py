@@ -5,85 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from datasets import Features, List
 from datasets.utils._dill import pklregister
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig
 
 from ..activations.backbone import Backbone, resolve_layer
 from ..activations.batching import TokenBatch, plan_batches
 from ..activations.sae import SparseAutoencoder
 from ..activations.sae_formats import download_sae, find_folder, load_sae
 from ..errors import NeuronSelectError, NeuronSelectWarning, one_of
-from ..samples import Conversation, Sample, SampleEncoder, read_row, row_format, rows_of
+from ..samples import Conversation, Sample, read_row, row_format, rows_of
 from ..sources import Source, commit_of, content_hash, hub_errors, resolve
 from .columns import BOOKKEEPING
+from .config import DTYPES, ExtractorConfig
 from .features import DRIFTS, FeatureOptions, column_types, feature_class
+from .loading import Runtime, load_runtime, remember, sample_encoder
 
 logger = logging.getLogger(__name__)
-
-VERSION = 1
-"""Raised whenever a change moves a number: it is part of every extractor's hash."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class ExtractorConfig:
-    """Everything that changes a number, in plain values; see the arguments of ``from_pretrained``."""
-
-    model: Source
-    sae: Source | None
-    features: tuple[str, ...]
-    options: FeatureOptions
-    pool_tokens: str
-    max_length: int
-    truncation_side: str
-    row_format: str
-    columns: tuple[tuple[str, str], ...]
-    chat_template: str | None
-    dtype: str
-    quantize: str | None
-    attn_implementation: str | None
-
-    def numbers(self) -> dict[str, Any]:
-        """What the hash is made of: identities instead of locations."""
-        state = asdict(self) | {"version": VERSION, "features": list(self.features)}
-        for key in ("model", "sae"):
-            if state[key] is not None:
-                del state[key]["location"]
-        # A content hash says it all: the same files under another name give the same numbers.
-        for key in ("model", "sae"):
-            if state[key] is not None and ":" in state[key]["commit"]:
-                del state[key]["id"]
-        return state
-
-
-@dataclass
-class _Runtime:
-    """What is loaded: never pickled, one a configuration and device."""
-
-    tokenizer: Any
-    encoder: SampleEncoder
-    backbone: Backbone | None
-    sae: SparseAutoencoder | None
-
-
-_LOADED: OrderedDict[str, _Runtime] = OrderedDict()
-_IN_MEMORY: WeakValueDictionary[str, torch.nn.Module] = WeakValueDictionary()
-_IN_MEMORY_TOKENIZERS: dict[str, Any] = {}
-_KEPT = 2  # runtimes held at once; more would be several models
 
 
 class NeuronFeatureExtractor:
@@ -194,7 +140,7 @@ class NeuronFeatureExtractor:
     @classmethod
     def from_model(
         cls,
-        model: torch.nn.Module,
+        model: Any,
         tokenizer: Any,
         *,
         sae: SparseAutoencoder | str | None = None,
@@ -256,12 +202,11 @@ class NeuronFeatureExtractor:
         if isinstance(sae, SparseAutoencoder):
             extractor._check_sae(sae, lm_config)
             sae = sae.to(parameter.device, parameter.dtype)
-        _IN_MEMORY[config.model.commit] = model
-        _IN_MEMORY_TOKENIZERS[config.model.commit] = tokenizer
-        extractor._runtime = _Runtime(tokenizer, extractor._sample_encoder(tokenizer), Backbone(model), sae)
+        remember(config.model.commit, model, tokenizer)
+        extractor._runtime = Runtime(tokenizer, sample_encoder(config, tokenizer), Backbone(model), sae)
         return extractor
 
-    _runtime: _Runtime | None = None  # only of an in-memory model
+    _runtime: Runtime | None = None  # only of an in-memory model
 
     def with_features(self, features: Iterable[str]) -> NeuronFeatureExtractor:
         """The same extractor computing other features; weights already loaded are shared."""
@@ -269,8 +214,8 @@ class NeuronFeatureExtractor:
             replace(self.config, features=_feature_names(features)), device=self.device, batch_tokens=self.batch_tokens
         )
         if self._runtime is not None:
-            runtime = replace(self._runtime, encoder=other._sample_encoder(self._runtime.tokenizer))
-            other._runtime = runtime
+            encoder = sample_encoder(other.config, self._runtime.tokenizer)
+            other._runtime = replace(self._runtime, encoder=encoder)
         if self.config.sae is None and any(feature_class(n).needs_sae for n in other.config.features):
             raise NeuronSelectError("needed by mona: make the extractor with sae=", option="sae")
         return other
@@ -333,7 +278,7 @@ class NeuronFeatureExtractor:
 
     def extract(self, conversations: Sequence[Conversation], rank: int | None = None) -> dict[str, Any]:
         """Feature columns of rows already read; one entry a row, in order. See :meth:`__call__`."""
-        samples = self._encoder(rank).encode(conversations)
+        samples = self.runtime(rank, weights=False).encoder.encode(conversations)
         columns: dict[str, Any] = {name: _blanks(kind, len(samples)) for name, kind in self.column_types.items()
                                    if name not in BOOKKEEPING}  # fmt: skip
         skips = [sample.skip for sample in samples]
@@ -352,7 +297,7 @@ class NeuronFeatureExtractor:
         usable = [i for i, sample in enumerate(samples) if not sample.skip]
         if not usable:
             return
-        runtime = self._load(rank)
+        runtime = self.runtime(rank)
         backbone = runtime.backbone
         assert backbone is not None
         budget = self.batch_tokens
@@ -384,16 +329,6 @@ class NeuronFeatureExtractor:
                     column[i] = column[i][:0]
 
     # ------------------------------------------------------------------------------------ loading
-    def _sample_encoder(self, tokenizer: Any) -> SampleEncoder:
-        return SampleEncoder(
-            tokenizer,
-            pool_tokens=self.config.pool_tokens,
-            max_length=self.config.max_length,
-            truncation_side=self.config.truncation_side,
-            content_spans=any(feature_class(name).needs_content for name in self.config.features),
-            chat_template=self.config.chat_template,
-        )
-
     def _device(self, rank: int | None) -> torch.device:
         if self.device == "auto" or self.device == "cuda":
             if torch.cuda.is_available():
@@ -405,83 +340,9 @@ class NeuronFeatureExtractor:
             return torch.device("cpu")
         return torch.device(self.device)
 
-    def _encoder(self, rank: int | None) -> SampleEncoder:
-        """The row encoder alone: tokenising needs no weights."""
-        if self._runtime is not None:
-            return self._runtime.encoder
-        return self._load(rank, weights=False).encoder
-
-    def _load(self, rank: int | None, weights: bool = True) -> _Runtime:
-        """The loaded parts for this device, from the process' cache or from disk."""
-        if self._runtime is not None:
-            return self._runtime
-        config = self.config
-        device = self._device(rank)
-        weights = weights and bool(config.features)
-        key = repr((config, str(device), weights))
-        if key in _LOADED:
-            _LOADED.move_to_end(key)
-            return _LOADED[key]
-        sae = None
-        if weights and config.sae is not None and not config.sae.commit.startswith("state:"):
-            sae = load_sae(config.sae.location, layer=config.options.layer)
-        if config.model.commit.startswith("state:"):
-            model = _IN_MEMORY.get(config.model.commit)
-            if model is None:
-                raise NeuronSelectError(
-                    "this extractor holds a model in memory, which cannot be sent to another process: save it with "
-                    "save_pretrained and use NeuronFeatureExtractor.from_pretrained, or num_proc=None"
-                )
-            tokenizer = _IN_MEMORY_TOKENIZERS[config.model.commit]
-            if config.sae is not None and config.sae.commit.startswith("state:"):
-                raise NeuronSelectError("an SAE held in memory cannot be sent to another process: pass its folder")
-            backbone: Backbone | None = Backbone(model)
-        else:
-            tokenizer = _tokenizer(config.model)
-            backbone = self._load_backbone(device, sae) if weights else None
-        if sae is not None:
-            sae = sae.to(device, DTYPES[config.dtype])
-        _LOADED[key] = _Runtime(tokenizer, self._sample_encoder(tokenizer), backbone, sae)
-        while sum(r.backbone is not None for r in _LOADED.values()) > _KEPT:
-            _LOADED.pop(next(k for k, r in _LOADED.items() if r.backbone is not None))
-        return _LOADED[key]
-
-    def _load_backbone(self, device: torch.device, sae: SparseAutoencoder | None) -> Backbone:
-        config = self.config
-        started = time.perf_counter()
-        extra: dict[str, Any] = {}
-        if config.quantize is not None:
-            extra["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=config.quantize == "4bit", load_in_8bit=config.quantize == "8bit"
-            )
-        if config.attn_implementation is not None:
-            extra["attn_implementation"] = config.attn_implementation
-        with hub_errors("model", config.model.id):
-            try:
-                model = AutoModelForCausalLM.from_pretrained(
-                    config.model.location,
-                    revision=config.model.revision,
-                    dtype=DTYPES[config.dtype],
-                    trust_remote_code=False,
-                    **extra,
-                )
-            except ImportError as cause:
-                if config.quantize is None:
-                    raise
-                raise NeuronSelectError(
-                    "needs bitsandbytes: pip install bitsandbytes", option="quantize", value=config.quantize
-                ) from cause
-        model.eval().requires_grad_(False)
-        if config.quantize is None:
-            model.to(device)
-        whole = Backbone(model)
-        depth = 1 + max(feature_class(name).deepest(config.options, sae, whole.num_layers) for name in config.features)
-        backbone = Backbone(whole.decoder, depth=depth)
-        logger.info(
-            "loaded %s (%d of %d blocks, %s) in %.1f s", config.model.id, depth, whole.num_layers, config.dtype,
-            time.perf_counter() - started,
-        )  # fmt: skip
-        return backbone
+    def runtime(self, rank: int | None = None, *, weights: bool = True) -> Runtime:
+        """The loaded parts (tokenizer, model prefix, SAE), from the process' cache or from disk."""
+        return self._runtime or load_runtime(self.config, self._device(rank), weights=weights)
 
     def _check_sae(self, sae: SparseAutoencoder, lm_config: Any) -> None:
         """Width and base model of the SAE against the LM's; the K it can keep."""
@@ -554,11 +415,6 @@ def _batch_tokens(value: int | str) -> int | str:
     if not isinstance(value, int) or value < 1:
         raise NeuronSelectError("must be 'auto' or at least 1", option="batch_tokens", value=value)
     return value
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(source: Source) -> Any:
-    return AutoTokenizer.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
 
 
 def _lm_config(source: Source) -> Any:

@@ -61,7 +61,7 @@ class Nait(Method):
         for block in range(len(mean)):
             centred = drifts[:, block] - mean[block]
             _, singular, axes = np.linalg.svd(centred, full_matrices=False)
-            if singular[0] <= 1e-6 * max(np.linalg.norm(drifts[:, block]), 1e-30):
+            if singular[0] <= 1e-6 * max(float(np.linalg.norm(drifts[:, block])), 1e-30):
                 raise NeuronSelectError(
                     "the exemplars are identical: their drift has no direction; give different examples",
                     option="target",

@@ -207,7 +207,9 @@ class Selection:
             if writer is not None:
                 writer.close()
             text = json.dumps(self.provenance, indent=2, ensure_ascii=False, default=str)
-            (folder / "README.md").write_text(selection_card(self.provenance, content_hash(folder / DATA_FILE)), encoding="utf-8")
+            (folder / "README.md").write_text(
+                selection_card(self.provenance, content_hash(folder / DATA_FILE)), encoding="utf-8"
+            )
             (folder / "report.html").write_text(selection_report(self), encoding="utf-8")
             (folder / "selection.json").write_text(text + "\n", encoding="utf-8")
         except OSError as cause:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,7 @@ from .leakage import Leakage, as_array, from_array
 from .scan import Reader, Scored, Tally, added_columns, scan
 from .selection import Selection, score_table
 
-Data = Dataset | IterableDataset
+Data: TypeAlias = Dataset | IterableDataset
 TARGET_NAME = re.compile(r"[A-Za-z0-9_-]+")
 EXCLUDE = ("duplicate", "leak")
 FORMAT = 1

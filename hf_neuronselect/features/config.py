@@ -1,0 +1,47 @@
+"""What an extractor is made of: plain values, its identity, and nothing that is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..sources import Source
+from .features import FeatureOptions
+
+VERSION = 1
+"""Raised whenever a change moves a number: it is part of every extractor's hash."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """Everything that changes a number; see the arguments of ``NeuronFeatureExtractor.from_pretrained``."""
+
+    model: Source
+    sae: Source | None
+    features: tuple[str, ...]
+    options: FeatureOptions
+    pool_tokens: str
+    max_length: int
+    truncation_side: str
+    row_format: str
+    columns: tuple[tuple[str, str], ...]
+    chat_template: str | None
+    dtype: str
+    quantize: str | None
+    attn_implementation: str | None
+
+    def numbers(self) -> dict[str, Any]:
+        """What the hash is made of: identities instead of locations, in JSON's own types."""
+        state = asdict(self) | {"version": VERSION, "features": list(self.features)}
+        state["columns"] = [list(pair) for pair in self.columns]
+        for key in ("model", "sae"):
+            if state[key] is not None:
+                del state[key]["location"]
+                # A content hash says it all: the same files under another name give the same numbers.
+                if ":" in state[key]["commit"]:
+                    del state[key]["id"]
+        return state
