@@ -274,7 +274,6 @@ def select(
         provenance={"pool": rows.about, "target_rows": {name: part.about for name, part in named.items()}},
     )  # fmt: skip
     made = selection.provenance
-    made["pool"]["rows"] = made["counts"]["rows"]
     selection.save_pretrained(out, messages=not no_messages)
     tokens, timing = made["tokens"], made["timing"]
     typer.echo(

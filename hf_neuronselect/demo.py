@@ -56,9 +56,9 @@ def precision(selection: Selection, related: list[str]) -> float:
     return float(np.isin(np.asarray(selection.dataset["source"]), related).mean())
 
 
-def compare(pool: Dataset, targets: dict[str, Dataset], related: dict[str, list[str]]) -> Iterator[
-    tuple[str, list[Row], Selection]
-]:  # fmt: skip
+def compare(
+    pool: Dataset, targets: dict[str, Dataset], related: dict[str, list[str]], extractor: NeuronFeatureExtractor
+) -> Iterator[tuple[str, list[Row], Selection]]:
     """Every method on every target, from feature columns; yields target, rows, the MoNA selection."""
     sources = np.asarray(pool["source"])
     for name, exemplars in targets.items():
@@ -70,7 +70,8 @@ def compare(pool: Dataset, targets: dict[str, Dataset], related: dict[str, list[
             found = []
             for seed in draws:
                 selector = NeuronSelector(method, **({"seed": seed} if method == "random" else {}))
-                found.append(selector.fit({name: exemplars}).select(pool, ratio=RATIO))
+                fitted = selector.fit({name: exemplars}, extractor=extractor)
+                found.append(fitted.select(pool, ratio=RATIO, provenance={"pool": {"id": "bundled demo pool"}}))
             seconds = (time.perf_counter() - started) / len(found)
             shares = [precision(selection, related[name]) for selection in found]
             tokens = [selection.provenance["tokens"] for selection in found]
@@ -109,7 +110,6 @@ def text_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def best_rows(selection: Selection, extractor: NeuronFeatureExtractor, target: str, rows: int = 5) -> list[dict]:
     """The best rows with the SAE features that made them win and the tokens these fire on."""
     found = []
-    selection._selector.extractor = extractor  # type: ignore[union-attr]
     fmt = row_format(["messages"])
     for i in range(min(rows, len(selection))):
         features = selection.explain(i, target=target, top=3)
@@ -146,7 +146,7 @@ def run_demo(out: Path, say: Callable[[str], None]) -> Path:
     say(f"{tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s\n")
 
     parts: list[str] = [f"<p>{len(pool)} rows, {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s.</p>"]
-    for name, rows, selection in compare(featured, with_features, related):
+    for name, rows, selection in compare(featured, with_features, related, extractor):
         cells = [row.cells() for row in rows]
         say(f"{name}: share of {' + '.join(related[name])} in the picked {RATIO:.0%} (base rate {rows[0].base:.3f})")
         say(text_table(HEADER, cells) + "\n")

@@ -77,6 +77,8 @@ def hub_errors(option: str, value: str) -> Iterator[None]:
         raise error("no such path here and no such repository on the Hub, or it is private and needs "
                     "`hf auth login` (or HF_TOKEN)") from cause  # fmt: skip
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as cause:
+        if isinstance(cause.__cause__, HfHubHTTPError):  # the Hub did answer, and nothing is cached
+            raise error(_answered(cause.__cause__)) from cause
         offline = "HF_HUB_OFFLINE is set and" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached and"
         raise error(f"no such path here; {offline} nothing of that name is in the cache") from cause
     except EntryNotFoundError as cause:
@@ -84,15 +86,18 @@ def hub_errors(option: str, value: str) -> Iterator[None]:
     except HFValidationError as cause:
         raise error("neither a path that exists nor a Hub id (org/name)") from cause
     except HfHubHTTPError as cause:
-        status = getattr(cause.response, "status_code", "?")
-        mends: dict[Any, str] = {401: "log in with `hf auth login` or set HF_TOKEN", 403: "the token may not read it"}
-        mend = mends.get(status, "try again later")
-        raise error(f"the Hub answered {status}; {mend}") from cause
+        raise error(_answered(cause)) from cause
     except (HTTPError, ConnectionError, TimeoutError) as cause:
         if constants.HF_HUB_OFFLINE:
             raise error("no such path here; HF_HUB_OFFLINE is set and nothing of that name is in the cache") from cause
         raise error(f"the Hub cannot be reached ({type(cause).__name__}); try again, or work offline with "
                     "HF_HUB_OFFLINE=1 and what is cached") from cause  # fmt: skip
+
+
+def _answered(cause: HfHubHTTPError) -> str:
+    status = getattr(cause.response, "status_code", "?")
+    mends: dict[Any, str] = {401: "log in with `hf auth login` or set HF_TOKEN", 403: "the token may not read it"}
+    return f"the Hub answered {status}; {mends.get(status, 'try again later')}"
 
 
 def resolve(name: str, *, revision: str | None, token: str | bool | None, option: str,

@@ -198,3 +198,21 @@ def test_skipped_rows_are_said(files: dict[str, str], tmp_path: Path, capsys, mo
     assert code == 0
     assert out.startswith("4 of 6 rows")
     assert "1 empty, 1 error" in err and "row 5: messages[0] has the unknown role 'elf'" in err
+
+
+def test_sae_train_then_select_with_it(files: dict[str, str], tmp_path: Path, capsys, monkeypatch) -> None:
+    pytest.importorskip("sparsify")
+    pool = tmp_path / "text.jsonl"
+    rows(400, seed=5).to_json(pool)
+    words = ["sae", "train", "--pool", str(pool), "--model", files["model"], "--out", str(tmp_path / "sae"),
+             "--expansion-factor", "4", "--k", "5", "--context", "64"]  # fmt: skip
+    code, out, err = run(capsys, monkeypatch, *words)
+    assert code == 0, err
+    assert "of 128 latents dead, L0 5.0" in out
+    record = json.loads((tmp_path / "sae" / "layers.2" / "training.json").read_text())
+    assert 0 < record["fvu"] < 1
+    chosen = base(files, tmp_path / "sel")
+    chosen[chosen.index("--sae") + 1] = str(tmp_path / "sae")
+    code, _, err = run(capsys, monkeypatch, *chosen, "--k", "3")
+    assert code == 0, err
+    assert json.loads((tmp_path / "sel" / "selection.json").read_text())["extractor"]["options"]["layer"] == 2

@@ -245,3 +245,17 @@ def test_an_sae_of_another_model_is_warned_of(tmp_path: Path, tiny_folder: Path)
     (folder / "cfg.json").write_text(json.dumps({"architecture": "standard", "metadata": meta}))
     with pytest.warns(NeuronSelectWarning, match="trained on gemma-2-2b, the model is model"):
         make_extractor(tiny_folder, sae=str(folder))
+
+
+def test_one_model_is_loaded_for_all_feature_sets(tiny_folder: Path, pool: Dataset, monkeypatch) -> None:
+    from hf_neuronselect.features import loading
+
+    loading._BACKBONES.clear()
+    loads = []
+    real = loading._load_model
+    monkeypatch.setattr(loading, "_load_model", lambda *words: loads.append(1) or real(*words))
+    extractor = make_extractor(tiny_folder, features=["nait"])
+    extractor(pool[:2])
+    for names in (["mona"], ["hidden", "mona"], ["nait", "nait_content"]):
+        extractor.with_features(names)(pool[:2])
+    assert len(loads) == 1

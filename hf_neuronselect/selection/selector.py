@@ -241,7 +241,9 @@ class NeuronSelector:
             selection = self._select_stream(pool, found, budget, aggregate, tally)
         selection.provenance = self._provenance(pool, budget, aggregate, weights, exclude, extractor, tally, selection)
         # Plain JSON values from the start: what is saved and read again is equal to what was made.
-        selection.provenance = json.loads(json.dumps(selection.provenance | dict(provenance or {})))
+        more = dict(provenance or {})
+        more["pool"] = selection.provenance["pool"] | more.get("pool", {})
+        selection.provenance = json.loads(json.dumps(selection.provenance | more))
         return selection
 
     def _select_rows(
