@@ -48,7 +48,9 @@ def feature_tokens(
         for position in np.argsort(-strengths, kind="stable"):
             if strengths[position] <= 0 or len(words) == top:
                 break
-            words[runtime.tokenizer.decode([int(sample.input_ids[position])]).strip() or "␣"] = None
+            word = runtime.tokenizer.decode([int(sample.input_ids[position])])
+            if "\ufffd" not in word:  # a part of a character says nothing
+                words[word.strip() or "␣"] = None
         found[latent] = list(words)
     return found
 
