@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from .errors import NeuronSelectError, one_of, unknown
 
@@ -44,6 +45,8 @@ SHAREGPT_ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
+# What running a chat template on a row can raise.
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 # Private-use characters: what stands in for a turn's text is one that the rendered row does not hold.
 _SENTINELS = tuple(map(chr, range(0xE000, 0xF900)))
 
@@ -385,7 +388,7 @@ class SampleEncoder:
             return render(turn)
         try:
             return render({k: v for k, v in turn.items() if k != "tool_calls"})
-        except Exception:  # a template that wants calls before their results: keep them, without their text
+        except _TEMPLATE_ERRORS:  # a template that wants calls before their results: keep them, without their text
             calls = [call | {"function": {"name": sentinel, "arguments": {}}} for call in turn["tool_calls"]]
             return render(turn | {"tool_calls": calls})
 
@@ -411,7 +414,7 @@ class SampleEncoder:
                         self.spans(conversation, text, pooled_roles) if pooled_roles else [],
                         self.spans(conversation, text, ROLES) if self.content_spans else [],
                     )
-            except Exception as error:  # a template may raise anything (jinja2's own errors, TypeError ...)
+            except _TEMPLATE_ERRORS as error:
                 reason = re.sub(r"\s+", " ", str(error))[:200]
                 samples[i] = _skipped(f"error: the chat template refused the row: {reason}")
                 continue

@@ -247,6 +247,11 @@ def test_an_sae_of_another_model_is_warned_of(tmp_path: Path, tiny_folder: Path)
         make_extractor(tiny_folder, sae=str(folder))
 
 
+def test_an_sae_of_another_block_is_warned_of(tiny_folder: Path) -> None:
+    with pytest.warns(NeuronSelectWarning, match="reads block 2, layer says 1"):
+        make_extractor(tiny_folder, sae=str(tiny_folder / "sae" / "layers.2"), layer=1)
+
+
 def test_one_model_is_loaded_for_all_feature_sets(tiny_folder: Path, pool: Dataset, monkeypatch) -> None:
     from hf_neuronselect.features import loading
 

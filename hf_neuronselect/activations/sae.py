@@ -32,6 +32,11 @@ class Site:
     module: str
     io: str = "output"
 
+    @property
+    def block(self) -> int | None:
+        """The decoder block it lies in, 0-based; None before the first."""
+        return next((int(part) for part in self.module.split(".") if part.isdigit()), None)
+
 
 def top_k(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest of each row of nonnegative ``values``, exactly, ties to the lower index.

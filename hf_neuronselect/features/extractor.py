@@ -355,6 +355,14 @@ class NeuronFeatureExtractor:
                 value=self.config.sae.id,
             )
         sae.resolve_k(self.config.options.top_k)
+        layer = self.config.options.layer
+        if sae.site.block not in (None, layer):
+            warnings.warn(
+                f"the SAE reads block {sae.site.block}, layer says {layer}: mona follows the SAE, the other features "
+                f"the layer; pass layer={sae.site.block} to read one block",
+                NeuronSelectWarning,
+                stacklevel=3,
+            )
         told = (sae.model_name or "").rsplit("/", 1)[-1].lower()
         if (
             told

@@ -130,8 +130,7 @@ class MonaFeature(Feature):
     def deepest(cls, options: FeatureOptions, sae: SparseAutoencoder | None, num_layers: int) -> int:
         # The SAE's own site decides, which may lie in another block than `layer`.
         assert sae is not None
-        numbers = [int(part) for part in sae.site.module.split(".") if part.isdigit()]
-        return numbers[0] if numbers else 0
+        return sae.site.block or 0
 
     def start(self, batch: TokenBatch) -> tuple[list[tuple[Site, Observer]], Reducer]:
         sae = self.sae
