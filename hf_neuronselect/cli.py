@@ -20,9 +20,9 @@ from . import bundled
 from .activations.sae_formats import find_folder, load_sae
 from .errors import NeuronSelectError, NeuronSelectWarning
 from .features.extractor import NeuronFeatureExtractor
-from .features.features import feature_class
+from .features.features import FEATURES
 from .features.store import read_store, write_store
-from .methods import Method, make_method, method_class
+from .methods import METHODS, Method, make_method
 from .pools import Rows, load_rows
 from .selection import NeuronSelector
 from .selection.selector import TARGET_NAME
@@ -121,7 +121,7 @@ def _extractor(
             raise NeuronSelectError("belongs to a model: name it with --model", option="sae", value=sae)
         _say("No --model: using the bundled 9 M model and its SAE.")
         return bundled.extractor(**options)
-    needs_sae = any(feature_class(name).needs_sae for name in features)
+    needs_sae = any(FEATURES[name].needs_sae for name in features)
     if needs_sae and sae is None:
         raise NeuronSelectError("this method needs --sae, a sparse autoencoder of the model's base", option="sae")
     return NeuronFeatureExtractor.from_pretrained(
@@ -346,7 +346,7 @@ def extract(
     """A pool's features to a resumable store; `select --features STORE` then needs no forward pass over it."""
     names: list[str] = []
     for one in method.split(","):
-        names += _features_of(method_class(one.strip())())
+        names += _features_of(METHODS[one.strip()]())
     rows = load_rows(pool)
     assert isinstance(rows.data, Dataset)
     extractor = _extractor(

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "hf_neuronselect"
 # From the bottom up; a module may import from its own floor and from those below.
 FLOORS = [
     {"errors"},
-    {"sources", "samples"},
+    {"sources", "samples", "registry"},
     {"activations"},
     {"features"},
     {"methods"},

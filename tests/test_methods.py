@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from hf_neuronselect import Method, NeuronSelectError, NeuronSelectWarning, register_method
 from hf_neuronselect.features.columns import FeatureBatch
-from hf_neuronselect.methods import base as registry
-from hf_neuronselect.methods import make_method, method_names
+from hf_neuronselect.methods import METHODS, make_method
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens.json").read_text())
 
@@ -241,9 +240,9 @@ def test_third_party_method_in_three_lines() -> None:
         from hf_neuronselect import NeuronSelector
 
         pool = Dataset.from_dict({"text": ["no", "yes!!", "well!"]})
-        assert "shouting" in method_names()
+        assert "shouting" in METHODS.names()
         assert NeuronSelector("shouting").select(pool, k=2).indices.tolist() == [1, 2]
         with pytest.raises(NeuronSelectError, match="registered already"):
             register_method(type("Other", (Method,), {"name": "shouting", "score": lambda *_: None}))
     finally:
-        del registry._METHODS["shouting"]
+        METHODS.remove("shouting")

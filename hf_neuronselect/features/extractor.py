@@ -26,7 +26,7 @@ from ..samples import Conversation, Sample, read_row, row_format, rows_of
 from ..sources import Source, commit_of, content_hash, hub_errors, resolve
 from .columns import BOOKKEEPING
 from .config import DTYPES, ExtractorConfig
-from .features import DRIFTS, FeatureOptions, column_types, feature_class
+from .features import DRIFTS, FEATURES, FeatureOptions, column_types
 from .loading import Runtime, load_runtime, remember, sample_encoder
 
 logger = logging.getLogger(__name__)
@@ -111,9 +111,9 @@ class NeuronFeatureExtractor:
         resolved = resolve_layer(layer, num_layers)
         if sae is not None:
             sae_source = _resolve_sae(sae, sae_revision, resolved, token)
-        elif any(feature_class(name).needs_sae for name in names):
+        elif any(FEATURES[name].needs_sae for name in names):
             raise NeuronSelectError(
-                f"needed by {', '.join(n for n in names if feature_class(n).needs_sae)}: name a sparse autoencoder "
+                f"needed by {', '.join(n for n in names if FEATURES[n].needs_sae)}: name a sparse autoencoder "
                 "(a Hub id or folder) of the model's base",
                 option="sae",
             )
@@ -181,7 +181,7 @@ class NeuronFeatureExtractor:
         elif sae is not None:
             sae_source = _resolve_sae(sae, None, resolved, None)
             sae = load_sae(sae_source.location, layer=resolved)
-        elif any(feature_class(name).needs_sae for name in names):
+        elif any(FEATURES[name].needs_sae for name in names):
             raise NeuronSelectError("needed by mona: pass a SparseAutoencoder or a folder", option="sae")
         config = ExtractorConfig(
             model=Source(getattr(lm_config, "name_or_path", "") or "in-memory", f"state:{digest}", ""),
@@ -216,7 +216,7 @@ class NeuronFeatureExtractor:
         if self._runtime is not None:
             encoder = sample_encoder(other.config, self._runtime.tokenizer)
             other._runtime = replace(self._runtime, encoder=encoder)
-        if self.config.sae is None and any(feature_class(n).needs_sae for n in other.config.features):
+        if self.config.sae is None and any(FEATURES[n].needs_sae for n in other.config.features):
             raise NeuronSelectError("needed by mona: make the extractor with sae=", option="sae")
         return other
 
@@ -303,7 +303,7 @@ class NeuronFeatureExtractor:
         budget = self.batch_tokens
         if budget == "auto":
             budget = _auto_budget(backbone)
-        features = [feature_class(name)(backbone, runtime.sae, self.config.options) for name in self.config.features]
+        features = [FEATURES[name](backbone, runtime.sae, self.config.options) for name in self.config.features]
         pad = 0  # any id the embeddings hold: a pad token may be newer than they are, and nothing ever sees it
         for plan in plan_batches([len(samples[i].input_ids) for i in usable], int(budget)):
             rows = [usable[j] for j in plan]
@@ -400,7 +400,7 @@ def _feature_names(features: Iterable[str]) -> tuple[str, ...]:
         features = [features]
     names = tuple(dict.fromkeys(features))
     for name in names:
-        feature_class(name)
+        FEATURES[name]
     return names
 
 

@@ -18,7 +18,8 @@ from datasets import Features, List, Value
 from ..activations.backbone import Backbone, Observer
 from ..activations.batching import TokenBatch
 from ..activations.sae import CHUNK_ELEMENTS, Site, SparseAutoencoder, top_k
-from ..errors import NeuronSelectError, unknown
+from ..errors import NeuronSelectError
+from ..registry import Registry
 
 DRIFTS = ("endpoints", "mean", "per_token")
 PAPER_K = 192  # MoNA's K, used where neither K nor an SAE's own k is given
@@ -78,30 +79,8 @@ class Feature(ABC):
         return {cls.name: List(Value("float32"))}
 
 
-_FEATURES: dict[str, type[Feature]] = {}
-
-
-def register_feature(cls: type[Feature]) -> type[Feature]:
-    """Make a feature known by its name.
-
-    Raises:
-        NeuronSelectError: the name is taken.
-    """
-    if cls.name in _FEATURES and _FEATURES[cls.name] is not cls:
-        raise NeuronSelectError("a feature of this name is registered already", option="feature", value=cls.name)
-    _FEATURES[cls.name] = cls
-    return cls
-
-
-def feature_class(name: str) -> type[Feature]:
-    """The feature registered under ``name``.
-
-    Raises:
-        NeuronSelectError: unknown; the near names are given.
-    """
-    if name not in _FEATURES:
-        raise unknown("feature", name, _FEATURES, "features")
-    return _FEATURES[name]
+FEATURES: Registry[type[Feature]] = Registry("feature", "features")
+register_feature = FEATURES.add
 
 
 def _sparse_columns(name: str, sums: torch.Tensor, batch: TokenBatch, options: FeatureOptions) -> dict[str, Any]:
@@ -305,6 +284,6 @@ def column_types(names: tuple[str, ...], options: FeatureOptions) -> Features:
     """The ``datasets`` types of the columns these features and the bookkeeping make."""
     types: dict[str, Any] = {}
     for name in names:
-        types |= feature_class(name).column_types(options)
+        types |= FEATURES[name].column_types(options)
     types |= {"n_tokens": Value("int32"), "truncated": Value("bool"), "neuron_skip": Value("string")}
     return Features(types | {"neuron_extractor": Value("string")})

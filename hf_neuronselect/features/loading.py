@@ -20,7 +20,7 @@ from ..errors import NeuronSelectError
 from ..samples import SampleEncoder
 from ..sources import Source, hub_errors
 from .config import DTYPES, ExtractorConfig
-from .features import feature_class
+from .features import FEATURES
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def sample_encoder(config: ExtractorConfig, tokenizer: Any) -> SampleEncoder:
         pool_tokens=config.pool_tokens,
         max_length=config.max_length,
         truncation_side=config.truncation_side,
-        content_spans=any(feature_class(name).needs_content for name in config.features),
+        content_spans=any(FEATURES[name].needs_content for name in config.features),
         chat_template=config.chat_template,
     )
 
@@ -101,7 +101,7 @@ def _sae(source: Source, layer: int, device: str, dtype: str) -> SparseAutoencod
 
 def _depth(config: ExtractorConfig, sae: SparseAutoencoder | None, num_layers: int) -> int:
     """Blocks that must run."""
-    return 1 + max(feature_class(name).deepest(config.options, sae, num_layers) for name in config.features)
+    return 1 + max(FEATURES[name].deepest(config.options, sae, num_layers) for name in config.features)
 
 
 def _backbone(config: ExtractorConfig, sae: SparseAutoencoder | None, device: torch.device) -> Backbone:

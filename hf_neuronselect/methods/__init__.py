@@ -9,9 +9,9 @@ A third party adds one in three lines::
 """
 
 from . import hidden, mona, nait, polysemantic, routing
-from .base import Method, make_method, method_class, method_names, register_method
+from .base import METHODS, Method, make_method, register_method
 from .baselines import full, length, random
 
-__all__ = ["Method", "make_method", "method_class", "method_names", "register_method"]
+__all__ = ["METHODS", "Method", "make_method", "register_method"]
 
 _ = (hidden, mona, nait, polysemantic, routing, full, length, random)  # imported to register themselves

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import NeuronSelectError, unknown
+from ..errors import unknown
 from ..features.columns import FeatureBatch
+from ..registry import Registry
 
 Target = Mapping[str, np.ndarray]
 """What a method keeps of a target's exemplars: a few named arrays, saved as safetensors."""
@@ -65,35 +66,8 @@ class Method(ABC):
                 if name not in ("self", "args", "kwargs")}  # fmt: skip
 
 
-_METHODS: dict[str, type[Method]] = {}
-
-
-def register_method(cls: type[Method]) -> type[Method]:
-    """Make a method known by its name.
-
-    Raises:
-        NeuronSelectError: the name is taken.
-    """
-    if cls.name in _METHODS and _METHODS[cls.name] is not cls:
-        raise NeuronSelectError("a method of this name is registered already", option="method", value=cls.name)
-    _METHODS[cls.name] = cls
-    return cls
-
-
-def method_names() -> list[str]:
-    """Every registered name."""
-    return sorted(_METHODS)
-
-
-def method_class(name: str) -> type[Method]:
-    """The method registered under ``name``.
-
-    Raises:
-        NeuronSelectError: unknown; the near names are given.
-    """
-    if name not in _METHODS:
-        raise unknown("method", name, _METHODS, "method")
-    return _METHODS[name]
+METHODS: Registry[type[Method]] = Registry("method", "method")
+register_method = METHODS.add
 
 
 def make_method(name: str, params: Mapping[str, Any]) -> Method:
@@ -102,7 +76,7 @@ def make_method(name: str, params: Mapping[str, Any]) -> Method:
     Raises:
         NeuronSelectError: unknown method, or an option it does not have.
     """
-    cls = method_class(name)
+    cls = METHODS[name]
     known = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "args", "kwargs")]
     for option in params:
         if option not in known:

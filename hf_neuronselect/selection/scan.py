@@ -15,7 +15,7 @@ from datasets.utils import tqdm
 from ..errors import NeuronSelectError
 from ..features.columns import BOOKKEEPING, FeatureBatch
 from ..features.extractor import NeuronFeatureExtractor
-from ..features.features import feature_class
+from ..features.features import FEATURES
 from ..methods import Method
 from ..methods.base import Target
 from ..samples import Conversation, read_row, row_format, rows_of
@@ -32,7 +32,7 @@ def feature_columns(features: Sequence[str]) -> list[str]:
     """The columns these features are kept in."""
     found: list[str] = []
     for name in features:
-        found += [f"{name}_indices", f"{name}_values"] if feature_class(name).sparse else [name]
+        found += [f"{name}_indices", f"{name}_values"] if FEATURES[name].sparse else [name]
     return found
 
 
@@ -40,9 +40,7 @@ def added_columns(column_names: Sequence[str]) -> list[str]:
     """Which of the columns an extractor added."""
     if "neuron_extractor" not in column_names:
         return []
-    from ..features.features import _FEATURES
-
-    ours = set(feature_columns(list(_FEATURES))) | set(BOOKKEEPING)
+    ours = set(feature_columns(FEATURES.names())) | set(BOOKKEEPING)
     return [name for name in column_names if name in ours]
 
 
