@@ -42,7 +42,7 @@ from hf_neuronselect.samples import Conversation, Sample, read_row, row_format
 
 logger = logging.getLogger("extraction")
 
-BUDGETS, CHUNKS, PLAIN_BATCHES = (1024, 2048, 4096, 8192), (1024, 4096, 16384), (1, 8, 32)
+BUDGETS, CHUNKS, PLAIN_BATCHES = (512, 1024, 2048, 4096), (1024, 4096, 16384), (1, 8, 32)
 CHECKED_ROWS, TOLERANCE = 32, 1e-3
 RATIO = "{median:.2f} ({min:.2f} to {max:.2f})"
 SUBSET = "ours, on the plain way's rows"
