@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -107,16 +108,28 @@ def text_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def best_rows(selection: Selection, extractor: NeuronFeatureExtractor, target: str, rows: int = 5) -> list[dict]:
-    """The best rows with the SAE features that made them win and the tokens these fire on."""
+def best_rows(
+    selection: Selection, extractor: NeuronFeatureExtractor, target: str, usual: np.ndarray, rows: int = 5
+) -> list[dict[str, Any]]:
+    """The best rows, the SAE features that set them apart, and the tokens these fire on.
+
+    Args:
+        usual: ``[latents]``, the pool's mean features. A feature sets a row apart by the overlap with the
+            target it adds beyond what an average row has.
+    """
     found = []
     fmt = row_format(["messages"])
     for i in range(min(rows, len(selection))):
-        features = selection.explain(i, target=target, top=3)
+        features = selection.explain(i, target=target, top=len(usual))
+        overlap = sum(min(f["value"], f["target"]) for f in features)
+        for f in features:
+            f["usual"] = min(float(usual[int(f["latent"])]), f["target"]) / overlap
+        features = sorted(features, key=lambda f: f["usual"] - f["share"])[:3]
         conversation: Conversation = read_row(selection.dataset[i], fmt)
         tokens = feature_tokens(extractor, conversation, [int(f["latent"]) for f in features])
         words = [
-            f"feature {int(f['latent'])} ({f['share']:.1%} of the overlap; on {', '.join(map(repr, tokens[int(f['latent'])]))})"
+            f"feature {int(f['latent'])}: {f['share']:.1%} of the overlap, {f['usual']:.1%} in an average row; on "
+            + ", ".join(map(repr, tokens[int(f["latent"])]))
             for f in features
         ]
         row = selection.dataset[i]
@@ -145,13 +158,17 @@ def run_demo(out: Path, say: Callable[[str], None]) -> Path:
     tokens = int(np.sum(featured.with_format("numpy")["n_tokens"][:]))
     say(f"{tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s\n")
 
+    pooled = _sparse(featured, "mona")
+    usual = np.bincount(pooled.indices, pooled.values.astype(np.float64), minlength=pooled.indices.max() + 1) / len(
+        pool
+    )
     parts: list[str] = [f"<p>{len(pool)} rows, {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s.</p>"]
     for name, rows, selection in compare(featured, with_features, related, extractor):
         cells = [row.cells() for row in rows]
         say(f"{name}: share of {' + '.join(related[name])} in the picked {RATIO:.0%} (base rate {rows[0].base:.3f})")
         say(text_table(HEADER, cells) + "\n")
-        best = best_rows(selection, extractor, name)
-        say(f"The {len(best)} best rows for {name} by MoNA, and why:")
+        best = best_rows(selection, extractor, name, usual)
+        say(f"The {len(best)} best rows for {name} by MoNA, and what sets them apart:")
         for row in best:
             say(f"  {row['score']:.3f} {row['source']}: {' '.join(row['text'].split())[:90]} …")
             say("        " + "; ".join(row["why"][:2]))
