@@ -26,6 +26,7 @@ METHODS = {
     "mona": {},
     "nait": {},
     "nait, mean drift": {"direction": "mean"},
+    "nait, unit drifts, mean": {"normalize": True, "direction": "mean"},
     "polysemantic": {},
     "hidden": {},
     "longest": {},
