@@ -26,7 +26,6 @@ METHODS = {
     "mona": {},
     "nait": {},
     "nait, mean drift": {"direction": "mean"},
-    "nait, unit drifts, mean": {"normalize": True, "direction": "mean"},
     "polysemantic": {},
     "hidden": {},
     "longest": {},
