@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
-from datasets import concatenate_datasets
+from datasets import concatenate_datasets, load_dataset
 
-from hf_neuronselect import NeuronSelector, bundled
+from hf_neuronselect import NeuronSelector, bundled, demo
 from hf_neuronselect.demo import precision
 
 
@@ -23,6 +26,27 @@ def test_mona_beats_chance_and_length_on_the_bundled_pool() -> None:
         selection = NeuronSelector("mona").fit({name: target}, extractor=extractor).select(small, ratio=base)
         longest = NeuronSelector("longest").select(small, ratio=base, extractor=extractor)
         assert precision(selection, related[name]) > max(3 * base, precision(longest, related[name]))
+
+
+@pytest.mark.slow
+def test_the_demo_says_and_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = np.asarray(bundled.pool()["source"])
+    rows = np.concatenate([np.flatnonzero(sources == name)[:8] for name in np.unique(sources)])
+    small, targets = bundled.pool().select(rows), bundled.targets()
+    monkeypatch.setattr(demo.bundled, "pool", lambda: small)
+    monkeypatch.setattr(demo.bundled, "targets", lambda: {n: targets[n].select(range(8)) for n in ("gsm8k", "mbpp")})
+    said: list[str] = []
+    report = demo.run_demo(tmp_path, said.append)
+    text = "\n".join(said)
+    for label in demo.METHODS:
+        assert sum(line.startswith(label + " ") for line in text.splitlines()) >= 2, label
+    assert "of the overlap" in text and "tokens/s" in text
+    for name in ("gsm8k", "mbpp"):
+        assert len(load_dataset(str(tmp_path / name), split="train")) == 8
+        made = json.loads((tmp_path / name / "selection.json").read_text())
+        assert made["pool"]["id"] == "bundled demo pool" and made["extractor"]["options"]["layer"] == 3
+    assert (tmp_path / "profiles.png").read_bytes().startswith(b"\x89PNG")
+    assert "data:image/png;base64" in report.read_text()
 
 
 def test_the_bundle_is_permissive_complete_and_small() -> None:
