@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from hf_neuronselect.features.features import FeatureOptions
 
 
 def test_two_processes_one_fingerprint_and_a_cache_hit(tmp_path: Path, tiny_folder: Path) -> None:
-    """A second process finds the first one's result in milliseconds, without loading weights."""
+    """A second process finds the first one's result without loading weights."""
     script = f"""
-import sys, time, json
+import sys, json
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from conftest import make_extractor, rows
 from pathlib import Path
@@ -36,11 +35,9 @@ if not file.exists():
     rows(20).to_parquet(file)
 pool = Dataset.from_parquet(str(file), cache_dir={str(tmp_path / "cache")!r})
 extractor = make_extractor(Path({str(tiny_folder)!r}), features=["mona"])
-started = time.perf_counter()
 fingerprint = Hasher.hash(extractor)
-hashing = time.perf_counter() - started
 mapped = pool.map(extractor, batched=True)
-print(json.dumps([fingerprint, extractor.hash, mapped._fingerprint, hashing, len(module._BACKBONES)]))
+print(json.dumps([fingerprint, extractor.hash, mapped._fingerprint, len(module._BACKBONES)]))
 """
     import json
 
@@ -50,8 +47,7 @@ print(json.dumps([fingerprint, extractor.hash, mapped._fingerprint, hashing, len
         found.append(json.loads(done.stdout.strip().splitlines()[-1]))
     first, second = found
     assert first[:3] == second[:3]
-    assert first[4] >= 1 and second[4] == 0, "the second process loaded the model: no cache hit"
-    assert second[3] < 0.5
+    assert first[3] >= 1 and second[3] == 0, "the second process loaded the model: no cache hit"
 
 
 def test_pickle_holds_no_weights(extractor: NeuronFeatureExtractor, pool: Dataset) -> None:
@@ -108,13 +104,6 @@ def test_content_hash_follows_the_weights(tmp_path: Path, tiny_folder: Path) -> 
     one = make_extractor(tiny_folder).hash
     write_sae(tmp_path / "sae" / "layers.2", 32, seed=1)
     assert make_extractor(tiny_folder, sae=str(tmp_path / "sae")).hash != one
-
-
-def test_hashing_takes_milliseconds(extractor: NeuronFeatureExtractor) -> None:
-    started = time.perf_counter()
-    for _ in range(20):
-        Hasher.hash(extractor)
-    assert (time.perf_counter() - started) / 20 < 0.05
 
 
 def test_map_with_two_spawned_workers(tmp_path: Path, tiny_folder: Path) -> None:
