@@ -1,6 +1,6 @@
 """Train the bundled SAE on the penultimate block of the bundled model, on the same text.
 
-python recipes/tiny/train_sae.py --work WORK --model WORK/model --out WORK/sae --tokens 12e6
+python recipes/tiny/train_sae.py --work WORK --model WORK/model --out WORK/sae --tokens 6e6
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="what corpus.py wrote")
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=float, default=12e6)
+    parser.add_argument("--tokens", type=float, default=6e6)
     parser.add_argument("--expansion-factor", type=int, default=16)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--lr", type=float, default=None)
