@@ -60,7 +60,8 @@ class Reader:
     """Reads data as a method needs it: from feature columns if they are there, else by an extractor.
 
     Args:
-        method: its features (or ``names``) are needed. extractor: used where columns are missing.
+        names: the features needed. optional: taken along where they are there or can be computed.
+        extractor: used where columns are missing.
         expect: hash the features must have come from; None takes what stands in the data.
 
     Raises:
@@ -187,7 +188,7 @@ class Tally:
     tokens: int = 0
     truncated: int = 0
     excluded: dict[str, int] = field(default_factory=lambda: dict.fromkeys(EXCLUDED[1:], 0))
-    reasons: dict[str, int] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def add(self, scored: Scored, skips: Sequence[str]) -> None:
@@ -198,10 +199,8 @@ class Tally:
             if code:
                 self.excluded[EXCLUDED[code]] += int(count)
         for i, skip in enumerate(skips):
-            if skip.startswith("error"):
-                reason = skip.removeprefix("error: ")
-                if reason in self.reasons or len(self.reasons) < _NAMED_ERRORS:
-                    self.reasons.setdefault(f"row {int(scored.index[i])}: {reason}", 1)
+            if skip.startswith("error") and len(self.reasons) < _NAMED_ERRORS:
+                self.reasons.append(f"row {int(scored.index[i])}: {skip.removeprefix('error: ')}")
 
 
 def scan(

@@ -273,7 +273,7 @@ class NeuronSelector:
     def _check_some(self, excluded: np.ndarray, tally: Tally) -> None:
         if not (excluded == 0).any():
             why = ", ".join(f"{count} {name}" for name, count in tally.excluded.items() if count)
-            first = f"; {next(iter(tally.reasons))}" if tally.reasons else ""
+            first = f"; {tally.reasons[0]}" if tally.reasons else ""
             raise NeuronSelectError(f"none of the {tally.rows} rows can be selected ({why}{first})", option="pool")
 
     def _rows(self, pool: Dataset, indices: np.ndarray, scores: Mapping[str, np.ndarray], score: np.ndarray) -> Dataset:
@@ -376,7 +376,7 @@ class NeuronSelector:
                 "selected": len(selection.indices),
                 "truncated": tally.truncated,
                 **tally.excluded,
-                "reasons": list(tally.reasons),
+                "reasons": tally.reasons,
             },
             "tokens": {
                 "pool_mean": round(tally.tokens / max(1, tally.rows), 2) if tally.tokens else None,
