@@ -1,25 +1,70 @@
 """Small real things, made once a session: a saved tiny model with its tokenizer and SAE, a pool, a target."""
 
+# ruff: noqa: E402 (the environment is set before anything reads it)
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The clients read these when they are imported. Nothing of the developer's own: no token, no cache, no real Hub. The
+# port is kept and closed until the `hub` fixture serves on it: without it, a request is refused at once.
+PORT = socket.socket()
+if "PYTEST_CURRENT_TEST" not in os.environ:  # else a worker that a test started: it keeps its parent's
+    PORT.bind(("127.0.0.1", 0))
+    home = tempfile.mkdtemp(prefix="hf_home_")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]:
+        del os.environ[name]
+    os.environ |= {
+        "HF_ENDPOINT": f"http://127.0.0.1:{PORT.getsockname()[1]}",
+        "HF_TOKEN": "hf_secret",
+        "HF_HOME": home,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets counts downloads elsewhere, whatever the endpoint
+        "TOKENIZERS_PARALLELISM": "false",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
 
+import datasets.config
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from families import tiny_model, tiny_tokenizer
+from hub import Hub, running
 from safetensors.torch import save_file
 
 from hf_neuronselect import NeuronFeatureExtractor
 
 LATENTS, K = 96, 6
 ALL = ("mona", "nait", "polysemantic", "hidden")
+
+
+@pytest.fixture(scope="session")
+def hub() -> Iterator[Hub]:
+    """A Hub that this process's clients, and those of its children, push to and load from."""
+    made = Hub()
+    with running(made, PORT):
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def offline_without_a_hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "hub" not in request.fixturenames:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="session")
