@@ -3,6 +3,7 @@
 from .errors import NeuronSelectError, NeuronSelectWarning
 from .features.extractor import NeuronFeatureExtractor
 from .features.features import Feature, register_feature
+from .library import FeatureLibrary
 from .methods import Method, register_method
 from .selection import NeuronSelector, Selection
 
@@ -10,6 +11,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Feature",
+    "FeatureLibrary",
     "Method",
     "NeuronFeatureExtractor",
     "NeuronSelectError",

@@ -17,7 +17,7 @@ from . import bundled
 from .explain import activation_profiles, feature_tokens
 from .features.columns import FeatureBatch, SparseRows
 from .features.extractor import NeuronFeatureExtractor
-from .report import excerpt, page, picture, table
+from .report import excerpt, page, picture, table, text_table
 from .samples import Conversation, read_row, row_format
 from .selection import NeuronSelector, Selection
 
@@ -105,16 +105,6 @@ def compare(
                 chosen = found[0]
         assert chosen is not None
         yield name, rows, chosen
-
-
-def text_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Columns lined up: the first to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in [header, *rows]
-    ]  # fmt: skip
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 def best_rows(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-from huggingface_hub import HfApi, constants
+from huggingface_hub import DatasetInfo, HfApi, constants
 
 from .errors import NeuronSelectError
+from .samples import RowFormat, read_row, row_format
 from .sources import content_hash, hub_errors
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -65,9 +68,10 @@ def load_rows(spec: str, *, option: str = "pool", streaming: bool = False, token
     revision = match["revision"]
     with hub_errors(option, spec):
         try:
-            commit = None
+            commit, terms = None, {"restricted": "its terms were not asked for, offline"}
             if not constants.HF_HUB_OFFLINE:
-                commit = HfApi(token=token).dataset_info(match["id"], revision=revision).sha
+                info = HfApi(token=token).dataset_info(match["id"], revision=revision)
+                commit, terms = info.sha, _terms(info)
             data = load_dataset(
                 match["id"], config, split=split, revision=commit or revision, streaming=streaming, token=token
             )
@@ -75,7 +79,25 @@ def load_rows(spec: str, *, option: str = "pool", streaming: bool = False, token
             reason = " ".join(str(cause).split())[:300]
             raise NeuronSelectError(f"cannot be loaded: {reason}", option=option, value=spec) from cause
     commit = commit or _cached_commit(data) or revision
-    return Rows(data, {"id": match["id"], "commit": commit, "config": config, "split": split})
+    return Rows(data, {"id": match["id"], "commit": commit, "config": config, "split": split} | terms)
+
+
+def _terms(info: DatasetInfo) -> dict[str, Any]:
+    """What the source says about its use: ``license`` as it states it, ``restricted`` (private or gated)."""
+    stated = info.card_data.get("license") if info.card_data else None
+    restricted = "private" if info.private else "gated" if info.gated else None
+    return {name: value for name, value in (("license", stated), ("restricted", restricted)) if value}
+
+
+def spec_of(about: Mapping[str, Any]) -> str:
+    """What to type after ``--pool`` to get these rows again: ``id@commit[:config[:split]]``, or a file's name."""
+    name, commit = str(about.get("id") or "ROWS"), str(about.get("commit") or "")
+    if not commit or ":" in commit:
+        return name
+    config, split = about.get("config"), about.get("split") or "train"
+    # A split other than train needs the config before it; the first one is called `default`.
+    rest = f":{config or 'default'}:{split}" if config or split != "train" else ""
+    return f"{name}@{commit}{rest}"
 
 
 def _cached_commit(data: Dataset | IterableDataset) -> str | None:
@@ -86,7 +108,7 @@ def _cached_commit(data: Dataset | IterableDataset) -> str | None:
 
 
 def _load_local(path: Path, option: str, streaming: bool) -> Rows:
-    about = {"id": path.resolve().name, "commit": f"content:{content_hash(path)}"}
+    about: dict[str, Any] = {"id": path.resolve().name, "commit": f"content:{content_hash(path)}"}
     try:
         if path.is_dir() and (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             loaded = load_from_disk(str(path))
@@ -97,7 +119,11 @@ def _load_local(path: Path, option: str, streaming: bool) -> Rows:
             return Rows(loaded.to_iterable_dataset() if streaming else loaded, about)
         files = [path]
         if path.is_dir():
-            root = path / "data" if (path / "selection.json").is_file() else path
+            root = path
+            if (path / "selection.json").is_file():  # rows of rows: the first source's terms go on holding
+                root = path / "data"
+                first = json.loads((path / "selection.json").read_text(encoding="utf-8")).get("pool", {})
+                about |= {name: first[name] for name in ("license", "restricted") if first.get(name)}
             files = sorted(p for p in root.rglob("*") if _builder(p) and p.is_file() and p.name != "selection.json")
         builders = {_builder(file) for file in files}
         if not files or None in builders or len(builders) > 1:
@@ -116,6 +142,25 @@ def _load_local(path: Path, option: str, streaming: bool) -> Rows:
         reason = " ".join(str(cause.__cause__ or cause).split())[:240]
         raise NeuronSelectError(f"cannot be read: {reason}", option=option, value=path.name) from cause
     return Rows(data, about)
+
+
+def with_messages(data: Dataset, fmt: RowFormat | None = None) -> Dataset:
+    """Rows of any format with a ``messages`` column (roles and contents); one that is there stays as it is.
+
+    Raises:
+        NeuronSelectError: columns missing, or plain texts, which have no turns.
+    """
+    if "messages" in data.column_names:
+        return data
+    fmt = fmt or row_format(data.column_names)
+    if fmt.name == "text":
+        raise NeuronSelectError("plain texts have no turns; name columns with messages, or prompt and completion",
+                                option="row_format", value="text")  # fmt: skip
+    turns = [
+        [{"role": m["role"], "content": m["content"]} for m in read_row(row, fmt).messages]
+        for row in data.select_columns(fmt.used)
+    ]
+    return data.add_column("messages", turns, feature=List({"role": Value("string"), "content": Value("string")}))
 
 
 def _builder(path: Path) -> str | None:

@@ -36,6 +36,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns lined up: the first to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in [header, *rows]
+    ]  # fmt: skip
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
 def page(title: str, *parts: str) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>"
@@ -57,7 +67,7 @@ def excerpt(selection: Selection, i: int, characters: int = 600) -> str:
 
 
 def selection_report(selection: Selection, rows: int = 20) -> str:
-    """Facts, counts and the first rows of a selection as a page."""
+    """Facts, counts and the first ``rows`` rows of a selection as a page; with 0 no text of the data is in it."""
     made = selection.provenance
     budget = ", ".join(f"{name} {value}" for name, value in made["budget"].items())
     facts = [
@@ -83,5 +93,5 @@ def selection_report(selection: Selection, rows: int = 20) -> str:
         f"{len(selection)} rows selected by {made['method']['name']}",
         table(["", ""], facts),
         notes,
-        f"<h2>The first rows</h2><table>{head}{body}</table>",
+        f"<h2>The first rows</h2><table>{head}{body}</table>" if shown else "",
     )

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -60,11 +61,11 @@ class Source:
 
 
 @contextmanager
-def hub_errors(option: str, value: str) -> Iterator[None]:
+def hub_errors(option: str, value: str, *, writing: bool = False) -> Iterator[None]:
     """Turn what Hub clients raise into one clear line naming the option and the mend."""
 
     def error(message: str) -> NeuronSelectError:
-        return NeuronSelectError(message, option=option, value=value)
+        return NeuronSelectError(message, option=option, value=value or None)
 
     page = f"{constants.ENDPOINT}/{'/'.join(value.split('@')[0].split(':')[0].split('/')[:2])}"
     try:
@@ -73,12 +74,16 @@ def hub_errors(option: str, value: str) -> Iterator[None]:
         raise error(f"the repository is gated: accept its terms at {page}, then run `hf auth login`") from cause
     except RevisionNotFoundError as cause:
         raise error("the repository has no such revision; look at its branches and tags on the Hub") from cause
+    except LocalTokenNotFoundError as cause:
+        raise error("no token: run `hf auth login` or set HF_TOKEN") from cause
     except RepositoryNotFoundError as cause:
+        if writing:
+            raise error("no such repository, or the token may not see it") from cause
         raise error("no such path here and no such repository on the Hub, or it is private and needs "
                     "`hf auth login` (or HF_TOKEN)") from cause  # fmt: skip
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as cause:
         if isinstance(cause.__cause__, HfHubHTTPError):  # the Hub did answer, and nothing is cached
-            raise error(_answered(cause.__cause__)) from cause
+            raise error(_answered(cause.__cause__, writing)) from cause
         offline = "HF_HUB_OFFLINE is set and" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached and"
         raise error(f"no such path here; {offline} nothing of that name is in the cache") from cause
     except EntryNotFoundError as cause:
@@ -86,7 +91,7 @@ def hub_errors(option: str, value: str) -> Iterator[None]:
     except HFValidationError as cause:
         raise error("neither a path that exists nor a Hub id (org/name)") from cause
     except HfHubHTTPError as cause:
-        raise error(_answered(cause)) from cause
+        raise error(_answered(cause, writing)) from cause
     except (HTTPError, ConnectionError, TimeoutError) as cause:
         if constants.HF_HUB_OFFLINE:
             raise error("no such path here; HF_HUB_OFFLINE is set and nothing of that name is in the cache") from cause
@@ -94,9 +99,16 @@ def hub_errors(option: str, value: str) -> Iterator[None]:
                     "HF_HUB_OFFLINE=1 and what is cached") from cause  # fmt: skip
 
 
-def _answered(cause: HfHubHTTPError) -> str:
+def _answered(cause: HfHubHTTPError, writing: bool) -> str:
     status = getattr(cause.response, "status_code", "?")
-    mends: dict[Any, str] = {401: "log in with `hf auth login` or set HF_TOKEN", 403: "the token may not read it"}
+    mends: dict[Any, str] = {
+        401: "log in with `hf auth login` or set HF_TOKEN to a token it knows",
+        403: f"the token may not {'write' if writing else 'read'} it",
+        409: "the repository is being changed; try again",
+        412: "somebody pushed in the meantime; push again",
+    }
+    if status == 400:  # the Hub's own words say what it does not like
+        return f"the Hub refused it: {' '.join(str(cause).split())[-200:]}"
     return f"the Hub answered {status}; {mends.get(status, 'try again later')}"
 
 

@@ -17,12 +17,14 @@ FLOORS = [
     {"methods"},
     {"pools"},
     {"selection"},
-    {"cards", "report", "explain", "sae_training", "bundled"},
-    {"demo"},
+    {"metrics", "cards", "report", "explain", "sae_training", "bundled"},
+    {"hub"},
+    {"library", "training", "export"},
+    {"demo", "recipe"},
     {"cli"},
 ]
-# Pages are written by `selection` when it saves itself: imported there, inside the function.
-LAZY = {("selection", "cards"), ("selection", "report")}
+# Cards are written and pushed by `selection` when it saves itself: imported there, inside the function.
+LAZY = {("selection", "cards"), ("selection", "report"), ("selection", "hub")}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.stem != "__init__")
 
 

@@ -166,10 +166,13 @@ def test_an_edited_or_foreign_folder_is_refused(
 ) -> None:
     selection = fitted("mona", target, extractor).select(pool, k=5)
     selection.save_pretrained(tmp_path / "sel")
-    pool.select(range(3)).add_column("source_index", [0, 1, 2]).to_parquet(
-        tmp_path / "sel" / "data" / "train-00000-of-00001.parquet"
-    )
-    with pytest.raises(NeuronSelectError, match="edited by hand: 3 rows, selection.json says 5"):
+    data = tmp_path / "sel" / "data" / "train-00000-of-00001.parquet"
+    rows = Dataset.from_parquet(str(data))
+    rows.select(range(3)).to_parquet(data)
+    with pytest.raises(NeuronSelectError, match=r"was changed .*3 rows in data/, 5 by selection.json"):
+        Selection.from_pretrained(tmp_path / "sel")
+    rows.map(lambda row: {"source": "mine"}).to_parquet(data)  # as many rows as before, other contents
+    with pytest.raises(NeuronSelectError, match="was changed after selection.json was written"):
         Selection.from_pretrained(tmp_path / "sel")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")

@@ -45,3 +45,11 @@ class ExtractorConfig:
                 if ":" in state[key]["commit"]:
                     del state[key]["id"]
         return state
+
+    def about(self) -> dict[str, Any]:
+        """What provenance and cards say: :meth:`numbers` and, for what is local, its folder's name."""
+        state = self.numbers()
+        for key, source in (("model", self.model), ("sae", self.sae)):
+            if source is not None:
+                state[key] = {"id": source.id, "commit": source.commit}
+        return state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, List, Value
+from datasets import Dataset
 from huggingface_hub import snapshot_download
 
 from ..errors import NeuronSelectError
-from ..samples import read_row, row_format
+from ..pools import with_messages
+from ..samples import row_format
 from ..sources import content_hash, hub_errors
 from .budget import Budget, Picked
 from .scan import EXCLUDED, Reader
@@ -22,7 +24,9 @@ from .scan import EXCLUDED, Reader
 if TYPE_CHECKING:
     from .selector import NeuronSelector
 
+RECORD = "selection.json"
 DATA_FILE = "data/train-00000-of-00001.parquet"
+SCORES_FILE = "scores.parquet"
 
 
 def score_table(
@@ -177,61 +181,87 @@ class Selection:
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     # -------------------------------------------------------------------------------- persistence
-    def save_pretrained(self, folder: str | Path, *, messages: bool = True) -> None:
+    def save_pretrained(self, folder: str | Path, *, messages: bool = True, examples: bool = True) -> None:
         """Write a selection folder; ``datasets.load_dataset(folder)`` opens its rows.
 
         Args:
-            folder: new, empty, or a selection folder (replaced).
+            folder: new, empty, or a selection folder (replaced; what was added to its README stays).
             messages: add a ``messages`` column where the rows have none.
+            examples: show beginnings of rows in the card and the report.
 
         Raises:
             NeuronSelectError: the folder holds something else, or the disk is full.
         """
-        from ..cards import selection_card
-        from ..report import selection_report
-
         folder = Path(folder)
-        if folder.exists() and (
-            not folder.is_dir() or (any(folder.iterdir()) and not (folder / "selection.json").exists())
-        ):
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / RECORD).exists())):
             raise NeuronSelectError(
                 "exists and is not a selection folder; name another", option="out", value=folder.name
             )
         try:
             (folder / "data").mkdir(parents=True, exist_ok=True)
+            # The record is written last: a folder without it is not a selection yet.
+            (folder / RECORD).unlink(missing_ok=True)
             (self._with_messages() if messages else self.dataset).to_parquet(folder / DATA_FILE)
             writer: pq.ParquetWriter | None = None
             for table in self._score_batches():
-                writer = writer or pq.ParquetWriter(folder / "scores.parquet", table.schema)
+                writer = writer or pq.ParquetWriter(folder / SCORES_FILE, table.schema)
                 writer.write_table(table)
             if writer is not None:
                 writer.close()
+            files = {name: content_hash(folder / name) for name in (DATA_FILE, SCORES_FILE)}
+            self.provenance["files"] = files
+            self.write_pages(folder, examples)
             text = json.dumps(self.provenance, indent=2, ensure_ascii=False, default=str)
-            (folder / "README.md").write_text(
-                selection_card(self.provenance, content_hash(folder / DATA_FILE)), encoding="utf-8"
-            )
-            (folder / "report.html").write_text(selection_report(self), encoding="utf-8")
-            (folder / "selection.json").write_text(text + "\n", encoding="utf-8")
+            (folder / RECORD).write_text(text + "\n", encoding="utf-8")
         except OSError as cause:
             raise NeuronSelectError(
                 f"cannot be written: {cause.strerror or cause}", option="out", value=folder.name
             ) from cause
 
+    def write_pages(self, folder: Path, examples: bool) -> None:
+        """``README.md`` (what was added to it stays) and ``report.html`` of a selection folder."""
+        from ..cards import SelectionCard, write_card
+        from ..report import excerpt, selection_report
+
+        shown = [excerpt(self, i) for i in range(min(3, len(self)))] if examples else []
+        write_card(folder, SelectionCard(self.provenance, self.provenance["files"][DATA_FILE], shown))
+        (folder / "report.html").write_text(selection_report(self, rows=20 if examples else 0), encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+        allow_public: bool = False,
+        examples: bool = True,
+    ) -> str:
+        """Push the rows, the scores (a second config), the record and the card, in one commit.
+
+        Args: as in :func:`hf_neuronselect.hub.push_folder`; ``examples`` as in :meth:`save_pretrained`.
+
+        Returns:
+            The dataset's URL, or the pull request's.
+        """
+        from ..hub import push_folder
+
+        with tempfile.TemporaryDirectory(prefix="neuronselect-") as folder:
+            self.save_pretrained(folder, examples=examples)
+            return push_folder(
+                folder, repo_id, private=private, revision=revision, create_pr=create_pr,
+                commit_message=commit_message or f"{self!r}", token=token, allow_public=allow_public,
+            )  # fmt: skip
+
     def _with_messages(self) -> Dataset:
         if "messages" in self.dataset.column_names:
             return self.dataset
         settings = self.provenance.get("extractor") or {}
-        renames = dict(settings.get("columns") or [])
         own = [c for c in self.dataset.column_names if not c.startswith("neuron_") and c != "source_index"]
-        fmt = row_format(own, settings.get("row_format", "auto"), renames)
-        if fmt.name == "text":
-            return self.dataset
-        turns = [
-            [{"role": m["role"], "content": m["content"]} for m in read_row(row, fmt).messages]
-            for row in self.dataset.select_columns(fmt.used)
-        ]
-        kind = List({"role": Value("string"), "content": Value("string")})
-        return self.dataset.add_column("messages", turns, feature=kind)
+        fmt = row_format(own, settings.get("row_format", "auto"), dict(settings.get("columns") or []))
+        return self.dataset if fmt.name == "text" else with_messages(self.dataset, fmt)
 
     @classmethod
     def from_pretrained(
@@ -248,22 +278,38 @@ class Selection:
                 folder = Path(
                     snapshot_download(
                         str(source), repo_type="dataset", revision=revision, token=token,
-                        allow_patterns=["selection.json", "scores.parquet", "data/*.parquet"],
+                        allow_patterns=[RECORD, SCORES_FILE, "data/*.parquet"],
                     )
                 )  # fmt: skip
-        try:
-            provenance = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
-            dataset = Dataset.from_parquet(str(folder / DATA_FILE))
-            scores = pq.read_table(folder / "scores.parquet")
-        except (OSError, json.JSONDecodeError, pa.ArrowInvalid) as cause:
-            reason = " ".join(str(cause).split())[:160]
-            raise NeuronSelectError(
-                f"not a selection folder ({reason})", option="selection", value=folder.name
-            ) from cause
+        provenance = check_selection(folder, str(source))
+        dataset = Dataset.from_parquet(str(folder / DATA_FILE))
         assert isinstance(dataset, Dataset)
-        if len(dataset) != provenance["counts"]["selected"]:
+        return cls(
+            dataset,
+            np.asarray(dataset["source_index"], dtype=np.int64),
+            pq.read_table(folder / SCORES_FILE),
+            provenance=provenance,
+        )
+
+
+def check_selection(folder: Path, name: str) -> dict[str, Any]:
+    """``selection.json`` of a folder whose files are those it was written with.
+
+    Raises:
+        NeuronSelectError: not a selection folder, or one that was edited.
+    """
+    try:
+        provenance: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        rows = pq.read_metadata(folder / DATA_FILE).num_rows
+        now = {file: content_hash(folder / file) for file in provenance["files"]}
+    except (OSError, KeyError, json.JSONDecodeError, pa.ArrowInvalid) as cause:
+        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:160]
+        raise NeuronSelectError(f"not a selection folder ({reason})", option="selection", value=name) from cause
+    for file, before in provenance["files"].items():
+        if now[file] != before:
             raise NeuronSelectError(
-                f"edited by hand: {len(dataset)} rows, selection.json says {provenance['counts']['selected']}",
-                option="selection", value=folder.name,
+                f"{file} was changed after selection.json was written ({rows} rows in data/, "
+                f"{provenance['counts']['selected']} by selection.json); select again, or use the file itself as rows",
+                option="selection", value=name,
             )  # fmt: skip
-        return cls(dataset, np.asarray(dataset["source_index"], dtype=np.int64), scores, provenance=provenance)
+    return provenance

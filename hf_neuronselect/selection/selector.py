@@ -36,6 +36,7 @@ Data: TypeAlias = Dataset | IterableDataset
 TARGET_NAME = re.compile(r"[A-Za-z0-9_-]+")
 EXCLUDE = ("duplicate", "leak")
 FORMAT = 1
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "capability.safetensors"
 
 
 class NeuronSelector:
@@ -58,6 +59,7 @@ class NeuronSelector:
         self.counts: dict[str, dict[str, int]] = {}
         self.extractor: NeuronFeatureExtractor | None = None
         self.extractor_hash: str | None = None
+        self.extractor_about: dict[str, Any] | None = None  # of a loaded capability
         self.leakage = Leakage()
         if not self.method.needs_target:
             self.targets = {self.method.name: {}}
@@ -369,7 +371,7 @@ class NeuronSelector:
             "aggregate": aggregate if len(self.targets) > 1 else None,
             "weights": dict(weights) if weights else None,
             "exclude": list(exclude),
-            "extractor": None if extractor is None else extractor.config.numbers() | {"hash": extractor.hash},
+            "extractor": None if extractor is None else extractor.config.about() | {"hash": extractor.hash},
             "pool": {"fingerprint": getattr(pool, "_fingerprint", None), "rows": tally.rows},
             "counts": {
                 "rows": tally.rows,
@@ -383,7 +385,8 @@ class NeuronSelector:
                 "selected_mean": round(float(lengths.mean()), 2) if len(lengths) and tally.tokens else None,
             },
             "packages": {
-                name: version(name) for name in ("datasets", "transformers", "torch", "huggingface-hub", "numpy")
+                name: version(name)
+                for name in ("hf-neuronselect", "datasets", "transformers", "torch", "huggingface-hub", "numpy")
             },
             "timing": {
                 "seconds": round(tally.seconds, 3),
@@ -393,13 +396,27 @@ class NeuronSelector:
         }
 
     # -------------------------------------------------------------------------------- persistence
-    def save_pretrained(self, folder: str | Path) -> None:
+    def about(self) -> dict[str, Any]:
+        """``config.json`` of a saved capability: method, parameters, targets and the extractor it belongs to."""
+        return {
+            "format": FORMAT,
+            "method": self.method.name,
+            "params": self.method.params(),
+            "targets": {name: self.counts.get(name, {}) for name in self.targets},
+            "extractor_hash": self.extractor_hash,
+            "extractor": self.extractor.config.about() if self.extractor is not None else self.extractor_about,
+        }
+
+    def save_pretrained(self, folder: str | Path, *, card: bool = True) -> None:
         """Write a capability: ``config.json``, ``capability.safetensors`` (no exemplar text) and ``README.md``.
+
+        Args:
+            card: write the README, keeping what was added to the one that is there.
 
         Raises:
             NeuronSelectError: nothing is fitted.
         """
-        from ..cards import capability_card
+        from ..cards import CapabilityCard, write_card
 
         if not self.targets:
             raise NeuronSelectError("fit a target first: there is nothing to save")
@@ -409,47 +426,70 @@ class NeuronSelector:
                   for key, value in target.items()}  # fmt: skip
         arrays["leakage/rows"] = as_array(self.leakage.rows)
         arrays["leakage/questions"] = as_array(self.leakage.questions)
-        save_file(arrays, folder / "capability.safetensors")
-        config = {
-            "format": FORMAT,
-            "method": self.method.name,
-            "params": self.method.params(),
-            "targets": {name: self.counts.get(name, {}) for name in self.targets},
-            "extractor_hash": self.extractor_hash,
-            "extractor": None if self.extractor is None else self.extractor.config.numbers(),
-        }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(capability_card(config), encoding="utf-8")
+        save_file(arrays, folder / WEIGHTS_FILE)
+        (folder / CONFIG_FILE).write_text(json.dumps(self.about(), indent=2) + "\n", encoding="utf-8")
+        if card:
+            write_card(folder, CapabilityCard(self.about()))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Push the capability and its card, in one commit.
+
+        Args: as in :func:`hf_neuronselect.hub.push_folder`.
+
+        Returns:
+            The model repository's URL, or the pull request's.
+        """
+        from ..hub import push_folder
+
+        with tempfile.TemporaryDirectory(prefix="neuronselect-") as folder:
+            self.save_pretrained(folder)
+            return push_folder(
+                folder, repo_id, private=private, revision=revision, create_pr=create_pr,
+                commit_message=commit_message or f"{self!r}", token=token,
+            )  # fmt: skip
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None
+        cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None, subfolder: str = ""
     ) -> NeuronSelector:
         """A saved capability, from a folder or the Hub.
+
+        Args:
+            subfolder: where in the folder or repository it lies (a feature library has several).
 
         Raises:
             NeuronSelectError: not a capability, or a damaged one.
         """
         folder = Path(source)
         if not folder.is_dir():
+            inside = f"{subfolder}/" if subfolder else ""
             with hub_errors("target", str(source)):
-                patterns = ["config.json", "capability.safetensors"]
+                patterns = [f"{inside}{CONFIG_FILE}", f"{inside}{WEIGHTS_FILE}"]
                 folder = Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
+        folder = folder / subfolder
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            arrays = load_file(folder / "capability.safetensors")
+            config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            arrays = load_file(folder / WEIGHTS_FILE)
             selector = cls(config["method"], **config["params"])
-        except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as cause:
-            raise NeuronSelectError(
-                f"not a capability folder ({type(cause).__name__}: {cause})", option="target", value=folder.name
-            ) from cause
+        except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as cause:
+            reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:160]
+            raise NeuronSelectError(f"not a capability ({reason})", option="target", value=str(source)) from cause
         for name in config["targets"]:
             prefix = f"{name}/"
             selector.targets[name] = {
                 key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
             }
         selector.counts = config["targets"]
-        selector.extractor_hash = config["extractor_hash"]
+        selector.extractor_hash, selector.extractor_about = config["extractor_hash"], config["extractor"]
         selector.leakage = Leakage(from_array(arrays["leakage/rows"]), from_array(arrays["leakage/questions"]))
         return selector
 

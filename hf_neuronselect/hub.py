@@ -1,0 +1,219 @@
+"""To the Hub: any folder the package wrote, as ONE commit of the files that belong to its kind.
+
+Not ``upload_folder`` (several commits with Xet on), not ``Trainer.push_to_hub`` (uploads a pickle).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub.errors import RevisionNotFoundError
+
+from .cards import merge_card
+from .errors import NeuronSelectError
+from .selection.selection import check_selection
+from .sources import hub_errors
+
+README = "README.md"
+_ANYONES = (".gitattributes", README)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A folder the package writes.
+
+    Attributes:
+        marker: the file (a glob) that tells the kind. repo_type: where it is pushed to.
+        files: globs of what belongs to it; nothing else is pushed, and what is theirs in a repository
+            but not in the folder is deleted by the same commit.
+    """
+
+    name: str
+    marker: str
+    repo_type: str
+    files: tuple[str, ...]
+
+    def owns(self, name: str) -> bool:
+        return any(_matches(name, pattern) for pattern in (README, *self.files))
+
+    def marks(self, names: Iterable[str]) -> bool:
+        return any(_matches(name, self.marker) for name in names)
+
+
+KINDS = (
+    Kind("selection", "selection.json", "dataset",
+         ("selection.json", "scores.parquet", "report.html", "data/*.parquet")),
+    Kind("feature library", "library.json", "model",
+         ("library.json", "capabilities/*/config.json", "capabilities/*/capability.safetensors")),
+    Kind("capability", "capability.safetensors", "model", ("config.json", "capability.safetensors")),
+    Kind("adapter", "adapter_config.json", "model",
+         ("adapter_config.json", "adapter_model*.safetensors", "training.json", "tokenizer.json",
+          "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")),
+    Kind("SAE", "*/sae.safetensors", "model", ("*/sae.safetensors", "*/cfg.json", "*/training.json")),
+    Kind("feature store", "manifest.json", "dataset", ("manifest.json", "shard-*.parquet")),
+    Kind("metric", "app.py", "space", ("*.py", "requirements.txt")),
+)  # fmt: skip
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Glob by path parts: ``*`` never crosses a slash."""
+    parts, patterns = name.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def folder_kind(folder: Path) -> Kind:
+    """What the package wrote there.
+
+    Raises:
+        NeuronSelectError: not a folder, or nothing the package writes.
+    """
+    if not folder.is_dir():
+        raise NeuronSelectError("no such folder", option="folder", value=folder.name)
+    names = _names(folder)
+    for kind in KINDS:
+        if kind.marks(names):
+            return kind
+    raise NeuronSelectError(
+        f"nothing that neuronselect writes ({', '.join(kind.name for kind in KINDS)}): "
+        f"none of {', '.join(kind.marker for kind in KINDS)} is in it",
+        option="folder", value=folder.name,
+    )  # fmt: skip
+
+
+def restricted_sources(folder: Path) -> list[str]:
+    """Private or gated sources whose rows or features, or an adapter trained on them, lie in a folder."""
+    found = []
+    for name in ("selection.json", "training.json", "manifest.json"):
+        if (folder / name).is_file():
+            made = json.loads((folder / name).read_text(encoding="utf-8"))
+            pool = (made.get("selection") or made).get("pool") or {}
+            if pool.get("restricted"):
+                found.append(f"{pool.get('id', 'the pool')} ({pool['restricted']})")
+    return found
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    token: str | bool | None = None,
+    allow_public: bool = False,
+) -> str:
+    """Push a folder the package wrote, in one commit; the repository is created where it is missing.
+
+    A text of its own in the repository's README is kept (see :func:`hf_neuronselect.cards.merge_card`).
+    Files of this kind that the folder no longer has are deleted; files of other kinds are left alone.
+
+    Args:
+        folder: selection, capability, feature library, adapter, SAE, feature store or metric.
+        repo_id: ``org/name``, or ``name`` in the token's own namespace.
+        private: of a repository that is created; what comes from a private or gated source is private
+            by itself. revision: a branch, created where it is missing. create_pr: propose instead.
+        allow_public: push what comes from a private or gated source to a public repository.
+
+    Returns:
+        The repository's URL, or the pull request's.
+
+    Raises:
+        NeuronSelectError: the Hub refuses, the repository holds something else or is public where it
+            must not be, the folder is not the package's or was edited.
+    """
+    folder = Path(folder)
+    kind = folder_kind(folder)
+    if kind.name == "selection":
+        check_selection(folder, folder.name)
+    if not allow_public and (sources := restricted_sources(folder)):
+        if private is False:
+            raise NeuronSelectError(
+                f"the rows come from {', '.join(sources)}; leave private away, or say allow_public (--allow-public)",
+                option="private", value=False,
+            )  # fmt: skip
+        private = True
+    api = HfApi(token=token)
+    with hub_errors("repo", repo_id, writing=True):
+        # A metric's Space is a Gradio page, as `evaluate` has them.
+        space_sdk = "gradio" if kind.repo_type == "space" else None
+        made = api.create_repo(repo_id, repo_type=kind.repo_type, private=private, exist_ok=True, space_sdk=space_sdk)
+        repo_id = made.repo_id
+        info = _revision_info(api, repo_id, kind, revision)
+        if private and not info.private:
+            raise NeuronSelectError(
+                "the repository is public already; make it private in its settings, or name another",
+                option="repo", value=repo_id,
+            )  # fmt: skip
+        there = [sibling.rfilename for sibling in info.siblings or []]
+        _refuse_foreign(kind, there, repo_id)
+        operations = _operations(folder, kind, there, repo_id, info.sha, token)
+        commit = api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message or f"{kind.name} by hf_neuronselect",
+            repo_type=kind.repo_type,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=info.sha,  # a push between our look and ours is refused (412), not overwritten
+        )
+    if commit.pr_url:
+        return str(commit.pr_url)
+    return f"{made}/tree/{revision}" if revision else str(made)
+
+
+def _revision_info(api: HfApi, repo_id: str, kind: Kind, revision: str | None) -> Any:
+    try:
+        return api.repo_info(repo_id, repo_type=kind.repo_type, revision=revision)
+    except RevisionNotFoundError:
+        assert revision is not None
+        api.create_branch(repo_id, branch=revision, repo_type=kind.repo_type, exist_ok=True)
+        return api.repo_info(repo_id, repo_type=kind.repo_type, revision=revision)
+
+
+def _refuse_foreign(kind: Kind, there: list[str], repo_id: str) -> None:
+    foreign = [name for name in there if name not in _ANYONES]
+    if foreign and not kind.marks(there):
+        raise NeuronSelectError(
+            f"the repository holds something else ({', '.join(sorted(foreign)[:3])}), not a {kind.name}; name another",
+            option="repo", value=repo_id,
+        )  # fmt: skip
+
+
+def _operations(
+    folder: Path, kind: Kind, there: list[str], repo_id: str, commit: str | None, token: str | bool | None
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    ours = [name for name in _names(folder) if kind.owns(name)]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = []
+    for name in ours:
+        content: str | bytes = str(folder / name)
+        if name == README and README in there:
+            path = hf_hub_download(repo_id, README, repo_type=kind.repo_type, revision=commit, token=token)
+            theirs = Path(path).read_text(encoding="utf-8")
+            content = merge_card(theirs, (folder / name).read_text(encoding="utf-8")).encode()
+        operations.append(CommitOperationAdd(name, content))
+    stale = [name for name in there if name not in ours and name != README and kind.owns(name)]
+    return operations + [CommitOperationDelete(name) for name in stale]
+
+
+def check_write_access(token: str | bool | None = None) -> str:
+    """The user a token stands for: asked before hours of work that end with a push.
+
+    Raises:
+        NeuronSelectError: no token, or one the Hub does not know or that cannot write.
+    """
+    with hub_errors("push", "", writing=True):
+        who = HfApi(token=token).whoami()
+    if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise NeuronSelectError("the token can only read; make one that can write", option="push")
+    return str(who["name"])
