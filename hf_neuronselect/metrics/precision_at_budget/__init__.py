@@ -1,0 +1,1 @@
+"""Precision of a pool's best-scored rows."""

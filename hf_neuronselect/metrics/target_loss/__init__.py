@@ -1,0 +1,1 @@
+"""Loss per answer token on held-out rows."""

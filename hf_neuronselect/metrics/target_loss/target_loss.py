@@ -1,0 +1,155 @@
+"""The loss of a causal LM, with or without an adapter, on held-out answers."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import has_file
+
+from hf_neuronselect.errors import NeuronSelectError, NeuronSelectWarning
+from hf_neuronselect.samples import Conversation, read_row, row_format
+from hf_neuronselect.sources import hub_errors, resolve
+from hf_neuronselect.training.loss import answer_losses
+
+_DESCRIPTION = """\
+The mean negative log-likelihood, in nats per token, that a causal LM gives to the answers of held-out rows, each answer
+given all that stands before it. Only the tokens count that TRL trains with assistant_only_loss=True.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    data: list of rows. A row is a list of messages ({"role": ..., "content": ...}), or a dict of the columns of any
+        format that hf_neuronselect reads (messages and tools; prompt and completion; instruction and output; ...).
+    model_id: str, a causal LM: a Hub id or a local folder.
+    adapter_id: str, a PEFT adapter put on the model. Its own tokenizer is used where it has one.
+    revision: str, branch, tag or commit of the model.
+    max_length: int, tokens kept of a row, from its beginning. Default 2048.
+    dtype: str, "auto" (as the weights were saved), "float32", "bfloat16" or "float16".
+    device: str, "auto", "cpu", "cuda", "cuda:1", "mps".
+    batch_tokens: int, padded tokens a forward pass: memory, not the result. Default 4096.
+Returns:
+    target_loss: float, nats per answer token over all rows used.
+    answer_tokens: int, the tokens in that mean.
+    rows: int, rows used.
+    skipped: int, rows without an answer (within max_length), or that cannot be read.
+"""
+
+_CITATION = """\
+@misc{hf_neuronselect,
+  title={hf_neuronselect: instruction data selection by a model's own neurons},
+  author={{The hf\\_neuronselect developers}}
+}
+"""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def target_loss(
+    data: Sequence[Any],
+    model_id: str,
+    adapter_id: str | None = None,
+    revision: str | None = None,
+    max_length: int = 2048,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_tokens: int = 4096,
+) -> dict[str, Any]:
+    """The loss of a saved model on the answers of rows.
+
+    Args:
+        data: message lists, or dicts of columns. model_id: Hub id or folder. adapter_id: Hub id or folder.
+        revision: of the model. max_length: tokens of a row. dtype, device, batch_tokens: how it runs.
+
+    Returns:
+        ``target_loss`` (nats per answer token), ``answer_tokens``, ``rows`` and ``skipped``.
+
+    Raises:
+        NeuronSelectError: rows of no known format, no row with an answer, a model or adapter that cannot be had.
+    """
+    if dtype not in DTYPES:
+        raise NeuronSelectError(f"must be one of {', '.join(DTYPES)}", option="dtype", value=dtype)
+    conversations = [conversation(row, i) for i, row in enumerate(data)]
+    model, tokenizer = load(model_id, adapter_id, revision, dtype, device)
+    got = answer_losses(model, tokenizer, conversations, max_length=max_length, batch_tokens=batch_tokens)
+    skipped = [i for i, reason in enumerate(got.skips) if reason]
+    if skipped:
+        warnings.warn(
+            f"{len(skipped)} of {len(conversations)} rows skipped; row {skipped[0]}: {got.skips[skipped[0]]}",
+            NeuronSelectWarning,
+            stacklevel=2,
+        )
+    return {
+        "target_loss": got.mean,
+        "answer_tokens": int(got.tokens.sum()),
+        "rows": len(conversations) - len(skipped),
+        "skipped": len(skipped),
+    }
+
+
+def conversation(row: Any, i: int = 0) -> Conversation:
+    """A list of messages, or a row of any known format, read."""
+    if isinstance(row, Sequence) and not isinstance(row, str):
+        row = {"messages": row}
+    if not isinstance(row, Mapping):
+        raise NeuronSelectError(
+            "must be a list of messages ({'role': ..., 'content': ...}) or a dict of columns",
+            option="data",
+            value=f"row {i}: {type(row).__name__}",
+        )
+    return read_row(row, row_format(row))
+
+
+def load(
+    model_id: str, adapter_id: str | None, revision: str | None, dtype: str = "auto", device: str = "auto"
+) -> tuple[Any, Any]:
+    """A model, with its adapter if there is one, and the tokenizer it was trained with."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    location, commit = _pin(model_id, revision, "model_id")
+    with hub_errors("model_id", model_id):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            location, revision=commit, dtype=dtype, trust_remote_code=False
+        )
+    if adapter_id is not None:
+        adapter, adapter_commit = _pin(adapter_id, None, "adapter_id")
+        with hub_errors("adapter_id", adapter_id):
+            model = PeftModel.from_pretrained(model, adapter, revision=adapter_commit)
+            if has_file(adapter, "tokenizer_config.json", revision=adapter_commit):
+                location, commit = adapter, adapter_commit
+    with hub_errors("model_id", model_id):
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=commit, trust_remote_code=False)
+    return model.to(device), tokenizer
+
+
+def _pin(name: str, revision: str | None, option: str) -> tuple[str, str | None]:
+    """A folder, or a Hub id and the commit it stands at."""
+    if os.path.isdir(name):
+        return name, None
+    source = resolve(name, revision=revision, token=None, option=option)
+    return source.location, source.revision
+
+
+class TargetLoss(evaluate.Measurement):
+    """The loss on held-out answers as an ``evaluate`` measurement."""
+
+    def _info(self) -> evaluate.MeasurementInfo:
+        return evaluate.MeasurementInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            # JSON keeps what a list of role and content columns would drop: tool calls, tools, other formats.
+            features=datasets.Features({"data": datasets.Json()}),
+        )
+
+    def _compute(self, data: Sequence[Any], model_id: str | None = None, **options: Any) -> dict[str, Any]:
+        if model_id is None:
+            raise NeuronSelectError("give the Hub id or the folder of a causal LM", option="model_id")
+        return target_loss(data, model_id, **options)
