@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,9 +22,12 @@ from .errors import NeuronSelectError, NeuronSelectWarning
 from .features.extractor import NeuronFeatureExtractor
 from .features.features import FEATURES
 from .features.store import read_store, write_store
+from .hub import check_write_access, push_folder
+from .library import load_capability
 from .methods import METHODS, Method, make_method
 from .pools import Rows, load_rows
-from .selection import NeuronSelector
+from .report import text_table
+from .selection import NeuronSelector, Selection
 from .selection.selector import TARGET_NAME
 
 app = typer.Typer(
@@ -40,6 +43,7 @@ app.add_typer(sae_app, name="sae")
 PoolTokens = Literal["all", "no_special", "assistant", "user"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["4bit", "8bit"]
+Trainer = Literal["trl", "axolotl", "llamafactory", "unsloth"]
 Aggregate = Literal["quota", "round_robin", "mean", "max", "weighted"]
 
 
@@ -79,7 +83,7 @@ Config = Annotated[
 ]
 Pool = Annotated[str, typer.Option(help="File, folder or Hub id org/name[@revision][:config[:split]].")]
 Targets = Annotated[
-    list[str] | None, typer.Option("--target", help="[NAME=]rows, or capability:FOLDER_OR_ID; repeatable.")
+    list[str] | None, typer.Option("--target", help="[NAME=]rows, or capability:FOLDER_OR_ID[:NAME]; repeatable.")
 ]
 Model = Annotated[str | None, typer.Option(help="Causal LM: folder or Hub id. Without it the bundled model and SAE.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")]
@@ -93,6 +97,10 @@ DtypeOption = Annotated[Dtype, typer.Option(help="auto: the checkpoint's on a GP
 QuantizeOption = Annotated[Quantize | None, typer.Option(help="4bit or 8bit (needs bitsandbytes).")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 BatchTokens = Annotated[str, typer.Option(help="Padded tokens a batch, or auto.")]
+Private = Annotated[bool | None, typer.Option("--private/--public", help="Of a repository that is created.")]
+AllowPublic = Annotated[bool, typer.Option("--allow-public", help="Although the rows' source is private or gated.")]
+NoExamples = Annotated[bool, typer.Option("--no-examples", help="Keep row text out of the card and the report.")]
+RunFolder = Annotated[Path, typer.Option(help="Folder of the run; run again to go on.")]
 MethodOption = Annotated[
     list[str] | None, typer.Option("--method-option", help="NAME=VALUE of the method; repeatable.")
 ]
@@ -151,7 +159,7 @@ def _targets(specs: list[str] | None) -> tuple[dict[str, Rows], NeuronSelector |
         if not (equals and TARGET_NAME.fullmatch(name)):
             name, rest = Path(spec.split(":")[0].split("@")[0]).name.split(".")[0], spec
         if rest.startswith("capability:"):
-            capability = NeuronSelector.from_pretrained(rest.removeprefix("capability:"))
+            capability = load_capability(rest.removeprefix("capability:"))
             continue
         if not TARGET_NAME.fullmatch(name):
             raise NeuronSelectError("name it: --target NAME=… (letters, digits, _ and -)", option="target", value=spec)
@@ -232,8 +240,14 @@ def select(
     features: Annotated[Path | None, typer.Option(help="Feature store of this pool: no forward pass over it.")] = None,
     streaming: Annotated[bool, typer.Option(help="Read the pool as a stream; memory is O(selected).")] = False,
     no_messages: Annotated[bool, typer.Option("--no-messages", help="Add no messages column.")] = False,
+    no_examples: NoExamples = False,
+    push_to_hub: Annotated[str | None, typer.Option(help="Dataset repository to push the selection to.")] = None,
+    private: Private = None,
+    allow_public: AllowPublic = False,
 ) -> None:
     """Pool and targets to a selection folder."""
+    if push_to_hub is not None:
+        check_write_access()
     options = _method_options(method_option, method, seed)
     chosen = make_method(method, options)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "selection.json").exists())):
@@ -274,7 +288,7 @@ def select(
         provenance={"pool": rows.about, "target_rows": {name: part.about for name, part in named.items()}},
     )  # fmt: skip
     made = selection.provenance
-    selection.save_pretrained(out, messages=not no_messages)
+    selection.save_pretrained(out, messages=not no_messages, examples=not no_examples)
     tokens, timing = made["tokens"], made["timing"]
     typer.echo(
         f"{len(selection)} of {made['counts']['rows']} rows selected by {method} in {timing['seconds']:.1f} s -> {out}"
@@ -283,6 +297,8 @@ def select(
         rate = f", {timing['tokens_per_second']:,} tokens/s" if timing["tokens_per_second"] else ""
         typer.echo(f"tokens a row: {tokens['selected_mean']:.0f} selected, {tokens['pool_mean']:.0f} in the pool{rate}")
     _report_counts(made["counts"])
+    if push_to_hub is not None:
+        typer.echo(push_folder(out, push_to_hub, private=private, allow_public=allow_public))
 
 
 @app.command()
@@ -359,6 +375,113 @@ def extract(
         f"{done['rows']} rows, {done['bytes'] / max(1, done['rows']):,.0f} bytes a row{rate}, "
         f"{done['skipped_shards']} shards were there already -> {out}"
     )
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option(help="Recipe with a section train (TRL's keys), and evaluate and push.")],
+    out: RunFolder,
+    data: Annotated[str | None, typer.Option(help="Selection or rows; else the section select selects.")] = None,
+    no_push: Annotated[bool, typer.Option("--no-push", help="Leave the section push out.")] = False,
+) -> int:
+    """Fine-tune a LoRA adapter on a selection, evaluate it before and after, push it."""
+    return _run_recipe(config, out, data, no_push)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe with sections select, train, evaluate, push.")],
+    out: RunFolder,
+    no_push: Annotated[bool, typer.Option("--no-push", help="Leave the section push out.")] = False,
+) -> int:
+    """The whole chain: select, train, evaluate, push. Finished steps are skipped when it is run again."""
+    return _run_recipe(recipe, out, None, no_push)
+
+
+def _run_recipe(path: Path, out: Path, data: str | None, no_push: bool) -> int:
+    from .recipe import Recipe, run_recipe
+
+    def select_rows(words: Sequence[str]) -> None:
+        app(list(words), standalone_mode=False)
+
+    return run_recipe(Recipe.read(path), out, select=select_rows, say=typer.echo, data=data, push=not no_push)
+
+
+@app.command()
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder for evaluation.json and evaluation.png.")],
+    config: Config = None,
+    model: Annotated[str | None, typer.Option(help="Base model; default the bundled one.")] = None,
+    revision: Revision = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="NAME=folder or Hub id; repeatable.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="[NAME=]held-out rows; repeatable.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option(help="Task of lm-evaluation-harness; repeatable.")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder of more task files.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of a task.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples in a task's prompt.")] = None,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Held-out rows of each data set.")] = None,
+    max_length: MaxLength = 2048,
+) -> None:
+    """A base model and its adapters beside each other: loss on held-out answers, accuracy on tasks."""
+    from .recipe import named_specs, run_harness
+    from .training.evaluation import evaluate_models, evaluation_table, write_evaluation
+    from .training.models import base_source
+
+    if not data and not tasks:
+        raise NeuronSelectError("name held-out rows (--data) or tasks (--tasks)", option="data")
+    adapters = named_specs(adapter)
+    base = base_source(model, revision)
+    rows: list[dict[str, Any]] = []
+    more: dict[str, Any] = {"base": {"id": base.id, "commit": base.commit}}
+    if data:
+        named = {name: load_rows(spec, option="data").data for name, spec in named_specs(data).items()}
+        rows = evaluate_models(base, adapters, named, max_length=max_length, max_rows=max_rows)
+    if tasks:
+        options = {"include_path": include_path, "limit": limit, "num_fewshot": num_fewshot}
+        more["tasks"], found = run_harness(base, adapters, {"tasks": tasks, **options})
+        rows += found
+    write_evaluation(out, rows, more)
+    typer.echo(text_table(*evaluation_table(rows)))
+    typer.echo(f"-> {out / 'evaluation.json'}")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Selection folder.")],
+    format: Annotated[Trainer, typer.Option(help="Whose data and configuration.")],
+    out: Annotated[Path | None, typer.Option(help="Default: the selection's name and the format.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Model to be trained, for the configuration.")] = None,
+) -> None:
+    """A selection as another trainer reads it, with a configuration that runs."""
+    from .export import export_selection
+
+    out = out or folder.resolve().parent / f"{folder.resolve().name}-{format}"
+    for file in export_selection(Selection.from_pretrained(folder), format, out, base_model=base_model):
+        typer.echo(str(file))
+
+
+@app.command()
+def push(
+    folder: Annotated[
+        Path, typer.Argument(help="Selection, capability, feature library, adapter, SAE, store, metric.")
+    ],
+    repo: Annotated[str, typer.Argument(help="Repository, org/name or name.")],
+    private: Private = None,
+    revision: Annotated[str | None, typer.Option(help="Branch; created where it is missing.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose it instead.")] = False,
+    commit_message: Annotated[str | None, typer.Option(help="Of the one commit.")] = None,
+    allow_public: AllowPublic = False,
+    no_examples: NoExamples = False,
+) -> None:
+    """Any folder this package wrote, to the Hub, in one commit."""
+    if no_examples:
+        Selection.from_pretrained(folder).write_pages(folder, examples=False)
+    typer.echo(
+        push_folder(
+            folder, repo, private=private, revision=revision, create_pr=create_pr, commit_message=commit_message,
+            allow_public=allow_public,
+        )
+    )  # fmt: skip
 
 
 @sae_app.command("train")

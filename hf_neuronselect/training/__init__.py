@@ -1,0 +1,1 @@
+"""What follows a selection: measuring what it is worth."""

@@ -1,0 +1,133 @@
+"""The ``train`` section of a recipe: TRL's own keys, and a few of ours; unknown ones are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from trl import ModelConfig, SFTConfig, get_peft_config
+
+from ..errors import NeuronSelectError, unknown
+
+CONTROLS = ("random", "longest", "shortest", "full")
+
+_SFT = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
+_MODEL = {f.name for f in dataclasses.fields(ModelConfig) if f.init} - {"model_name_or_path", "model_revision"}
+_OURS = {"model", "revision", "data", "controls", "name"}
+# Said elsewhere, or not ours to do: the folder is --out, pushes are the section `push` (one commit, no pickle).
+_NOT_HERE = {
+    "output_dir": "the folder is --out",
+    "push_to_hub": "name the repository in the section push",
+    "resume_from_checkpoint": "a run that was stopped goes on by itself",
+    "completion_only_loss": "answers alone are trained on, in every turn (TRL ignores this on messages)",
+    "dataset_text_field": "rows become messages",
+    "formatting_func": "rows become messages",
+    "trust_remote_code": "code of a repository is not run",
+    "use_peft": "LoRA is what is trained; for full fine-tuning: neuronselect export DIR --format trl",
+}
+
+
+def _defaults(on_cpu: bool) -> dict[str, Any]:
+    """What differs from TRL's own defaults, and why."""
+    return {
+        "assistant_only_loss": True,  # the answers are what a selection is meant to teach
+        "max_length": 2048,  # as in extraction
+        "packing": not on_cpu,  # without a variable-length kernel a packed row pays for its whole square
+        "train_sampling_strategy": "group_by_length" if on_cpu else "random",  # then padding is what costs
+        "learning_rate": 2e-4,  # LoRA's; TRL's 2e-5 is of full fine-tuning
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.03,
+        "report_to": "none",
+        "save_strategy": "steps",
+        "save_steps": 100,
+        "save_total_limit": 1,
+        "disable_tqdm": not sys.stderr.isatty(),
+        # TRL's default is the old name of this, which transformers warns of.
+        "gradient_checkpointing": False,
+        "activation_checkpointing": not on_cpu,
+    }
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A ``train`` section, checked.
+
+    Attributes:
+        model: the base that is fine-tuned, folder or Hub id; None is the bundled one. revision: of it.
+        data: a selection (folder or Hub id) or rows; None where the recipe selects.
+        controls: baselines trained the same way for comparison.
+        name: what cards and tables call the adapter.
+        sft, model_options: keys of TRL's ``SFTConfig`` and ``ModelConfig``.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    data: str | None = None
+    controls: tuple[str, ...] = ()
+    name: str | None = None
+    sft: Mapping[str, Any] = field(default_factory=dict)
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_section(cls, section: Mapping[str, Any]) -> TrainConfig:
+        """Read a section.
+
+        Raises:
+            NeuronSelectError: a key that is unknown or does not belong here, or a value TRL refuses.
+        """
+        values = {str(key).replace("-", "_"): value for key, value in section.items()}
+        for key in values:
+            if key in _NOT_HERE:
+                raise NeuronSelectError(f"does not belong into train: {_NOT_HERE[key]}", option=key, value=values[key])
+            if key not in _OURS | _SFT | _MODEL:
+                raise unknown("key of section train", key, _OURS | _SFT | _MODEL, "config")
+        if values.get("assistant_only_loss") is False:
+            raise NeuronSelectError("questions would be trained on; leave it away", option="assistant_only_loss",
+                                    value=False)  # fmt: skip
+        controls = tuple(values.get("controls") or ())
+        for name in controls:
+            if name not in CONTROLS:
+                raise unknown("control", name, CONTROLS, "controls")
+        config = cls(
+            model=values.get("model"),
+            revision=values.get("revision"),
+            data=values.get("data"),
+            controls=controls,
+            name=values.get("name"),
+            sft={key: value for key, value in values.items() if key in _SFT},
+            model_options={key: value for key, value in values.items() if key in _MODEL - _SFT},
+        )
+        config.lora()  # values that TRL and PEFT refuse are refused now, not after hours
+        config.arguments(Path("unused"))
+        return config
+
+    def lora(self) -> LoraConfig:
+        """PEFT's configuration; every linear layer of the blocks unless ``lora_target_modules`` says otherwise."""
+        options = {"lora_target_modules": ["all-linear"]} | dict(self.model_options)
+        try:
+            found = get_peft_config(ModelConfig(use_peft=True, **options))
+        except (TypeError, ValueError) as cause:
+            raise NeuronSelectError(f"TRL refuses it: {cause}", option="train") from cause
+        assert isinstance(found, LoraConfig)
+        return found
+
+    def arguments(self, checkpoints: Path) -> SFTConfig:
+        """TRL's arguments; checkpoints go to the folder named."""
+        on_cpu = bool(self.sft.get("use_cpu")) or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        options = _defaults(on_cpu) | dict(self.sft)
+        if on_cpu:
+            options |= {"use_cpu": True, "dataloader_pin_memory": False}
+        try:
+            return SFTConfig(output_dir=str(checkpoints), **options)
+        except (TypeError, ValueError) as cause:
+            raise NeuronSelectError(f"TRL refuses it: {' '.join(str(cause).split())[:300]}", option="train") from cause
+
+    def about(self) -> dict[str, Any]:
+        """What was asked for, for cards and keys."""
+        return {**self.sft, **self.model_options}

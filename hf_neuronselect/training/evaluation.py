@@ -1,0 +1,135 @@
+"""Base and adapters beside each other: loss on held-out answers, in one table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from ..errors import NeuronSelectError, NeuronSelectWarning
+from ..samples import Conversation, read_row, row_format
+from ..selection.leakage import Leakage, key
+from ..sources import Source
+from .figures import results_figure
+from .loss import answer_losses
+from .models import adapted, adapter_source, check_base, device_of, load_causal_lm, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+BASE = "base"
+METRIC = "target_loss"
+
+
+def conversations(data: Dataset) -> list[Conversation]:
+    fmt = row_format(data.column_names)
+    return [read_row(row, fmt) for row in data.select_columns(fmt.used)]
+
+
+def without_trained(data: Dataset, trained: Sequence[Dataset]) -> tuple[Dataset, int]:
+    """Evaluation rows none of whose questions or whole texts stand in what was trained on.
+
+    Returns:
+        the rows, and how many were taken out.
+    """
+    seen = Leakage.of(conversation for rows in trained for conversation in conversations(rows))
+    found = conversations(data)
+    # Both ways: the evaluation's question inside a trained row, or a trained question inside the evaluation's.
+    asked = Leakage.of(found)
+    hit = {
+        key(question)
+        for rows in trained
+        for conversation in conversations(rows)
+        if asked.find(conversation, key(conversation.content()))
+        for question in conversation.questions()
+    }
+    keep = [
+        i
+        for i, conversation in enumerate(found)
+        if not seen.find(conversation, key(conversation.content()))
+        and not any(key(question) in hit for question in conversation.questions())
+    ]
+    return data.select(keep), len(data) - len(keep)
+
+
+def evaluate_models(
+    base: Source,
+    adapters: Mapping[str, str | Path],
+    data: Mapping[str, Dataset],
+    *,
+    trained: Sequence[Dataset] = (),
+    max_length: int = 2048,
+    max_rows: int | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    token: str | bool | None = None,
+) -> list[dict[str, Any]]:
+    """The loss of a base model and its adapters on held-out answers, in nats a token.
+
+    Args:
+        adapters: name -> folder or Hub id. data: name -> held-out rows of any format.
+        trained: what the adapters were trained on: evaluation rows that stand there are taken out, for all models alike.
+        max_rows: the first so many rows of each.
+
+    Returns:
+        one row a model and data set: ``{"model", "data", "metric", "value", "rows", "answer_tokens", "taken_out"}``.
+
+    Raises:
+        NeuronSelectError: an adapter of another base, rows without answers, nothing left to evaluate on.
+    """
+    sources: dict[str, Source | None] = {BASE: None}
+    for name, adapter in adapters.items():
+        found_adapter = adapter_source(str(adapter), token)
+        check_base(found_adapter, name, base, token)
+        sources[name] = found_adapter
+    cleaned: dict[str, tuple[list[Conversation], int]] = {}
+    for name, rows in data.items():
+        kept, taken = without_trained(rows, trained) if trained else (rows, 0)
+        if taken:
+            warnings.warn(
+                f"data {name}: {taken} of {len(rows)} rows stand in the training rows and are taken out",
+                NeuronSelectWarning, stacklevel=2,
+            )  # fmt: skip
+        if not len(kept):
+            raise NeuronSelectError("no held-out row is left", option="data", value=name)
+        cleaned[name] = conversations(kept.select(range(min(max_rows or len(kept), len(kept))))), taken
+    model = load_causal_lm(base, token, dtype=getattr(torch, dtype)).to(device_of(device)).eval()
+    tokenizer = load_tokenizer(base, token)
+    found = []
+    for name, source in sources.items():
+        with adapted(model, source, name, token) as tuned:
+            for what, (rows, taken) in cleaned.items():
+                loss = answer_losses(tuned, tokenizer, rows, max_length=max_length)
+                found.append(
+                    {
+                        "model": name, "data": what, "metric": METRIC, "value": round(loss.mean, 6),
+                        "rows": int((loss.tokens > 0).sum()), "answer_tokens": int(loss.tokens.sum()), "taken_out": taken,
+                    }
+                )  # fmt: skip
+                logger.info("%s on %s: %.4f", name, what, loss.mean)
+    return found
+
+
+def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """One line a model, one column a data set and metric: ``(header, lines)``."""
+    columns = list(dict.fromkeys((row["data"], row["metric"]) for row in rows))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    value = {(row["model"], row["data"], row["metric"]): row["value"] for row in rows}
+    lines = [
+        (model, *(f"{value[model, *column]:.4f}" if (model, *column) in value else "" for column in columns))
+        for model in models
+    ]
+    return ("model", *(f"{data} {metric}" for data, metric in columns)), lines
+
+
+def write_evaluation(folder: Path, rows: Sequence[Mapping[str, Any]], more: Mapping[str, Any]) -> None:
+    """``evaluation.json`` and ``evaluation.png`` of a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluation.png").write_bytes(results_figure([row for row in rows if row["metric"] == METRIC]))
+    text = json.dumps({"rows": list(rows), **more}, indent=1)
+    (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,168 @@
+"""Base models and their LoRA adapters: pinned, loaded once, put on and taken off."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .. import bundled
+from ..errors import NeuronSelectError
+from ..sources import Source, hub_errors, resolve
+
+RECORD = "training.json"
+BUNDLED = "hf_neuronselect-bundled"
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+# The form of samples.SampleEncoder for models without a chat template, with TRL's marks around what is trained.
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{{ '\\n' }}{% else %}{{ message['content'] + '\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+
+
+# --------------------------------------------------------------------------------------------- bases
+def base_source(model: str | None, revision: str | None = None, token: str | bool | None = None) -> Source:
+    """The base model, pinned; None is the bundled one."""
+    source = resolve(model or str(bundled.MODEL), revision=revision, token=token, option="model")
+    return source if model else replace(source, id=BUNDLED)
+
+
+def load_tokenizer(source: Source, token: str | bool | None = None) -> Any:
+    """A tokenizer that can render chats: a base model without a chat template gets the plain one.
+
+    Raises:
+        NeuronSelectError: it cannot be had, or has no end-of-text token.
+    """
+    with hub_errors("model", source.id):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.location, revision=source.revision, token=token, trust_remote_code=False
+        )
+    if tokenizer.eos_token is None:
+        raise NeuronSelectError("its tokenizer has no end-of-text token", option="model", value=source.id)
+    if tokenizer.chat_template is None:
+        tokenizer.bos_token = tokenizer.bos_token or ""
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
+
+
+def load_causal_lm(source: Source, token: str | bool | None = None, **options: Any) -> Any:
+    """The base model's weights; options as of ``from_pretrained``."""
+    with hub_errors("model", source.id):
+        return AutoModelForCausalLM.from_pretrained(
+            source.location, revision=source.revision, token=token, trust_remote_code=False, **options
+        )
+
+
+def device_of(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise NeuronSelectError("no CUDA device is available; use cpu", option="device", value=name)
+    return torch.device(name)
+
+
+# ------------------------------------------------------------------------------------------ adapters
+def adapter_source(name: str, token: str | bool | None = None, *, option: str = "adapter") -> Source:
+    """A pinned adapter that has a configuration and safetensors: PEFT would open a pickle otherwise.
+
+    Raises:
+        NeuronSelectError: it cannot be had, or is no such adapter.
+    """
+    source = resolve(name, revision=None, token=token, option=option, probe=(_CONFIG,))
+    if source.revision is None:
+        for file in (_CONFIG, _WEIGHTS):
+            if not (Path(source.location) / file).is_file():
+                raise NeuronSelectError(f"the folder has no {file}: not a saved adapter", option=option, value=name)
+    elif _fetched(source, _WEIGHTS, token, option) is None:
+        raise NeuronSelectError(
+            f"the repository has no {_WEIGHTS}; save the adapter as safetensors", option=option, value=name
+        )
+    return source
+
+
+def _fetched(source: Source, file: str, token: str | bool | None, option: str) -> Path | None:
+    """A file of a folder or repository; None where it has none."""
+    if source.revision is None:
+        path = Path(source.location) / file
+        return path if path.is_file() else None
+    with hub_errors(option, source.id):
+        try:
+            return Path(hf_hub_download(source.location, file, revision=source.revision, token=token))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            return None
+
+
+def check_base(adapter: Source, name: str, base: Source, token: str | bool | None = None) -> None:
+    """An adapter fits one base.
+
+    Raises:
+        NeuronSelectError: it says that it was trained on another; both are named.
+    """
+    if record := _fetched(adapter, RECORD, token, "adapter"):
+        stated: Mapping[str, Any] = json.loads(record.read_text(encoding="utf-8"))["base_model"]
+    else:  # an adapter from elsewhere says a name at most, and a folder's name says nothing
+        config = _fetched(adapter, _CONFIG, token, "adapter")
+        assert config is not None
+        found = json.loads(config.read_text(encoding="utf-8"))
+        stated = {"id": found.get("base_model_name_or_path"), "commit": found.get("revision")}
+    if stated.get("commit"):
+        same = stated["commit"] == base.commit
+    else:
+        same = "/" not in str(stated.get("id") or "") or base.revision is None or stated["id"] == base.id
+    if not same:
+        raise NeuronSelectError(
+            f"was trained on {stated['id']} at {stated.get('commit')}, not on {base.id} at {base.commit}",
+            option="adapter", value=name,
+        )  # fmt: skip
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Peft 0.21 asks a transformers 5 model by an old name; its users can do nothing about that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
+
+
+@contextmanager
+def adapted(model: Any, adapter: Source | None, name: str, token: str | bool | None = None) -> Iterator[Any]:
+    """The model with an adapter on it, which is taken off afterwards; None is the model itself.
+
+    Raises:
+        NeuronSelectError: the adapter does not fit the model.
+    """
+    if adapter is None:
+        yield model
+        return
+    try:
+        with hub_errors("adapter", adapter.id), quiet_peft():
+            # Weights that are not there would stay as initialised, and the numbers would be the model's own.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            found = PeftModel.from_pretrained(model, adapter.location, revision=adapter.revision, token=token)
+    except NeuronSelectError:
+        raise
+    except (RuntimeError, ValueError, KeyError, TypeError, UserWarning) as cause:
+        reason = str(cause).splitlines()[0][:160]
+        raise NeuronSelectError(
+            f"the adapter {name!r} does not fit the model: {reason}", option="adapter", value=adapter.id
+        ) from cause
+    try:
+        yield found.eval()
+    finally:
+        found.unload()

@@ -1,0 +1,249 @@
+"""LoRA fine-tuning on a selection: TRL's SFTTrainer, guarded; the result is an adapter folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError, safe_open
+from transformers import PrinterCallback, set_seed
+from trl import ModelConfig, SFTTrainer, get_quantization_config
+
+from ..cards import AdapterCard, write_card
+from ..errors import NeuronSelectError, NeuronSelectWarning
+from ..pools import with_messages
+from ..sources import Source
+from .callback import CardCallback
+from .config import TrainConfig
+from .models import RECORD, base_source, load_causal_lm, load_tokenizer, quiet_peft
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+def training_rows(data: Dataset) -> Dataset:
+    """Rows as SFTTrainer reads them: ``messages`` (and ``tools``), each with an answer.
+
+    Raises:
+        NeuronSelectError: no row has an assistant turn.
+    """
+    data = with_messages(data)
+    data = data.select_columns([name for name in ("messages", "tools") if name in data.column_names])
+    answered = [
+        i
+        for i, turns in enumerate(data["messages"])
+        if any(turn["role"] == "assistant" and (turn.get("content") or turn.get("tool_calls")) for turn in turns)
+    ]
+    if not answered:
+        raise NeuronSelectError(
+            f"none of the {len(data)} rows has an assistant turn: there is nothing to learn", option="data"
+        )
+    if len(answered) < len(data):
+        warnings.warn(
+            f"{len(data) - len(answered)} of {len(data)} rows have no assistant turn and are left out",
+            NeuronSelectWarning,
+            stacklevel=3,
+        )
+    return data.select(answered).flatten_indices()
+
+
+def train_adapter(
+    data: Dataset,
+    out: str | Path,
+    config: TrainConfig,
+    *,
+    selection: Mapping[str, Any] | None = None,
+    name: str = "adapter",
+    token: str | bool | None = None,
+) -> dict[str, Any]:
+    """Fine-tune a LoRA adapter on rows of any format; the loss is on assistant tokens alone.
+
+    A run that was stopped goes on from its last whole checkpoint, if it is of the same rows and settings.
+
+    Args:
+        data: the rows. out: adapter folder; ``out/checkpoints`` while it is made.
+        selection: the ``selection.json`` of the rows, for the card. name: what the card calls it.
+
+    Returns:
+        ``training.json``: base model, settings, rows, steps, tokens, losses, seconds.
+
+    Raises:
+        NeuronSelectError: no answers, a chat template that cannot mark them, modules the model has not.
+    """
+    out = Path(out)
+    if out.exists() and any(out.iterdir()) and not ((out / RECORD).exists() or (out / "checkpoints").exists()):
+        raise NeuronSelectError("exists and is not an adapter folder; name another", option="out", value=out.name)
+    base = base_source(config.model, config.revision, token)
+    rows = training_rows(data)
+    tokenizer = load_tokenizer(base, token)
+    checkpoints = out / "checkpoints"
+    arguments = config.arguments(checkpoints)
+    set_seed(arguments.seed)
+    options = ModelConfig(**config.model_options)
+    model = load_causal_lm(
+        base,
+        token,
+        dtype=options.dtype if options.dtype in ("auto", None) else getattr(torch, options.dtype),
+        attn_implementation=options.attn_implementation,
+        quantization_config=get_quantization_config(options),
+    )
+    lora = config.lora()
+    _check_target_modules(model, lora)
+    card = AdapterCard(
+        name=name,
+        base_model={"id": base.id, "commit": base.commit},
+        selection=dict(selection or {}),
+        hyperparameters={f"LoRA {key}": getattr(lora, key) for key in ("r", "lora_alpha", "lora_dropout")},
+        packages={p: version(p) for p in ("hf-neuronselect", "trl", "peft", "transformers", "torch", "datasets")},
+    )
+    with _plain_errors(base):
+        trainer = SFTTrainer(
+            model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=lora,
+            callbacks=[CardCallback(card)],
+        )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # where no bar is shown it prints every log
+    tokens, trained = _count_labels(trainer.train_dataset)
+    key = _run_key(rows, base, config)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=_last_whole(checkpoints, key))
+    seconds = round(time.perf_counter() - started, 1)
+    card.results |= {"rows": len(rows), "tokens": tokens, "answer_tokens": trained, "seconds": seconds}
+
+    tuned = trainer.model
+    assert isinstance(tuned, PeftModel)
+    stated = tuned.peft_config["default"]
+    stated.base_model_name_or_path, stated.revision = base.id, base.revision  # never a path of this machine
+    tuned.save_pretrained(str(out), save_embedding_layers=False)  # no vocabulary is resized here
+    tokenizer.save_pretrained(out)
+    (out / "README.md").unlink(missing_ok=True)  # peft's own; ours follows
+    record = {
+        "format": FORMAT,
+        "name": name,
+        "base_model": card.base_model,
+        "selection": card.selection,
+        "settings": config.about(),
+        "hyperparameters": card.hyperparameters,
+        "results": card.results,
+        "losses": card.losses,
+        "evaluation": [],
+        "packages": card.packages,
+    }
+    write_record(out, record)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return record
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """``README.md``, then ``training.json``: what has it is a whole adapter."""
+    names = ("name", "base_model", "selection", "hyperparameters", "results", "losses", "evaluation", "packages")
+    write_card(folder, AdapterCard(**{name: record[name] for name in names}))
+    (folder / RECORD).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """``training.json`` of an adapter folder; {} where there is none (an adapter from elsewhere)."""
+    path = folder / RECORD
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+# -------------------------------------------------------------------------------------------- guards
+def _check_target_modules(model: torch.nn.Module, lora: LoraConfig) -> None:
+    wanted = lora.target_modules
+    if wanted is None or isinstance(wanted, str):  # all-linear, or a pattern that peft checks
+        return
+    leaves = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
+    names = {name for name, _ in model.named_modules()}
+    for target in wanted:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            linear = sorted(
+                {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)} & leaves
+            )
+            raise NeuronSelectError(
+                f"the model has no such module; its linear layers are {', '.join(linear)}",
+                option="lora_target_modules", value=target,
+            )  # fmt: skip
+
+
+@contextmanager
+def _plain_errors(base: Source) -> Iterator[None]:
+    """What SFTTrainer says of templates, in one line with the mend."""
+    try:
+        with quiet_peft():
+            yield
+    except (ValueError, RuntimeError) as cause:
+        text = " ".join(str(cause).split())
+        if "template" in text or "generation %}" in text:
+            raise NeuronSelectError(
+                "its chat template does not mark the answers ({% generation %} … {% endgeneration %}); give one that "
+                "does: chat_template_path: FILE_OR_MODEL in the section train",
+                option="model", value=base.id,
+            ) from cause  # fmt: skip
+        raise
+
+
+def _count_labels(prepared: Dataset) -> tuple[int, int]:
+    """Tokens of one pass, and those trained on.
+
+    Raises:
+        NeuronSelectError: every token or none is trained on: the answers were not told apart.
+    """
+    tokens = trained = 0
+    for labels in prepared.select_columns(["labels"]).with_format("numpy").iter(1000):
+        for row in labels["labels"]:
+            tokens += len(row)
+            trained += int((row != -100).sum())
+    if trained == 0 or trained == tokens:
+        raise NeuronSelectError(
+            f"{trained} of {tokens} tokens would be trained on: the chat template does not tell answers from the rest, "
+            "or max_length cuts all answers off",
+            option="train",
+        )  # fmt: skip
+    return tokens, trained
+
+
+# -------------------------------------------------------------------------------------------- resume
+def _run_key(rows: Dataset, base: Source, config: TrainConfig) -> str:
+    """What a checkpoint must have been made of to go on from it."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([base.commit, config.about()], sort_keys=True, default=str).encode())
+    for batch in rows.iter(1000):
+        digest.update(json.dumps(batch, default=str).encode())
+    return digest.hexdigest()
+
+
+def _last_whole(folder: Path, key: str) -> str | None:
+    """The last checkpoint that was written whole, of the same run; all others are removed."""
+    mark = folder / "key"
+    if folder.exists() and (not mark.is_file() or mark.read_text() != key):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(key)
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True)
+    for checkpoint in found:
+        if _whole(checkpoint):
+            logger.warning("going on from %s", checkpoint.name)
+            return str(checkpoint)
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def _whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        with safe_open(checkpoint / "adapter_model.safetensors", framework="pt") as file:
+            return bool(file.keys()) and (checkpoint / "optimizer.pt").stat().st_size > 0
+    except (OSError, ValueError, SafetensorError):
+        return False
