@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,8 +38,16 @@ def _environment() -> Environment:
 # ------------------------------------------------------------------------------- text made harmless
 def cell(value: Any) -> str:
     """A value that cannot break a Markdown table or start markup."""
-    text = " ".join(str(value).split())
-    for old, new in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "'"), ("[", "\\["), ("*", "\\*")):
+    text = "".join(c for c in " ".join(str(value).split()) if c.isprintable())
+    for old, new in (
+        ("\\", "\\\\"),
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        ("|", "\\|"),
+        ("`", "'"),
+        ("[", "\\["),
+        ("*", "\\*"),
+    ):
         text = text.replace(old, new)
     return text
 
@@ -61,7 +69,7 @@ def _facts(pairs: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 # ------------------------------------------------------------------------------------ own text kept
 def _head_and_body(text: str) -> tuple[dict[str, Any], str]:
-    match = re.match(r"\A---\r?\n(.*?)\r?\n?---\r?\n?", text, re.DOTALL)
+    match = re.match(r"\A---\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", text, re.DOTALL | re.MULTILINE)
     if match is None:
         return {}, text
     try:
@@ -190,10 +198,10 @@ def select_command(provenance: Mapping[str, Any]) -> list[str]:
     return [*words, "--out", "selected"]
 
 
-def _shell(words: Iterable[str]) -> str:
-    """One option a line."""
-    text = " ".join(shlex.quote(word) for word in words)
-    return text.replace(" --", " \\\n    --")
+def _shell(words: Sequence[str]) -> str:
+    """One option a line; no word closes the fence or the comment that it stands in (a shell joins ``'a''b'``)."""
+    quoted = {word: shlex.quote(word).replace("<!--", "<!''--").replace("```", "``''`") for word in words}
+    return "".join((" \\\n    " if word.startswith("--") else " ") + quoted[word] for word in words).strip()
 
 
 @dataclass(repr=False)
@@ -262,7 +270,7 @@ class SelectionCard(CardTemplate):
             "rows": counts["rows"],
             "method": made["method"]["name"],
             "paper": made["method"]["paper"],
-            "targets": ", ".join(name for name, what in made["targets"].items() if what),
+            "targets": cell(", ".join(name for name, what in made["targets"].items() if what)),
             "license": cell(pool.get("license") or ""),
             "facts": _facts(facts),
             "command": _shell(select_command(made)),
@@ -292,7 +300,7 @@ class CapabilityCard(CardTemplate):
             "extractor hash": config["extractor_hash"],
             **_extractor_facts(config["extractor"]),
         }
-        return {"method": config["method"], "targets": ", ".join(config["targets"]), "facts": _facts(facts)}
+        return {"method": config["method"], "targets": cell(", ".join(config["targets"])), "facts": _facts(facts)}
 
 
 @dataclass(repr=False)

@@ -26,7 +26,6 @@ from .hub import check_write_access, push_folder
 from .library import load_capability
 from .methods import METHODS, Method, make_method
 from .pools import Rows, load_rows
-from .report import text_table
 from .selection import NeuronSelector, Selection
 from .selection.selector import TARGET_NAME
 
@@ -421,10 +420,14 @@ def evaluate(
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples in a task's prompt.")] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Held-out rows of each data set.")] = None,
     max_length: MaxLength = 2048,
+    dtype: DtypeOption = "auto",
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch, of tasks.")] = 8,
+    apply_chat_template: Annotated[bool, typer.Option(help="Ask tasks as chat turns.")] = True,
 ) -> None:
     """A base model and its adapters beside each other: loss on held-out answers, accuracy on tasks."""
-    from .recipe import named_specs, run_harness
-    from .training.evaluation import evaluate_models, evaluation_table, write_evaluation
+    from .recipe import evaluation_text, named_specs, run_harness, task_rows
+    from .training.evaluation import evaluate_models, write_evaluation
     from .training.models import base_source
 
     if not data and not tasks:
@@ -435,13 +438,20 @@ def evaluate(
     more: dict[str, Any] = {"base": {"id": base.id, "commit": base.commit}}
     if data:
         named = {name: load_rows(spec, option="data").data for name, spec in named_specs(data).items()}
-        rows = evaluate_models(base, adapters, named, max_length=max_length, max_rows=max_rows)
+        rows = evaluate_models(
+            base, adapters, named, max_length=max_length, max_rows=max_rows, dtype=dtype, device=device
+        )
     if tasks:
-        options = {"include_path": include_path, "limit": limit, "num_fewshot": num_fewshot}
-        more["tasks"], found = run_harness(base, adapters, {"tasks": tasks, **options})
-        rows += found
+        options = {
+            "include_path": include_path, "limit": limit, "num_fewshot": num_fewshot, "batch_size": batch_size,
+            "apply_chat_template": apply_chat_template, "dtype": dtype, "device": device,
+        }  # fmt: skip
+        results = run_harness(base, adapters, {"tasks": tasks, **options})
+        more |= {"tasks": results.to_dict(), "tasks_table": results.table()}
+        rows += task_rows(results)
     write_evaluation(out, rows, more)
-    typer.echo(text_table(*evaluation_table(rows)))
+    for line in evaluation_text({"rows": rows, **more}):
+        typer.echo(line)
     typer.echo(f"-> {out / 'evaluation.json'}")
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from datasets import Dataset
@@ -32,12 +32,15 @@ from .report import text_table
 from .selection.selection import RECORD as SELECTION_RECORD
 from .selection.selection import Selection
 from .selection.selector import TARGET_NAME
-from .sources import content_hash, hub_errors
+from .sources import Source, content_hash, hub_errors
 from .training.config import TrainConfig
-from .training.evaluation import METRIC, evaluate_models, evaluation_table, write_evaluation
-from .training.models import BUNDLED, base_source
+from .training.evaluation import BASE, METRIC, evaluate_models, evaluation_table, write_evaluation
 from .training.models import RECORD as TRAINING_RECORD
+from .training.models import base_source
 from .training.sft import read_record, train_adapter, write_record
+
+if TYPE_CHECKING:
+    from .training.harness import HarnessResults
 
 STATE = "run.json"
 _EVALUATE = {
@@ -282,7 +285,7 @@ class _Run:
             self.keys.append(self.steps.run(f"train {name}", made_of, work, folder / TRAINING_RECORD))
 
     # ----------------------------------------------------------------------------------- evaluate
-    def evaluate(self, base: Any, say: Callable[[str], None]) -> None:
+    def evaluate(self, base: Source, say: Callable[[str], None]) -> None:
         section = self.recipe.evaluate
         made_of = [section, self.keys, [_identity(spec) for spec in self.recipe.data.values()]]
 
@@ -299,8 +302,9 @@ class _Run:
                     **{key: section[key] for key in ("max_rows", "max_length", "dtype", "device") if key in section},
                 )
             if section.get("tasks"):
-                more["tasks"], task_rows = run_harness(base, adapters, section)
-                rows += task_rows
+                results = run_harness(base, adapters, section)
+                more |= {"tasks": results.to_dict(), "tasks_table": results.table()}
+                rows += task_rows(results)
             for name in self.rows:
                 record = read_record(self.adapter(name))
                 record["evaluation"] = rows
@@ -309,10 +313,9 @@ class _Run:
 
         self.keys.append(self.steps.run("evaluate", made_of, work, self.out / "evaluation.json"))
         found = json.loads((self.out / "evaluation.json").read_text(encoding="utf-8"))
-        say("")
-        say(text_table(*evaluation_table(found["rows"])))
-        say(f"({METRIC}: nats a token of held-out answers, lower is better) -> {self.out / 'evaluation.png'}")
-        say("")
+        for line in evaluation_text(found):
+            say(line)
+        say(f"-> {self.out / 'evaluation.json'}, {self.out / 'evaluation.png'}\n")
 
     # --------------------------------------------------------------------------------------- push
     def push(self) -> None:
@@ -344,6 +347,19 @@ class _Run:
 
 
 # ------------------------------------------------------------------------------------------- helpers
+def evaluation_text(found: Mapping[str, Any]) -> list[str]:
+    """``evaluation.json`` as its reader sees it: the losses, then the tasks as papers print them."""
+    lines = []
+    losses = [row for row in found["rows"] if row["metric"] == METRIC]
+    if losses:
+        lines += [
+            "",
+            text_table(*evaluation_table(losses)),
+            f"({METRIC}: nats a token of held-out answers, lower is better)",
+        ]
+    return [*lines, "", found["tasks_table"]] if "tasks_table" in found else lines
+
+
 def load_training_rows(spec: str, token: str | bool | None = None) -> tuple[Dataset, dict[str, Any]]:
     """Rows and where they come from: a selection (folder or Hub id) or any rows ``--pool`` takes."""
     path = Path(spec)
@@ -366,27 +382,29 @@ def load_training_rows(spec: str, token: str | bool | None = None) -> tuple[Data
     return rows.data, {"pool": rows.about}
 
 
-def run_harness(
-    base: Any, adapters: Mapping[str, str], section: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """lm-evaluation-harness on the base and its adapters: its own record, and rows as of ``evaluate_models``."""
+def run_harness(base: Source, adapters: Mapping[str, str], section: Mapping[str, Any]) -> HarnessResults:
+    """lm-evaluation-harness on the base and its adapters, by the keys of the section ``evaluate``."""
     from .training.harness import run_tasks
 
     tasks = section["tasks"]
     options = ("include_path", "limit", "num_fewshot", "batch_size", "apply_chat_template", "dtype", "device")
-    results = run_tasks(
+    return run_tasks(
         base.location,
-        {"base": None, **adapters},
+        {BASE: None, **adapters},
         [tasks] if isinstance(tasks, str) else list(tasks),
         revision=base.revision,
-        tokenizer=next(iter(adapters.values())) if base.id != BUNDLED else None,
-        **{key: section[key] for key in options if key in section},
+        # An adapter's tokenizer has a chat template, which a base model may lack.
+        tokenizer=next(iter(adapters.values()), None),
+        **{key: section[key] for key in options if section.get(key) is not None},
     )
-    rows = [
+
+
+def task_rows(results: HarnessResults) -> list[dict[str, Any]]:
+    """The harness's numbers as rows of ``evaluate_models``."""
+    return [
         {"model": row.model, "data": row.task, "metric": row.metric, "value": row.value, "rows": row.samples}
         for row in results.rows
     ]
-    return results.to_dict(), rows
 
 
 def _dataset(spec: str, option: str) -> Dataset:

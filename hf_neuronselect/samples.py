@@ -11,6 +11,7 @@ alpaca      ``instruction``, ``output`` [``input``,         ``instruction\n\ninp
             ``system``]
 sharegpt    ``conversations`` of ``from``/``value``         roles renamed
             [``system``, ``tools``]
+qa          ``question``, ``answer``                        one user and one assistant turn
 text        ``text``                                        tokenised as it is, without turns (choice)
 ========== =============================================== =========================================
 
@@ -56,7 +57,7 @@ class RowFormat:
     """A row format and the names its columns go by in a user's data.
 
     Args:
-        name: ``messages``, ``prompt``, ``alpaca``, ``sharegpt`` or ``text``.
+        name: ``messages``, ``prompt``, ``alpaca``, ``sharegpt``, ``qa`` or ``text``.
         columns: the format's own column name -> the data's column name.
     """
 
@@ -76,6 +77,7 @@ _REQUIRED = {
     "prompt": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
     "sharegpt": ("conversations",),
+    "qa": ("question", "answer"),
     "text": ("text",),
 }
 _OPTIONAL = {
@@ -83,6 +85,7 @@ _OPTIONAL = {
     "prompt": ("tools",),
     "alpaca": ("input", "system"),
     "sharegpt": ("system", "tools"),
+    "qa": ("system",),
     "text": (),
 }
 
@@ -225,6 +228,8 @@ def read_row(row: Mapping[str, Any], fmt: RowFormat) -> Conversation:
             messages = _messages(got["messages"])
         elif fmt.name == "prompt":
             messages = _turns(got["prompt"], "user", "prompt") + _turns(got["completion"], "assistant", "completion")
+        elif fmt.name == "qa":
+            messages = _turns(got["question"], "user", "question") + _turns(got["answer"], "assistant", "answer")
         elif fmt.name == "alpaca":
             question, more = got["instruction"], got.get("input")
             if question is None and got["output"] is None:

@@ -29,6 +29,7 @@ _NOT_HERE = {
     "dataset_text_field": "rows become messages",
     "formatting_func": "rows become messages",
     "trust_remote_code": "code of a repository is not run",
+    "gradient_checkpointing": "its name is activation_checkpointing now",
     "use_peft": "LoRA is what is trained; for full fine-tuning: neuronselect export DIR --format trl",
 }
 
@@ -48,8 +49,6 @@ def _defaults(on_cpu: bool) -> dict[str, Any]:
         "save_steps": 100,
         "save_total_limit": 1,
         "disable_tqdm": not sys.stderr.isatty(),
-        # TRL's default is the old name of this, which transformers warns of.
-        "gradient_checkpointing": False,
         "activation_checkpointing": not on_cpu,
     }
 

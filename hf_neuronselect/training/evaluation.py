@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 
 from ..errors import NeuronSelectError, NeuronSelectWarning
@@ -18,7 +17,7 @@ from ..selection.leakage import Leakage, key
 from ..sources import Source
 from .figures import results_figure
 from .loss import answer_losses
-from .models import adapted, adapter_source, check_base, device_of, load_causal_lm, load_tokenizer
+from .models import adapted, adapter_source, check_base, load_for_evaluation, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ def evaluate_models(
     trained: Sequence[Dataset] = (),
     max_length: int = 2048,
     max_rows: int | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     device: str = "auto",
     token: str | bool | None = None,
 ) -> list[dict[str, Any]]:
@@ -98,7 +97,7 @@ def evaluate_models(
         if not len(kept):
             raise NeuronSelectError("no held-out row is left", option="data", value=name)
         cleaned[name] = conversations(kept.select(range(min(max_rows or len(kept), len(kept))))), taken
-    model = load_causal_lm(base, token, dtype=getattr(torch, dtype)).to(device_of(device)).eval()
+    model = load_for_evaluation(base, dtype, device, token)
     tokenizer = load_tokenizer(base, token)
     found = []
     for name, source in sources.items():
@@ -128,8 +127,9 @@ def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...]
 
 
 def write_evaluation(folder: Path, rows: Sequence[Mapping[str, Any]], more: Mapping[str, Any]) -> None:
-    """``evaluation.json`` and ``evaluation.png`` of a folder."""
+    """``evaluation.json`` and, of the losses, ``evaluation.png`` of a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.png").write_bytes(results_figure([row for row in rows if row["metric"] == METRIC]))
+    if losses := [row for row in rows if row["metric"] == METRIC]:
+        (folder / "evaluation.png").write_bytes(results_figure(losses))
     text = json.dumps({"rows": list(rows), **more}, indent=1)
     (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")

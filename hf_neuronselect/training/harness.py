@@ -12,13 +12,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer
 
 from ..errors import NeuronSelectError, one_of
 from ..features.config import DTYPES
 from ..sources import Source, hub_errors, resolve
-from .models import adapted, adapter_source, base_source, device_of, load_causal_lm
+from .models import adapted, adapter_source, base_source, load_for_evaluation
 
 # Metrics that are a share of right answers: these are shown in percent and may be averaged with each other.
 _SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "pass@1", "pass_at_1")
@@ -161,7 +160,7 @@ def run_tasks(
     """
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     _check(adapters, names, limit, batch_size)
-    one_of(dtype, ("auto", *DTYPES), "dtype")
+    one_of(dtype, ("auto", *DTYPES), "dtype")  # before the tasks are read
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
@@ -182,9 +181,7 @@ def run_tasks(
             "the model has no chat template: set it to False, or pass tokenizer=, a folder that has one",
             option="apply_chat_template", value=True,
         )  # fmt: skip
-    place = device_of(device)
-    lm = load_causal_lm(base, token, dtype=DTYPES.get(dtype, torch.float32 if place.type == "cpu" else "auto"))
-    lm.eval().requires_grad_(False).to(place)
+    lm = load_for_evaluation(base, dtype, device, token)
 
     rows: list[HarnessRow] = []
     about: dict[str, Any] = {}

@@ -17,7 +17,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .. import bundled
-from ..errors import NeuronSelectError
+from ..errors import NeuronSelectError, one_of
+from ..features.config import DTYPES
 from ..sources import Source, hub_errors, resolve
 
 RECORD = "training.json"
@@ -73,6 +74,14 @@ def device_of(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise NeuronSelectError("no CUDA device is available; use cpu", option="device", value=name)
     return torch.device(name)
+
+
+def load_for_evaluation(source: Source, dtype: str, device: str, token: str | bool | None = None) -> Any:
+    """The base model in eval mode; ``auto`` is float32 on a CPU and the stored type elsewhere."""
+    one_of(dtype, ("auto", *DTYPES), "dtype")
+    place = device_of(device)
+    model = load_causal_lm(source, token, dtype=DTYPES.get(dtype, torch.float32 if place.type == "cpu" else "auto"))
+    return model.eval().requires_grad_(False).to(place)
 
 
 # ------------------------------------------------------------------------------------------ adapters
