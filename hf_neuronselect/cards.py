@@ -91,6 +91,8 @@ def merge_card(existing: str, new: str) -> str:
     Raises:
         NeuronSelectError: the existing YAML head cannot be read.
     """
+    if BEGIN not in new:  # not a card of this module (a metric's README): it says all there is
+        return new
     old_head, old_body = _head_and_body(existing)
     new_head, new_body = _head_and_body(new)
     if BEGIN not in new_body:  # a README that comes whole, as a metric's
@@ -249,6 +251,7 @@ class SelectionCard(CardTemplate):
         out = {name: counts[name] for name in ("empty", "error", "duplicate", "leak", "null") if counts[name]}
         facts = {
             "pool": pool.get("id") or pool.get("fingerprint"),
+            "rows taken from": _pinned(pool["derived_from"]) if pool.get("derived_from") else None,
             "pool revision": pool.get("commit"),
             "pool config and split": " ".join(filter(None, (pool.get("config"), pool.get("split")))),
             **{

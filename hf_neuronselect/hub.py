@@ -6,14 +6,14 @@ Not ``upload_folder`` (several commits with Xet on), not ``Trainer.push_to_hub``
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
-from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from .cards import merge_card
 from .errors import NeuronSelectError
@@ -90,16 +90,28 @@ def folder_kind(folder: Path) -> Kind:
     )  # fmt: skip
 
 
-def restricted_sources(folder: Path) -> list[str]:
+def restricted_sources(folder: Path, api: HfApi) -> list[str]:
     """Private or gated sources whose rows or features, or an adapter trained on them, lie in a folder."""
     found = []
     for name in ("selection.json", "training.json", "manifest.json"):
         if (folder / name).is_file():
             made = json.loads((folder / name).read_text(encoding="utf-8"))
             pool = (made.get("selection") or made).get("pool") or {}
-            if pool.get("restricted"):
-                found.append(f"{pool.get('id', 'the pool')} ({pool['restricted']})")
+            why = pool.get("restricted") or _restriction(pool.get("derived_from") or pool, api)
+            if why:
+                found.append(f"{(pool.get('derived_from') or pool).get('id', 'the pool')} ({why})")
     return found
+
+
+def _restriction(pool: Mapping[str, Any], api: HfApi) -> str | None:
+    """What the Hub says today of a source that stands in a record without its terms (selected from Python)."""
+    if not pool.get("id") or ":" in (pool.get("commit") or ":"):
+        return None  # a local file
+    try:
+        info = api.dataset_info(pool["id"])
+    except RepositoryNotFoundError:
+        return "not public"
+    return "private" if info.private else "gated" if info.gated else None
 
 
 def push_folder(
@@ -136,15 +148,15 @@ def push_folder(
     kind = folder_kind(folder)
     if kind.name == "selection":
         check_selection(folder, folder.name)
-    if not allow_public and (sources := restricted_sources(folder)):
-        if private is False:
-            raise NeuronSelectError(
-                f"the rows come from {', '.join(sources)}; leave private away, or say allow_public (--allow-public)",
-                option="private", value=False,
-            )  # fmt: skip
-        private = True
     api = HfApi(token=token)
     with hub_errors("repo", repo_id, writing=True):
+        if not allow_public and (sources := restricted_sources(folder, api)):
+            if private is False:
+                raise NeuronSelectError(
+                    f"the rows come from {', '.join(sources)}; leave private away, or say allow_public (--allow-public)",
+                    option="private", value=False,
+                )  # fmt: skip
+            private = True
         # A metric's Space is a Gradio page, as `evaluate` has them.
         space_sdk = "gradio" if kind.repo_type == "space" else None
         made = api.create_repo(repo_id, repo_type=kind.repo_type, private=private, exist_ok=True, space_sdk=space_sdk)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, List, Value, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, List, ReadInstruction, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import DatasetInfo, HfApi, constants
 
@@ -20,6 +20,10 @@ from .sources import content_hash, hub_errors
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _PACKED = (".gz", ".xz", ".zst")
+# Where `datasets` keeps what it loaded from the Hub: org___name/config/version/commit/.
+_CACHED = re.compile(
+    r"/(?P<org>[^/]+?)___(?P<name>[^/]+)/(?P<config>[^/]+)/\d+\.\d+\.\d+/(?P<commit>[0-9a-f]{40})/[^/]+$"
+)
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^:]+))?(:(?P<rest>.+))?")
 
 
@@ -78,7 +82,8 @@ def load_rows(spec: str, *, option: str = "pool", streaming: bool = False, token
         except (DatasetNotFoundError, DatasetGenerationError, ValueError) as cause:
             reason = " ".join(str(cause).split())[:300]
             raise NeuronSelectError(f"cannot be loaded: {reason}", option=option, value=spec) from cause
-    commit = commit or _cached_commit(data) or revision
+    cached = source_of(data)
+    commit = commit or (cached.get("derived_from") or cached).get("commit") or revision
     return Rows(data, {"id": match["id"], "commit": commit, "config": config, "split": split} | terms)
 
 
@@ -100,11 +105,27 @@ def spec_of(about: Mapping[str, Any]) -> str:
     return f"{name}@{commit}{rest}"
 
 
-def _cached_commit(data: Dataset | IterableDataset) -> str | None:
-    """The commit a dataset came from, read off its cache files (offline)."""
+def source_of(data: Dataset | IterableDataset) -> dict[str, Any]:
+    """Which Hub data set rows come from, as far as their cache files tell.
+
+    Returns:
+        ``id``, ``commit``, ``config``, ``split`` of a whole split; ``{"derived_from": …}`` of rows that were taken from
+        one; ``{}`` where nothing is known.
+    """
     files = getattr(data, "cache_files", None) or []
-    found = next((m for f in files if (m := re.search(r"/([0-9a-f]{40})/", Path(f["filename"]).as_posix()))), None)
-    return found[1] if found else None
+    found = next((m for f in files if (m := _CACHED.search(Path(f["filename"]).as_posix()))), None)
+    if found is None:
+        return {}
+    about = {"id": f"{found['org']}/{found['name']}", "commit": found["commit"], "config": found["config"],
+             "split": str(data.split)}  # fmt: skip
+    lengths = {name: split.num_examples for name, split in (data.info.splits or {}).items()}
+    try:
+        parts = ReadInstruction.from_spec(str(data.split)).to_absolute(lengths)
+        rows = sum((p.to or lengths[p.splitname]) - (p.from_ or 0) for p in parts)
+    except (AssertionError, ValueError, KeyError):  # a split of another name
+        rows = -1
+    whole = rows == len(data) and data._indices is None
+    return about if whole else {"derived_from": about}
 
 
 def _load_local(path: Path, option: str, streaming: bool) -> Rows:

@@ -26,6 +26,7 @@ from ..features.columns import FeatureBatch
 from ..features.extractor import NeuronFeatureExtractor
 from ..methods import Method, make_method
 from ..methods.base import Target
+from ..pools import source_of
 from ..sources import hub_errors
 from .budget import AGGREGATES, Budget, Picked, pick
 from .leakage import Leakage, as_array, from_array
@@ -57,6 +58,7 @@ class NeuronSelector:
         self.method: Method = make_method(method, params)
         self.targets: dict[str, Target] = {}
         self.counts: dict[str, dict[str, int]] = {}
+        self.target_rows: dict[str, dict[str, Any]] = {}  # where exemplars came from, as far as known
         self.extractor: NeuronFeatureExtractor | None = None
         self.extractor_hash: str | None = None
         self.extractor_about: dict[str, Any] | None = None  # of a loaded capability
@@ -91,7 +93,9 @@ class NeuronSelector:
         for name, data in named.items():
             if not TARGET_NAME.fullmatch(name):
                 raise NeuronSelectError("a target's name is letters, digits, _ and -", option="target", value=name)
-            targets[name] = self._fit_one(name, _single_split(data, "target"))
+            rows = _single_split(data, "target")
+            targets[name] = self._fit_one(name, rows)
+            self.target_rows[name] = source_of(rows)
         if self.method.needs_target:
             self.targets = targets
         return self
@@ -244,7 +248,8 @@ class NeuronSelector:
         selection.provenance = self._provenance(pool, budget, aggregate, weights, exclude, extractor, tally, selection)
         # Plain JSON values from the start: what is saved and read again is equal to what was made.
         more = dict(provenance or {})
-        more["pool"] = selection.provenance["pool"] | more.get("pool", {})
+        more["pool"] = selection.provenance["pool"] | more.get("pool", source_of(pool))
+        more.setdefault("target_rows", {name: about for name, about in self.target_rows.items() if about})
         selection.provenance = json.loads(json.dumps(selection.provenance | more))
         return selection
 
