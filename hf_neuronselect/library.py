@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from huggingface_hub import hf_hub_download
 
 from .cards import LibraryCard, write_card
 from .errors import NeuronSelectError, unknown
-from .hub import push_folder
+from .selection.pushing import PushToHub
 from .selection.selector import NeuronSelector
 from .sources import commit_of, hub_errors
 
@@ -23,7 +22,7 @@ FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
-class FeatureLibrary(MutableMapping[str, NeuronSelector]):
+class FeatureLibrary(PushToHub, MutableMapping[str, NeuronSelector]):
     """Capabilities by name; those of a folder or the Hub are read when they are asked for.
 
     Args:
@@ -31,7 +30,7 @@ class FeatureLibrary(MutableMapping[str, NeuronSelector]):
 
     Example:
         >>> library = FeatureLibrary({"gsm8k": selector})
-        >>> library.push_to_hub("me/lib")
+        >>> library.push_to_hub("me/lib")  # those the repository has and this library has not are deleted
         >>> FeatureLibrary.from_pretrained("me/lib")["gsm8k"].select(pool, extractor=extractor, ratio=0.05)
     """
 
@@ -112,32 +111,6 @@ class FeatureLibrary(MutableMapping[str, NeuronSelector]):
         index = {"format": FORMAT, "capabilities": {name: self._entries[name] for name in self}}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         write_card(folder, LibraryCard(self._entries))
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        commit_message: str | None = None,
-        token: str | bool | None = None,
-    ) -> str:
-        """Push all capabilities in one commit; those the repository has and this library has not are deleted.
-
-        To add to one: ``library = FeatureLibrary.from_pretrained(repo)``, ``library["new"] = selector``, push.
-
-        Args: as in :func:`hf_neuronselect.hub.push_folder`.
-
-        Returns:
-            The model repository's URL, or the pull request's.
-        """
-        with tempfile.TemporaryDirectory(prefix="neuronselect-") as folder:
-            self.save_pretrained(folder)
-            return push_folder(
-                folder, repo_id, private=private, revision=revision, create_pr=create_pr,
-                commit_message=commit_message or f"{self!r}", token=token,
-            )  # fmt: skip
 
     @classmethod
     def from_pretrained(

@@ -127,6 +127,8 @@ def select_words(section: Mapping[str, Any], out: Path, control: str | None = No
     for key, value in section.items():
         if control and key in ("method", "method_option", "aggregate", "weight", "features"):
             continue
+        if control == "full" and key in ("ratio", "k", "threshold", "max_tokens"):
+            continue
         flag = f"--{key.replace('_', '-')}"
         if value is True:
             words.append(flag)

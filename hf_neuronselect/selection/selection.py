@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from ..pools import with_messages
 from ..samples import row_format
 from ..sources import content_hash, hub_errors
 from .budget import Budget, Picked
+from .pushing import PushToHub
 from .scan import EXCLUDED, Reader
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def score_table(
     )
 
 
-class Selection:
+class Selection(PushToHub):
     """Selected rows, best first.
 
     Attributes:
@@ -226,34 +226,6 @@ class Selection:
         shown = [excerpt(self, i) for i in range(min(3, len(self)))] if examples else []
         write_card(folder, SelectionCard(self.provenance, self.provenance["files"][DATA_FILE], shown))
         (folder / "report.html").write_text(selection_report(self, rows=20 if examples else 0), encoding="utf-8")
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        commit_message: str | None = None,
-        token: str | bool | None = None,
-        allow_public: bool = False,
-        examples: bool = True,
-    ) -> str:
-        """Push the rows, the scores (a second config), the record and the card, in one commit.
-
-        Args: as in :func:`hf_neuronselect.hub.push_folder`; ``examples`` as in :meth:`save_pretrained`.
-
-        Returns:
-            The dataset's URL, or the pull request's.
-        """
-        from ..hub import push_folder
-
-        with tempfile.TemporaryDirectory(prefix="neuronselect-") as folder:
-            self.save_pretrained(folder, examples=examples)
-            return push_folder(
-                folder, repo_id, private=private, revision=revision, create_pr=create_pr,
-                commit_message=commit_message or f"{self!r}", token=token, allow_public=allow_public,
-            )  # fmt: skip
 
     def _with_messages(self) -> Dataset:
         if "messages" in self.dataset.column_names:

@@ -30,6 +30,7 @@ from ..pools import source_of
 from ..sources import hub_errors
 from .budget import AGGREGATES, Budget, Picked, pick
 from .leakage import Leakage, as_array, from_array
+from .pushing import PushToHub
 from .scan import Reader, Scored, Tally, added_columns, scan
 from .selection import Selection, score_table
 
@@ -40,7 +41,7 @@ FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "capability.safetensors"
 
 
-class NeuronSelector:
+class NeuronSelector(PushToHub):
     """Selects the rows of a pool whose neurons act most like those of a target's exemplars.
 
     Args:
@@ -435,32 +436,6 @@ class NeuronSelector:
         (folder / CONFIG_FILE).write_text(json.dumps(self.about(), indent=2) + "\n", encoding="utf-8")
         if card:
             write_card(folder, CapabilityCard(self.about()))
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        commit_message: str | None = None,
-        token: str | bool | None = None,
-    ) -> str:
-        """Push the capability and its card, in one commit.
-
-        Args: as in :func:`hf_neuronselect.hub.push_folder`.
-
-        Returns:
-            The model repository's URL, or the pull request's.
-        """
-        from ..hub import push_folder
-
-        with tempfile.TemporaryDirectory(prefix="neuronselect-") as folder:
-            self.save_pretrained(folder)
-            return push_folder(
-                folder, repo_id, private=private, revision=revision, create_pr=create_pr,
-                commit_message=commit_message or f"{self!r}", token=token,
-            )  # fmt: skip
 
     @classmethod
     def from_pretrained(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,23 +13,30 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from transformers import HfArgumentParser
 from trl import ModelConfig, SFTConfig, get_peft_config
 
-from ..errors import NeuronSelectError, unknown
+from ..errors import NeuronSelectError, one_of, unknown
 
 CONTROLS = ("random", "longest", "shortest", "full")
 
 _SFT = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
 _MODEL = {f.name for f in dataclasses.fields(ModelConfig) if f.init} - {"model_name_or_path", "model_revision"}
 _OURS = {"model", "revision", "data", "controls", "name"}
+_OPTIONS = {action.dest: action for action in HfArgumentParser((SFTConfig, ModelConfig))._actions}  # type: ignore[arg-type]
 # Said elsewhere, or not ours to do: the folder is --out, pushes are the section `push` (one commit, no pickle).
 _NOT_HERE = {
     "output_dir": "the folder is --out",
-    "push_to_hub": "name the repository in the section push",
+    **dict.fromkeys(
+        ["push_to_hub", *(key for key in _SFT if key.startswith("hub_"))],
+        "the repository is named in the section push, the token is HF_TOKEN or that of `hf auth login`",
+    ),
     "resume_from_checkpoint": "a run that was stopped goes on by itself",
     "completion_only_loss": "answers alone are trained on, in every turn (TRL ignores this on messages)",
     "dataset_text_field": "rows become messages",
+    "dataset_kwargs": "rows become messages",
     "formatting_func": "rows become messages",
+    "model_init_kwargs": "say it with dtype, attn_implementation, load_in_4bit",
     "trust_remote_code": "code of a repository is not run",
     "gradient_checkpointing": "its name is activation_checkpointing now",
     "use_peft": "LoRA is what is trained; for full fine-tuning: neuronselect export DIR --format trl",
@@ -51,6 +60,18 @@ def _defaults(on_cpu: bool) -> dict[str, Any]:
         "disable_tqdm": not sys.stderr.isatty(),
         "activation_checkpointing": not on_cpu,
     }
+
+
+def _read(key: str, value: Any) -> Any:
+    """A value as TRL's own command line reads it: YAML takes ``2e-4`` for text."""
+    option = _OPTIONS.get(key)
+    if option is None or not isinstance(value, str):
+        return value
+    try:
+        found = option.type(value) if callable(option.type) else value
+    except (TypeError, ValueError, argparse.ArgumentTypeError) as cause:
+        raise NeuronSelectError(f"TRL refuses it: {cause}", option=key, value=value) from cause
+    return one_of(str(found), option.choices, key) if option.choices else found
 
 
 @dataclass(frozen=True)
@@ -81,15 +102,17 @@ class TrainConfig:
             NeuronSelectError: a key that is unknown or does not belong here, or a value TRL refuses.
         """
         values = {str(key).replace("-", "_"): value for key, value in section.items()}
-        for key in values:
+        for key, value in values.items():
             if key in _NOT_HERE:
-                raise NeuronSelectError(f"does not belong into train: {_NOT_HERE[key]}", option=key, value=values[key])
+                raise NeuronSelectError(f"does not belong into train: {_NOT_HERE[key]}", option=key, value=value)
             if key not in _OURS | _SFT | _MODEL:
                 raise unknown("key of section train", key, _OURS | _SFT | _MODEL, "config")
+        values = {key: _read(key, value) for key, value in values.items()}
         if values.get("assistant_only_loss") is False:
             raise NeuronSelectError("questions would be trained on; leave it away", option="assistant_only_loss",
                                     value=False)  # fmt: skip
-        controls = tuple(values.get("controls") or ())
+        controls = values.get("controls") or ()
+        controls = (controls,) if isinstance(controls, str) else tuple(controls)
         for name in controls:
             if name not in CONTROLS:
                 raise unknown("control", name, CONTROLS, "controls")
@@ -114,6 +137,11 @@ class TrainConfig:
         except (TypeError, ValueError) as cause:
             raise NeuronSelectError(f"TRL refuses it: {cause}", option="train") from cause
         assert isinstance(found, LoraConfig)
+        wanted = options["lora_target_modules"]
+        names = [wanted] if isinstance(wanted, str) else list(wanted)
+        if all(re.fullmatch(r"[\w.]+", name) for name in names):  # else a pattern, or all-linear
+            # TRL makes a pattern of a single name, and it matches nothing. peft keeps a set.
+            found.target_modules = set(names)  # type: ignore[assignment]
         return found
 
     def arguments(self, checkpoints: Path) -> SFTConfig:

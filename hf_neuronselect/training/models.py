@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 # The form of samples.SampleEncoder for models without a chat template, with TRL's marks around what is trained.
 PLAIN_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}"
+    "{{ bos_token or '' }}{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}"
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
     "{{ '\\n' }}{% else %}{{ message['content'] + '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
@@ -54,17 +55,24 @@ def load_tokenizer(source: Source, token: str | bool | None = None) -> Any:
     if tokenizer.eos_token is None:
         raise NeuronSelectError("its tokenizer has no end-of-text token", option="model", value=source.id)
     if tokenizer.chat_template is None:
-        tokenizer.bos_token = tokenizer.bos_token or ""
         tokenizer.chat_template = PLAIN_TEMPLATE
     return tokenizer
 
 
 def load_causal_lm(source: Source, token: str | bool | None = None, **options: Any) -> Any:
-    """The base model's weights; options as of ``from_pretrained``."""
+    """The base model's weights; options as of ``from_pretrained``.
+
+    Raises:
+        NeuronSelectError: they cannot be had, or not with these options.
+    """
     with hub_errors("model", source.id):
-        return AutoModelForCausalLM.from_pretrained(
-            source.location, revision=source.revision, token=token, trust_remote_code=False, **options
-        )
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                source.location, revision=source.revision, token=token, trust_remote_code=False, **options
+            )
+        except (ImportError, ValueError) as cause:  # bitsandbytes is missing; no such kind of attention
+            reason = " ".join(str(cause).split())[:200]
+            raise NeuronSelectError(f"cannot be loaded: {reason}", option="model", value=source.id) from cause
 
 
 def device_of(name: str) -> torch.device:
@@ -129,11 +137,13 @@ def check_base(adapter: Source, name: str, base: Source, token: str | bool | Non
         config = _fetched(adapter, _CONFIG, token, "adapter")
         assert config is not None
         found = json.loads(config.read_text(encoding="utf-8"))
-        stated = {"id": found.get("base_model_name_or_path"), "commit": found.get("revision")}
+        commit = found.get("revision")  # or a branch, which says nothing
+        stated = {"id": found.get("base_model_name_or_path"), "commit": commit if len(str(commit)) == 40 else None}
     if stated.get("commit"):
         same = stated["commit"] == base.commit
     else:
-        same = "/" not in str(stated.get("id") or "") or base.revision is None or stated["id"] == base.id
+        named = re.fullmatch(r"[\w.-]+/[\w.-]+", str(stated.get("id")))
+        same = named is None or base.revision is None or stated["id"] == base.id
     if not same:
         raise NeuronSelectError(
             f"was trained on {stated['id']} at {stated.get('commit')}, not on {base.id} at {base.commit}",

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import PrinterCallback, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import ModelConfig, SFTTrainer, get_quantization_config
 
 from ..cards import AdapterCard, write_card
@@ -45,7 +47,7 @@ def training_rows(data: Dataset) -> Dataset:
     answered = [
         i
         for i, turns in enumerate(data["messages"])
-        if any(turn["role"] == "assistant" and (turn.get("content") or turn.get("tool_calls")) for turn in turns)
+        if any(turn["role"] == "assistant" and (turn.get("content") or turn.get("tool_calls")) for turn in turns or [])
     ]
     if not answered:
         raise NeuronSelectError(
@@ -110,17 +112,27 @@ def train_adapter(
         packages={p: version(p) for p in ("hf-neuronselect", "trl", "peft", "transformers", "torch", "datasets")},
     )
     with _plain_errors(base):
-        trainer = SFTTrainer(
+        trainer = _Trainer(
             model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=lora,
             callbacks=[CardCallback(card)],
         )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # where no bar is shown it prints every log
-    tokens, trained = _count_labels(trainer.train_dataset)
+    prepared = trainer.train_dataset
+    assert isinstance(prepared, Dataset)
+    tokens, trained = _count_labels(prepared)
+    used = len(rows) if arguments.packing else len(prepared)
+    if used < len(rows):
+        warnings.warn(
+            f"{len(rows) - used} of {len(rows)} rows have no answer within max_length={arguments.max_length} and are "
+            "left out",
+            NeuronSelectWarning,
+            stacklevel=2,
+        )
     key = _run_key(rows, base, config)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=_last_whole(checkpoints, key))
     seconds = round(time.perf_counter() - started, 1)
-    card.results |= {"rows": len(rows), "tokens": tokens, "answer_tokens": trained, "seconds": seconds}
+    card.results |= {"rows": used, "tokens": tokens, "answer_tokens": trained, "seconds": seconds}
 
     tuned = trainer.model
     assert isinstance(tuned, PeftModel)
@@ -134,7 +146,7 @@ def train_adapter(
         "name": name,
         "base_model": card.base_model,
         "selection": card.selection,
-        "settings": config.about(),
+        "settings": {name: _no_folder(value) for name, value in config.about().items()},
         "hyperparameters": card.hyperparameters,
         "results": card.results,
         "losses": card.losses,
@@ -146,11 +158,29 @@ def train_adapter(
     return record
 
 
+class _Trainer(SFTTrainer):
+    """The order of rows of like length hangs on seed and epoch alone: a run that goes on sees those it had not seen."""
+
+    def _get_train_sampler(self, *args: Any) -> Any:
+        sampler = super()._get_train_sampler(*args)
+        if isinstance(sampler, LengthGroupedSampler):
+            generator = sampler.generator = torch.Generator()
+            sampler.set_epoch = lambda epoch: generator.manual_seed(self.args.seed + epoch)  # type: ignore[attr-defined]
+        return sampler
+
+
+def _no_folder(value: Any) -> Any:
+    """A file's name alone: where it lies on this machine is nobody's business."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """``README.md``, then ``training.json``: what has it is a whole adapter."""
     names = ("name", "base_model", "selection", "hyperparameters", "results", "losses", "evaluation", "packages")
     write_card(folder, AdapterCard(**{name: record[name] for name in names}))
-    (folder / RECORD).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    part = folder / f".{RECORD}.part"
+    part.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    part.replace(folder / RECORD)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -164,13 +194,10 @@ def _check_target_modules(model: torch.nn.Module, lora: LoraConfig) -> None:
     wanted = lora.target_modules
     if wanted is None or isinstance(wanted, str):  # all-linear, or a pattern that peft checks
         return
-    leaves = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
     names = {name for name, _ in model.named_modules()}
     for target in wanted:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            linear = sorted(
-                {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)} & leaves
-            )
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
             raise NeuronSelectError(
                 f"the model has no such module; its linear layers are {', '.join(linear)}",
                 option="lora_target_modules", value=target,
@@ -179,10 +206,15 @@ def _check_target_modules(model: torch.nn.Module, lora: LoraConfig) -> None:
 
 @contextmanager
 def _plain_errors(base: Source) -> Iterator[None]:
-    """What SFTTrainer says of templates, in one line with the mend."""
+    """What SFTTrainer refuses, in one line with the mend."""
     try:
         with quiet_peft():
             yield
+    except TemplateError as cause:
+        raise NeuronSelectError(
+            f"its chat template refuses a row: {cause}; mend the rows or give another: chat_template_path: "
+            "FILE_OR_MODEL in the section train", option="model", value=base.id,
+        ) from cause  # fmt: skip
     except (ValueError, RuntimeError) as cause:
         text = " ".join(str(cause).split())
         if "template" in text or "generation %}" in text:
@@ -191,7 +223,7 @@ def _plain_errors(base: Source) -> Iterator[None]:
                 "does: chat_template_path: FILE_OR_MODEL in the section train",
                 option="model", value=base.id,
             ) from cause  # fmt: skip
-        raise
+        raise NeuronSelectError(f"TRL refuses it: {text[:300]}", option="train") from cause
 
 
 def _count_labels(prepared: Dataset) -> tuple[int, int]:
