@@ -28,6 +28,10 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A user's own word on these is kept when a card is written again.
 _USERS_OWN = ("license", "license_name", "license_link", "language", "pretty_name", "extra_gated_prompt")
 
+# What the package says of one selection or adapter, and of no other.
+_PACKAGES_OWN = ("configs", "source_datasets", "datasets", "base_model", "model_name", "model-index", "library_name",
+                 "pipeline_tag")  # fmt: skip
+
 
 def _environment() -> Environment:
     inside = Path(__file__).parent / "model_cards"  # in a wheel
@@ -82,6 +86,19 @@ def _head_and_body(text: str) -> tuple[dict[str, Any], str]:
     return (head if isinstance(head, dict) else {}), text[match.end() :]
 
 
+def read_text(path: Path) -> str:
+    """A README.
+
+    Raises:
+        NeuronSelectError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as cause:
+        raise NeuronSelectError("is not UTF-8 text; save it again as UTF-8, or remove it", option="README.md",
+                                value=path.name) from cause  # fmt: skip
+
+
 def merge_card(existing: str, new: str) -> str:
     """A card written again: the package's part and metadata are new, the rest stays.
 
@@ -95,26 +112,38 @@ def merge_card(existing: str, new: str) -> str:
         return new
     old_head, old_body = _head_and_body(existing)
     new_head, new_body = _head_and_body(new)
-    if BEGIN not in new_body:  # a README that comes whole, as a metric's
-        return new
-    head = old_head | new_head | {name: old_head[name] for name in _USERS_OWN if old_head.get(name)}
+    before, begin, rest = old_body.partition(BEGIN)
+    written, end, after = rest.partition(END)
+    if begin and end:  # what the package said last time is not the user's
+        old_head = _users_metadata(old_head, written)
+    head = new_head | {name: old_head[name] for name in _USERS_OWN if old_head.get(name)}
+    head |= {name: value for name, value in old_head.items() if name not in head}
     if tags := list(dict.fromkeys([*_as_list(new_head.get("tags")), *_as_list(old_head.get("tags"))])):
         head["tags"] = tags
-    before, begin, rest = old_body.partition(BEGIN)
-    _, end, after = rest.partition(END)
     ours = new_body[new_body.index(BEGIN) : new_body.index(END) + len(END)]
-    if begin and end:
+    if not (before.strip() or after.strip()):  # no own text there: the new card's own, if it has any
+        body = new_body
+    elif begin and end:
         body = before + ours + after
     else:
-        body = f"{old_body.rstrip()}\n\n{ours}\n" if old_body.strip() else f"\n{ours}\n"
+        body = f"{old_body.rstrip()}\n\n{ours}\n"
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n{body}"
+
+
+def _users_metadata(head: Mapping[str, Any], written: str) -> dict[str, Any]:
+    """The head without what the package wrote beside the text ``written``."""
+    kept = {name: value for name, value in head.items() if name not in _PACKAGES_OWN}
+    if f"states `{cell(head.get('license') or '')}`" in written:
+        kept.pop("license", None)
+    kept["tags"] = [tag for tag in _as_list(head.get("tags")) if not str(tag).startswith("neuronselect")]
+    return {name: value for name, value in kept.items() if value}
 
 
 def write_card(folder: Path, card: CardTemplate) -> None:
     """``README.md`` of a folder; a text of its own in the one that is there is kept."""
     path = folder / "README.md"
     text = card.render()
-    path.write_text(merge_card(path.read_text(encoding="utf-8"), text) if path.exists() else text, encoding="utf-8")
+    path.write_text(merge_card(read_text(path), text) if path.exists() else text, encoding="utf-8")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -171,8 +200,17 @@ def select_command(provenance: Mapping[str, Any]) -> list[str]:
     """The ``neuronselect select`` words that make a selection again; local files by their names."""
     words = ["neuronselect", "select", "--pool", spec_of(provenance.get("pool") or {})]
     method = provenance["method"]
-    for name, about in (provenance.get("target_rows") or {}).items():
-        words += ["--target", f"{name}={spec_of(about)}"]
+    known = provenance.get("target_rows") or {}
+    if capability := provenance.get("capability"):
+        inside = f":{capability['name']}" if capability.get("name") else ""
+        words += ["--target", f"capability:{spec_of(capability)}{inside}"]
+    else:
+        words += [
+            word
+            for name, exemplars in provenance["targets"].items()
+            if exemplars or name in known
+            for word in ("--target", f"{name}={spec_of(known.get(name, {}))}")
+        ]
     words += ["--method", method["name"]]
     for name, value in method.items():
         if name not in ("name", "paper") and value is not None:

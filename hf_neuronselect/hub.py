@@ -6,7 +6,7 @@ Not ``upload_folder`` (several commits with Xet on), not ``Trainer.push_to_hub``
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from .cards import merge_card
+from .cards import merge_card, read_text
 from .errors import NeuronSelectError
 from .selection.selection import check_selection
 from .sources import hub_errors
@@ -29,7 +29,8 @@ class Kind:
     """A folder the package writes.
 
     Attributes:
-        marker: the file (a glob) that tells the kind. repo_type: where it is pushed to.
+        marker: the file (a glob) that tells the kind. proof: a file and a text that stands in it, where many others
+            have such a file. repo_type: where it is pushed to.
         files: globs of what belongs to it; nothing else is pushed, and what is theirs in a repository
             but not in the folder is deleted by the same commit.
     """
@@ -38,12 +39,20 @@ class Kind:
     marker: str
     repo_type: str
     files: tuple[str, ...]
+    proof: tuple[str, str] | None = None
 
     def owns(self, name: str) -> bool:
         return any(_matches(name, pattern) for pattern in (README, *self.files))
 
-    def marks(self, names: Iterable[str]) -> bool:
-        return any(_matches(name, self.marker) for name in names)
+    def marks(self, names: Iterable[str], read: Callable[[str], Path]) -> bool:
+        """Whether these files are of this kind; ``read`` gives one of them."""
+        names = list(names)
+        if not any(_matches(name, self.marker) for name in names):
+            return False
+        if self.proof is None:
+            return True
+        file, text = self.proof
+        return file in names and text.encode() in read(file).read_bytes()
 
 
 KINDS = (
@@ -54,10 +63,12 @@ KINDS = (
     Kind("capability", "capability.safetensors", "model", ("config.json", "capability.safetensors")),
     Kind("adapter", "adapter_config.json", "model",
          ("adapter_config.json", "adapter_model*.safetensors", "training.json", "tokenizer.json",
-          "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")),
+          "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
+          "special_tokens_map.json", "chat_template.jinja", "additional_chat_templates/*.jinja")),
     Kind("SAE", "*/sae.safetensors", "model", ("*/sae.safetensors", "*/cfg.json", "*/training.json")),
-    Kind("feature store", "manifest.json", "dataset", ("manifest.json", "shard-*.parquet")),
-    Kind("metric", "app.py", "space", ("*.py", "requirements.txt")),
+    Kind("feature store", "manifest.json", "dataset", ("manifest.json", "shard-*.parquet"),
+         proof=("manifest.json", '"shard_rows"')),
+    Kind("metric", "app.py", "space", ("*.py", "requirements.txt"), proof=(README, "- neuronselect")),
 )  # fmt: skip
 
 
@@ -81,7 +92,7 @@ def folder_kind(folder: Path) -> Kind:
         raise NeuronSelectError("no such folder", option="folder", value=folder.name)
     names = _names(folder)
     for kind in KINDS:
-        if kind.marks(names):
+        if kind.marks(names, lambda name: folder / name):
             return kind
     raise NeuronSelectError(
         f"nothing that neuronselect writes ({', '.join(kind.name for kind in KINDS)}): "
@@ -95,8 +106,12 @@ def restricted_sources(folder: Path, api: HfApi) -> list[str]:
     found = []
     for name in ("selection.json", "training.json", "manifest.json"):
         if (folder / name).is_file():
-            made = json.loads((folder / name).read_text(encoding="utf-8"))
-            pool = (made.get("selection") or made).get("pool") or {}
+            try:
+                made = json.loads((folder / name).read_text(encoding="utf-8"))
+                pool = (made.get("selection") or made).get("pool") or {}
+            except (ValueError, AttributeError) as cause:
+                raise NeuronSelectError(f"{name} cannot be read: it is not what the package wrote", option="folder",
+                                        value=folder.name) from cause  # fmt: skip
             why = pool.get("restricted") or _restriction(pool.get("derived_from") or pool, api)
             if why:
                 found.append(f"{(pool.get('derived_from') or pool).get('id', 'the pool')} ({why})")
@@ -148,6 +163,10 @@ def push_folder(
     kind = folder_kind(folder)
     if kind.name == "selection":
         check_selection(folder, folder.name)
+    if kind.name == "metric" and not (folder / f"{repo_id.split('/')[-1]}.py").is_file():
+        module = next((p.stem for p in sorted(folder.glob("*.py")) if p.stem == folder.resolve().name), "the module")
+        raise NeuronSelectError(f"evaluate looks for a script named like the repository; name it {module}",
+                                option="repo", value=repo_id)  # fmt: skip
     api = HfApi(token=token)
     with hub_errors("repo", repo_id, writing=True):
         if not allow_public and (sources := restricted_sources(folder, api)):
@@ -161,14 +180,8 @@ def push_folder(
         space_sdk = "gradio" if kind.repo_type == "space" else None
         made = api.create_repo(repo_id, repo_type=kind.repo_type, private=private, exist_ok=True, space_sdk=space_sdk)
         repo_id = made.repo_id
-        info = _revision_info(api, repo_id, kind, revision)
-        if private and not info.private:
-            raise NeuronSelectError(
-                "the repository is public already; make it private in its settings, or name another",
-                option="repo", value=repo_id,
-            )  # fmt: skip
+        info = _look(api, repo_id, kind, revision, private)
         there = [sibling.rfilename for sibling in info.siblings or []]
-        _refuse_foreign(kind, there, repo_id)
         operations = _operations(folder, kind, there, repo_id, info.sha, token)
         commit = api.create_commit(
             repo_id,
@@ -184,22 +197,36 @@ def push_folder(
     return f"{made}/tree/{revision}" if revision else str(made)
 
 
-def _revision_info(api: HfApi, repo_id: str, kind: Kind, revision: str | None) -> Any:
+def _look(api: HfApi, repo_id: str, kind: Kind, revision: str | None, private: bool | None) -> Any:
+    """The repository as it is, on a branch that is made where it is missing; refused if it is not for us."""
+
+    def info(revision: str | None) -> Any:
+        found: Any = api.repo_info(repo_id, repo_type=kind.repo_type, revision=revision)
+        if private and not found.private:
+            raise NeuronSelectError(
+                "the repository is public already; make it private in its settings, or name another",
+                option="repo", value=repo_id,
+            )  # fmt: skip
+        there = [sibling.rfilename for sibling in found.siblings or []]
+        foreign = sorted(name for name in there if name not in _ANYONES)
+
+        def read(file: str) -> Path:
+            return Path(hf_hub_download(repo_id, file, repo_type=kind.repo_type, revision=found.sha, token=api.token))
+
+        if foreign and not kind.marks(there, read):
+            raise NeuronSelectError(
+                f"the repository holds something else ({', '.join(foreign[:3])}), not a {kind.name}; name another",
+                option="repo", value=repo_id,
+            )  # fmt: skip
+        return found
+
     try:
-        return api.repo_info(repo_id, repo_type=kind.repo_type, revision=revision)
+        return info(revision)
     except RevisionNotFoundError:
         assert revision is not None
+        info(None)
         api.create_branch(repo_id, branch=revision, repo_type=kind.repo_type, exist_ok=True)
-        return api.repo_info(repo_id, repo_type=kind.repo_type, revision=revision)
-
-
-def _refuse_foreign(kind: Kind, there: list[str], repo_id: str) -> None:
-    foreign = [name for name in there if name not in _ANYONES]
-    if foreign and not kind.marks(there):
-        raise NeuronSelectError(
-            f"the repository holds something else ({', '.join(sorted(foreign)[:3])}), not a {kind.name}; name another",
-            option="repo", value=repo_id,
-        )  # fmt: skip
+        return info(revision)
 
 
 def _operations(
@@ -211,8 +238,7 @@ def _operations(
         content: str | bytes = str(folder / name)
         if name == README and README in there:
             path = hf_hub_download(repo_id, README, repo_type=kind.repo_type, revision=commit, token=token)
-            theirs = Path(path).read_text(encoding="utf-8")
-            content = merge_card(theirs, (folder / name).read_text(encoding="utf-8")).encode()
+            content = merge_card(read_text(Path(path)), read_text(folder / name)).encode()
         operations.append(CommitOperationAdd(name, content))
     stale = [name for name in there if name not in ours and name != README and kind.owns(name)]
     return operations + [CommitOperationDelete(name) for name in stale]

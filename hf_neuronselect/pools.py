@@ -20,10 +20,8 @@ from .sources import content_hash, hub_errors
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _PACKED = (".gz", ".xz", ".zst")
-# Where `datasets` keeps what it loaded from the Hub: org___name/config/version/commit/.
-_CACHED = re.compile(
-    r"/(?P<org>[^/]+?)___(?P<name>[^/]+)/(?P<config>[^/]+)/\d+\.\d+\.\d+/(?P<commit>[0-9a-f]{40})/[^/]+$"
-)
+# Where `datasets` keeps what it loaded from the Hub: org___name_in_snake_case/config/version/commit/.
+_CACHED = re.compile(r"/(?P<org>[^/]+?)___[^/]+/(?P<config>[^/]+)/\d+\.\d+\.\d+/(?P<commit>[0-9a-f]{40})/[^/]+$")
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^:]+))?(:(?P<rest>.+))?")
 
 
@@ -116,7 +114,12 @@ def source_of(data: Dataset | IterableDataset) -> dict[str, Any]:
     found = next((m for f in files if (m := _CACHED.search(Path(f["filename"]).as_posix()))), None)
     if found is None:
         return {}
-    about = {"id": f"{found['org']}/{found['name']}", "commit": found["commit"], "config": found["config"],
+    # That folder's name is in snake case; the Hub's own cache has the name as it is, under the same commit.
+    kept = Path(constants.HF_HUB_CACHE).glob(f"datasets--{found['org']}--*/snapshots/{found['commit']}")
+    names = {path.parent.parent.name.split("--", 2)[2] for path in kept}
+    if len(names) != 1:
+        return {}
+    about = {"id": f"{found['org']}/{names.pop()}", "commit": found["commit"], "config": found["config"],
              "split": str(data.split)}  # fmt: skip
     lengths = {name: split.num_examples for name, split in (data.info.splits or {}).items()}
     try:

@@ -62,41 +62,63 @@ class Source:
 
 @contextmanager
 def hub_errors(option: str, value: str, *, writing: bool = False) -> Iterator[None]:
-    """Turn what Hub clients raise into one clear line naming the option and the mend."""
+    """Turn what Hub clients raise into one clear line naming the option and the mend.
 
-    def error(message: str) -> NeuronSelectError:
-        return NeuronSelectError(message, option=option, value=value or None)
-
-    page = f"{constants.ENDPOINT}/{'/'.join(value.split('@')[0].split(':')[0].split('/')[:2])}"
+    Args:
+        writing: a push: nothing local or cached would do instead.
+    """
     try:
         yield
-    except GatedRepoError as cause:
-        raise error(f"the repository is gated: accept its terms at {page}, then run `hf auth login`") from cause
-    except RevisionNotFoundError as cause:
-        raise error("the repository has no such revision; look at its branches and tags on the Hub") from cause
-    except LocalTokenNotFoundError as cause:
-        raise error("no token: run `hf auth login` or set HF_TOKEN") from cause
-    except RepositoryNotFoundError as cause:
+    except NeuronSelectError:
+        raise
+    except (HTTPError, OSError, RuntimeError, ValueError) as cause:
+        if "Invalid metadata in README.md" in str(cause):  # the client asks the Hub before it commits
+            reason = " ".join(str(cause).split())[-200:]
+            raise NeuronSelectError(f"the Hub refuses its metadata: {reason}", option="README.md") from cause
+        page = f"{constants.ENDPOINT}/{'/'.join(value.split('@')[0].split(':')[0].split('/')[:2])}"
+        message = _refused(cause, page, writing) or _unreached(cause, writing)
+        if message is None:
+            raise
+        raise NeuronSelectError(message, option=option, value=value or None) from cause
+
+
+def _refused(cause: BaseException, page: str, writing: bool) -> str | None:
+    """What the Hub said; None if it said nothing."""
+    if isinstance(cause, GatedRepoError):
+        return f"the repository is gated: accept its terms at {page}, then run `hf auth login`"
+    if isinstance(cause, RevisionNotFoundError):
+        return "the repository has no such revision; look at its branches and tags on the Hub"
+    if isinstance(cause, LocalTokenNotFoundError):
+        return "no token: run `hf auth login` or set HF_TOKEN"
+    if isinstance(cause, RepositoryNotFoundError):
         if writing:
-            raise error("no such repository, or the token may not see it") from cause
-        raise error("no such path here and no such repository on the Hub, or it is private and needs "
-                    "`hf auth login` (or HF_TOKEN)") from cause  # fmt: skip
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as cause:
-        if isinstance(cause.__cause__, HfHubHTTPError):  # the Hub did answer, and nothing is cached
-            raise error(_answered(cause.__cause__, writing)) from cause
-        offline = "HF_HUB_OFFLINE is set and" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached and"
-        raise error(f"no such path here; {offline} nothing of that name is in the cache") from cause
-    except EntryNotFoundError as cause:
-        raise error(f"a file is missing in the repository ({str(cause).splitlines()[0][:120]})") from cause
-    except HFValidationError as cause:
-        raise error("neither a path that exists nor a Hub id (org/name)") from cause
-    except HfHubHTTPError as cause:
-        raise error(_answered(cause, writing)) from cause
-    except (HTTPError, ConnectionError, TimeoutError) as cause:
-        if constants.HF_HUB_OFFLINE:
-            raise error("no such path here; HF_HUB_OFFLINE is set and nothing of that name is in the cache") from cause
-        raise error(f"the Hub cannot be reached ({type(cause).__name__}); try again, or work offline with "
-                    "HF_HUB_OFFLINE=1 and what is cached") from cause  # fmt: skip
+            return "no such repository, or the token may not see it"
+        return ("no such path here and no such repository on the Hub, or it is private and needs "
+                "`hf auth login` (or HF_TOKEN)")  # fmt: skip
+    if isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
+        return f"a file is missing in the repository ({str(cause).splitlines()[0][:120]})"
+    if isinstance(cause, HFValidationError):
+        return "not a Hub id (org/name)" if writing else "neither a path that exists nor a Hub id (org/name)"
+    if isinstance(cause, HfHubHTTPError):
+        return _answered(cause, writing)
+    # The Hub did answer, and a client said it in its own words: nothing cached, an upload that failed for good.
+    return _answered(cause.__cause__, writing) if isinstance(cause.__cause__, HfHubHTTPError) else None
+
+
+def _unreached(cause: BaseException, writing: bool) -> str | None:
+    """The Hub was not reached; None if the trouble is another."""
+    offline = constants.HF_HUB_OFFLINE
+    inner = cause.__cause__ if isinstance(cause, RuntimeError) else cause
+    if isinstance(inner, (LocalEntryNotFoundError, OfflineModeIsEnabled)) and not writing:
+        return (f"no such path here; {'HF_HUB_OFFLINE is set' if offline else 'the Hub cannot be reached'} and nothing "
+                "of that name is in the cache")  # fmt: skip
+    if not isinstance(inner, (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError)):
+        return None
+    if offline:
+        return "HF_HUB_OFFLINE is set: nothing can be pushed" if writing else (
+            "no such path here; HF_HUB_OFFLINE is set and nothing of that name is in the cache")  # fmt: skip
+    mend = "try again" if writing else "try again, or work offline with HF_HUB_OFFLINE=1 and what is cached"
+    return f"the Hub cannot be reached ({type(inner).__name__}); {mend}"
 
 
 def _answered(cause: HfHubHTTPError, writing: bool) -> str:

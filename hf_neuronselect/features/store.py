@@ -57,6 +57,11 @@ def _write(path: Path, table: Dataset) -> None:
     part.replace(path)
 
 
+def identity(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two pools the same rows; terms of use, asked for online alone, do not."""
+    return {name: about.get(name) for name in ("id", "commit", "config", "split")}
+
+
 def write_store(
     pool: Dataset,
     extractor: NeuronFeatureExtractor,
@@ -94,7 +99,10 @@ def write_store(
             ("pool", "pool"),
             ("rows", "rows"),
         ):
-            if there.get(what) != manifest[what]:
+            same = (
+                identity(there["pool"]) == identity(pool_about) if what == "pool" else there.get(what) == manifest[what]
+            )
+            if not same:
                 raise NeuronSelectError(
                     f"the store is of another {name}: {there.get(what)}, now {manifest[what]}; name another folder",
                     option="out", value=folder.name,
@@ -138,7 +146,7 @@ def read_store(folder: str | Path, *, pool_about: Mapping[str, Any] | None = Non
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
-    if pool_about is not None and manifest["pool"] != dict(pool_about):
+    if pool_about is not None and identity(manifest["pool"]) != identity(pool_about):
         raise NeuronSelectError(
             f"the store is of the pool {manifest['pool']}, now {dict(pool_about)}: extract again", option="features",
             value=folder.name,

@@ -27,7 +27,7 @@ from ..features.extractor import NeuronFeatureExtractor
 from ..methods import Method, make_method
 from ..methods.base import Target
 from ..pools import source_of
-from ..sources import hub_errors
+from ..sources import commit_of, hub_errors
 from .budget import AGGREGATES, Budget, Picked, pick
 from .leakage import Leakage, as_array, from_array
 from .pushing import PushToHub
@@ -62,7 +62,9 @@ class NeuronSelector(PushToHub):
         self.target_rows: dict[str, dict[str, Any]] = {}  # where exemplars came from, as far as known
         self.extractor: NeuronFeatureExtractor | None = None
         self.extractor_hash: str | None = None
-        self.extractor_about: dict[str, Any] | None = None  # of a loaded capability
+        # Of a loaded capability: the extractor it belongs to, and where it came from.
+        self.extractor_about: dict[str, Any] | None = None
+        self.capability: dict[str, Any] | None = None
         self.leakage = Leakage()
         if not self.method.needs_target:
             self.targets = {self.method.name: {}}
@@ -97,6 +99,7 @@ class NeuronSelector(PushToHub):
             rows = _single_split(data, "target")
             targets[name] = self._fit_one(name, rows)
             self.target_rows[name] = source_of(rows)
+        self.capability = None
         if self.method.needs_target:
             self.targets = targets
         return self
@@ -374,6 +377,7 @@ class NeuronSelector(PushToHub):
             "method": {"name": self.method.name, "paper": self.method.paper, **self.method.params()},
             "targets": {name: self.counts.get(name, {}) for name in self.targets},
             "budget": {name: value for name, value in vars(budget).items() if value is not None},
+            "capability": self.capability,
             "aggregate": aggregate if len(self.targets) > 1 else None,
             "weights": dict(weights) if weights else None,
             "exclude": list(exclude),
@@ -450,7 +454,8 @@ class NeuronSelector(PushToHub):
             NeuronSelectError: not a capability, or a damaged one.
         """
         folder = Path(source)
-        if not folder.is_dir():
+        hub = not folder.is_dir()
+        if hub:
             inside = f"{subfolder}/" if subfolder else ""
             with hub_errors("target", str(source)):
                 patterns = [f"{inside}{CONFIG_FILE}", f"{inside}{WEIGHTS_FILE}"]
@@ -470,6 +475,8 @@ class NeuronSelector(PushToHub):
             }
         selector.counts = config["targets"]
         selector.extractor_hash, selector.extractor_about = config["extractor_hash"], config["extractor"]
+        about = {"id": str(source) if hub else Path(source).resolve().name, "commit": commit_of(folder)}
+        selector.capability = about | ({"name": Path(subfolder).name} if subfolder else {})
         selector.leakage = Leakage(from_array(arrays["leakage/rows"]), from_array(arrays["leakage/questions"]))
         return selector
 
