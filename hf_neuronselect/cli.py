@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import sys
 import warnings
@@ -67,6 +68,11 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
             f"needs a section {command}: with option: value lines", option="config", value=path.name
         )
     values = {str(key).replace("-", "_"): value for key, value in section.items()}
+    # {name: rows} is what [name=rows] says.
+    values = {
+        key: [f"{name}={rows}" for name, rows in value.items()] if isinstance(value, dict) else value
+        for key, value in values.items()
+    }
     known = {parameter.name for parameter in context.command.params}
     for key in values:
         if key not in known:
@@ -403,7 +409,10 @@ def _run_recipe(path: Path, out: Path, data: str | None, no_push: bool) -> int:
     def select_rows(words: Sequence[str]) -> None:
         app(list(words), standalone_mode=False)
 
-    return run_recipe(Recipe.read(path), out, select=select_rows, say=typer.echo, data=data, push=not no_push)
+    options = set(inspect.signature(select).parameters) - {"config"}
+    return run_recipe(
+        Recipe.read(path, select_options=options), out, select=select_rows, say=typer.echo, data=data, push=not no_push
+    )
 
 
 @app.command()

@@ -15,8 +15,9 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ _PUSH = {
     "selection", "adapter", "private", "revision", "create_pr", "commit_message", "allow_public", "examples",
 }  # fmt: skip
 # What an adapter's card says of its rows; `reasons` and scores stay with the selection.
-_SAID = ("method", "targets", "pool", "budget", "aggregate", "counts")
+_SAID = ("method", "targets", "pool", "budget", "aggregate", "counts", "repo_id")
 
 
 # --------------------------------------------------------------------------------------- the sections
@@ -66,8 +67,11 @@ class Recipe:
     data: Mapping[str, str] = field(default_factory=dict)  # name -> rows, of the section evaluate
 
     @classmethod
-    def read(cls, path: Path) -> Recipe:
+    def read(cls, path: Path, *, select_options: Iterable[str] | None = None) -> Recipe:
         """Read and check a recipe, before anything is computed.
+
+        Args:
+            select_options: options of ``neuronselect select``, to check its section too.
 
         Raises:
             NeuronSelectError: it cannot be read, or has sections, keys or values that are not known.
@@ -88,7 +92,8 @@ class Recipe:
             name: {str(key).replace("-", "_"): value for key, value in (found.get(name) or {}).items()}
             for name in ("select", "evaluate", "push")
         }
-        for name, known in (("evaluate", _EVALUATE), ("push", _PUSH)):
+        options = set(sections["select"] if select_options is None else select_options) | {"out"}
+        for name, known in (("select", options), ("evaluate", _EVALUATE), ("push", _PUSH)):
             for key in sections[name]:
                 if key not in known:
                     raise unknown(f"key of section {name}", key, known, "config")
@@ -148,14 +153,16 @@ class _Steps:
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        path = self.out / STATE
-        if path.is_file():
-            self.done = json.loads(path.read_text(encoding="utf-8"))["steps"]
-        elif self.out.exists() and any(self.out.iterdir()):
-            raise NeuronSelectError("exists and is not a run's folder; name another", option="out", value=self.out.name)
-        else:
+        foreign = NeuronSelectError("exists and is not a run's folder; name another", option="out", value=self.out.name)
+        try:
+            self.done = json.loads((self.out / STATE).read_text(encoding="utf-8"))["steps"]
+        except FileNotFoundError:
+            if self.out.exists() and any(self.out.iterdir()):
+                raise foreign from None
             self.out.mkdir(parents=True, exist_ok=True)
             self._write()
+        except (OSError, ValueError, KeyError, TypeError) as cause:
+            raise foreign from cause
 
     def _write(self) -> None:
         part = self.out / f".{STATE}.part"
@@ -163,7 +170,7 @@ class _Steps:
         part.replace(self.out / STATE)
 
     def run(self, name: str, made_of: Any, work: Callable[[], Any], result: Path | None = None) -> str:
-        """Do a step unless it was done; returns its key.
+        """Do a step unless it was done; returns what later steps are made of: its key, and when it was done.
 
         Args:
             made_of: JSON values that decide its result. result: a file that must still be there.
@@ -172,7 +179,7 @@ class _Steps:
         before = self.done.get(name)
         if before and before["key"] == key and (result is None or result.exists()):
             self.say(f"{name}: done before ({before['seconds']:.0f} s then)")
-            return key
+            return f"{key} {before['finished']}"
         self.say(f"{name} ...")
         started = time.perf_counter()
         value = work()
@@ -183,7 +190,7 @@ class _Steps:
             **({"result": value} if value is not None else {}),
         }
         self._write()
-        return key
+        return f"{key} {self.done[name]['finished']}"
 
 
 def run_recipe(
@@ -209,10 +216,18 @@ def run_recipe(
         raise NeuronSelectError("baselines need the section select: they are drawn from its pool", option="controls",
                                 value=", ".join(recipe.train.controls))  # fmt: skip
     wants_push = bool(recipe.push.get("selection") or recipe.push.get("adapter")) and push
+    if wants_push and data is not None and recipe.push.get("selection"):
+        raise NeuronSelectError("the rows are not selected by this run; push their folder with `neuronselect push`, "
+                                "and leave selection: away in the section push", option="push",
+                                value=recipe.push["selection"])  # fmt: skip
     offline = wants_push and constants.HF_HUB_OFFLINE
     user = check_write_access() if wants_push and not offline else ""
+    if recipe.evaluate.get("tasks") and find_spec("lm_eval") is None:
+        raise NeuronSelectError("needs lm-evaluation-harness: pip install 'hf-neuronselect[lm-eval]'", option="tasks",
+                                value=recipe.evaluate["tasks"])  # fmt: skip
     base = base_source(recipe.train.model, recipe.train.revision)
-    run = _Run(recipe, out, _Steps(out, say), base.commit, user)
+    held_out = {name: _dataset(spec, "data") for name, spec in recipe.data.items()}  # missing ones are said now
+    run = _Run(recipe, out, _Steps(out, say), base.commit, user, held_out)
     if data is None:
         assert recipe.select is not None
         run.select(recipe.select, select)
@@ -240,6 +255,7 @@ class _Run:
     steps: _Steps
     base_commit: str
     user: str
+    held_out: Mapping[str, Dataset]
     rows: dict[str, tuple[Dataset, dict[str, Any]]] = field(default_factory=dict)  # name -> rows, their record
     keys: list[str] = field(default_factory=list)
 
@@ -253,7 +269,7 @@ class _Run:
 
     # ------------------------------------------------------------------------------------- select
     def select(self, section: Mapping[str, Any], run: Callable[[Sequence[str]], None]) -> None:
-        read = [section.get("pool"), section.get("features"), *_rows_named(section.get("target"))]
+        read = [*map(section.get, ("pool", "features", "model", "sae")), *_rows_named(section.get("target"))]
         made_of = [section, [_identity(spec) for spec in read if spec]]
         main = self.recipe.train.name or str(section.get("method", "mona"))
         for name, control in ((main, None), *((name, name) for name in self.recipe.train.controls)):
@@ -261,9 +277,13 @@ class _Run:
                 raise NeuronSelectError("a baseline has the adapter's name; set name: in the section train",
                                         option="name", value=name)  # fmt: skip
             folder = self.out / "selection" if control is None else self.out / "controls" / name
-            words = select_words(section, folder, control)
-            self.steps.run(f"select {name}", [made_of, control], lambda words=words: run(words),  # type: ignore[misc]
-                           folder / SELECTION_RECORD)  # fmt: skip
+
+            def work(folder: Path = folder, control: str | None = control) -> None:
+                if not (folder / SELECTION_RECORD).exists():
+                    shutil.rmtree(folder, ignore_errors=True)  # half written by a run that was stopped
+                run(select_words(section, folder, control))
+
+            self.steps.run(f"select {name}", [made_of, control], work, folder / SELECTION_RECORD)
             selection = Selection.from_pretrained(folder)
             self.rows[name] = selection.dataset, selection.provenance
 
@@ -276,7 +296,13 @@ class _Run:
     def train(self) -> None:
         for name, (rows, record) in self.rows.items():
             folder = self.adapter(name)
-            made_of = [self.recipe.train.about(), self.base_commit, record.get("files") or record.get("pool")]
+            train = self.recipe.train
+            made_of = [
+                train.about(),
+                train.chat_template(),
+                self.base_commit,
+                record.get("files") or record.get("pool"),
+            ]
 
             def work(rows: Dataset = rows, record: Any = record, folder: Path = folder, name: str = name) -> None:
                 if (folder / TRAINING_RECORD).exists():  # of other rows or settings
@@ -289,18 +315,20 @@ class _Run:
     # ----------------------------------------------------------------------------------- evaluate
     def evaluate(self, base: Source, say: Callable[[str], None]) -> None:
         section = self.recipe.evaluate
-        made_of = [section, self.keys, [_identity(spec) for spec in self.recipe.data.values()]]
+        read = [*self.recipe.data.values(), *filter(None, [section.get("include_path")])]
+        made_of = [section, self.keys, [_identity(spec) for spec in read]]
 
         def work() -> None:
             rows: list[dict[str, Any]] = []
             more: dict[str, Any] = {"base": {"id": base.id, "commit": base.commit}}
             adapters = {name: str(self.adapter(name)) for name in self.rows}
-            if self.recipe.data:
+            if self.held_out:
                 rows = evaluate_models(
                     base,
                     adapters,
-                    {name: _dataset(spec, "data") for name, spec in self.recipe.data.items()},
+                    self.held_out,
                     trained=[data for data, _ in self.rows.values()],
+                    chat_template=self.recipe.train.chat_template(),
                     **{key: section[key] for key in ("max_rows", "max_length", "dtype", "device") if key in section},
                 )
             if section.get("tasks"):
@@ -333,9 +361,6 @@ class _Run:
             record = read_record(self.adapter(self.name))
             if repo := section.get("selection"):
                 folder = self.out / "selection"
-                if not folder.is_dir():
-                    raise NeuronSelectError("the rows were not selected by this run; push their folder with "
-                                            "`neuronselect push`", option="push", value=repo)  # fmt: skip
                 if section.get("examples") is False:
                     Selection.from_pretrained(folder).write_pages(folder, examples=False)
                 urls["selection"] = push_folder(folder, full(repo), **options)

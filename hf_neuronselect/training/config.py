@@ -102,9 +102,9 @@ class TrainConfig:
             NeuronSelectError: a key that is unknown or does not belong here, or a value TRL refuses.
         """
         values = {str(key).replace("-", "_"): value for key, value in section.items()}
-        for key, value in values.items():
+        for key in values:
             if key in _NOT_HERE:
-                raise NeuronSelectError(f"does not belong into train: {_NOT_HERE[key]}", option=key, value=value)
+                raise NeuronSelectError(f"does not belong into train: {_NOT_HERE[key]}", option=key)
             if key not in _OURS | _SFT | _MODEL:
                 raise unknown("key of section train", key, _OURS | _SFT | _MODEL, "config")
         values = {key: _read(key, value) for key, value in values.items()}
@@ -125,6 +125,7 @@ class TrainConfig:
             sft={key: value for key, value in values.items() if key in _SFT},
             model_options={key: value for key, value in values.items() if key in _MODEL - _SFT},
         )
+        config.chat_template()
         config.lora()  # values that TRL and PEFT refuse are refused now, not after hours
         config.arguments(Path("unused"))
         return config
@@ -154,6 +155,19 @@ class TrainConfig:
             return SFTConfig(output_dir=str(checkpoints), **options)
         except (TypeError, ValueError) as cause:
             raise NeuronSelectError(f"TRL refuses it: {' '.join(str(cause).split())[:300]}", option="train") from cause
+
+    def chat_template(self) -> str | None:
+        """The text of ``chat_template_path``; None where the tokenizer's own is used.
+
+        Raises:
+            NeuronSelectError: no such file. A model's name is not taken: its template may need tokens the base has not.
+        """
+        path = self.sft.get("chat_template_path")
+        if path is None:
+            return None
+        if not str(path).endswith((".jinja", ".j2")) or not Path(path).is_file():
+            raise NeuronSelectError("a file is needed, .jinja or .j2", option="chat_template_path", value=path)
+        return Path(path).read_text(encoding="utf-8")
 
     def about(self) -> dict[str, Any]:
         """What was asked for, for cards and keys."""

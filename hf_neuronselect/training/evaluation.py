@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from ..errors import NeuronSelectError, NeuronSelectWarning
 from ..samples import Conversation, read_row, row_format
-from ..selection.leakage import Leakage, key
+from ..selection.leakage import Leakage, key, normalised
 from ..sources import Source
 from .figures import results_figure
 from .loss import answer_losses
@@ -36,23 +36,17 @@ def without_trained(data: Dataset, trained: Sequence[Dataset]) -> tuple[Dataset,
     Returns:
         the rows, and how many were taken out.
     """
-    seen = Leakage.of(conversation for rows in trained for conversation in conversations(rows))
+    learnt = [conversation for rows in trained for conversation in conversations(rows)]
     found = conversations(data)
-    # Both ways: the evaluation's question inside a trained row, or a trained question inside the evaluation's.
-    asked = Leakage.of(found)
-    hit = {
-        key(question)
-        for rows in trained
-        for conversation in conversations(rows)
-        if asked.find(conversation, key(conversation.content()))
-        for question in conversation.questions()
-    }
-    keep = [
-        i
-        for i, conversation in enumerate(found)
-        if not seen.find(conversation, key(conversation.content()))
-        and not any(key(question) in hit for question in conversation.questions())
-    ]
+    seen, asked = Leakage.of(learnt), Leakage.of(found)
+    # The other way round: a trained row that holds an evaluation's question in a longer text.
+    holding = [normalised(row.content()) for row in learnt if asked.find(row, key(row.content()))]
+
+    def stands_there(row: Conversation) -> bool:
+        questions = Leakage.of([row]).texts
+        return seen.find(row, key(row.content())) or any(question in text for text in holding for question in questions)
+
+    keep = [i for i, row in enumerate(found) if not stands_there(row)]
     return data.select(keep), len(data) - len(keep)
 
 
@@ -64,6 +58,7 @@ def evaluate_models(
     trained: Sequence[Dataset] = (),
     max_length: int = 2048,
     max_rows: int | None = None,
+    chat_template: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     token: str | bool | None = None,
@@ -74,6 +69,7 @@ def evaluate_models(
         adapters: name -> folder or Hub id. data: name -> held-out rows of any format.
         trained: what the adapters were trained on: evaluation rows that stand there are taken out, for all models alike.
         max_rows: the first so many rows of each.
+        chat_template: what the adapters were trained with, where it is not the base's own.
 
     Returns:
         one row a model and data set: ``{"model", "data", "metric", "value", "rows", "answer_tokens", "taken_out"}``.
@@ -99,6 +95,7 @@ def evaluate_models(
         cleaned[name] = conversations(kept.select(range(min(max_rows or len(kept), len(kept))))), taken
     model = load_for_evaluation(base, dtype, device, token)
     tokenizer = load_tokenizer(base, token)
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
     found = []
     for name, source in sources.items():
         with adapted(model, source, name, token) as tuned:

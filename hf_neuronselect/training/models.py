@@ -177,7 +177,7 @@ def adapted(model: Any, adapter: Source | None, name: str, token: str | bool | N
     except NeuronSelectError:
         raise
     except (RuntimeError, ValueError, KeyError, TypeError, UserWarning) as cause:
-        reason = str(cause).splitlines()[0][:160]
+        reason = " ".join(str(cause).split())[:240]
         raise NeuronSelectError(
             f"the adapter {name!r} does not fit the model: {reason}", option="adapter", value=adapter.id
         ) from cause

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import ModelConfig, SFTTrainer, get_quantization_config
 
-from ..cards import AdapterCard, write_card
+from ..cards import AdapterCard, read_text, write_card
 from ..errors import NeuronSelectError, NeuronSelectWarning
 from ..pools import with_messages
 from ..sources import Source
@@ -134,13 +134,17 @@ def train_adapter(
     seconds = round(time.perf_counter() - started, 1)
     card.results |= {"rows": used, "tokens": tokens, "answer_tokens": trained, "seconds": seconds}
 
+    own = read_text(out / "README.md") if (out / "README.md").exists() else None
     tuned = trainer.model
     assert isinstance(tuned, PeftModel)
     stated = tuned.peft_config["default"]
     stated.base_model_name_or_path, stated.revision = base.id, base.revision  # never a path of this machine
     tuned.save_pretrained(str(out), save_embedding_layers=False)  # no vocabulary is resized here
     tokenizer.save_pretrained(out)
-    (out / "README.md").unlink(missing_ok=True)  # peft's own; ours follows
+    if own is None:
+        (out / "README.md").unlink(missing_ok=True)  # peft's own; ours follows
+    else:
+        (out / "README.md").write_text(own, encoding="utf-8")
     record = {
         "format": FORMAT,
         "name": name,
@@ -213,14 +217,14 @@ def _plain_errors(base: Source) -> Iterator[None]:
     except TemplateError as cause:
         raise NeuronSelectError(
             f"its chat template refuses a row: {cause}; mend the rows or give another: chat_template_path: "
-            "FILE_OR_MODEL in the section train", option="model", value=base.id,
+            "FILE.jinja in the section train", option="model", value=base.id,
         ) from cause  # fmt: skip
     except (ValueError, RuntimeError) as cause:
         text = " ".join(str(cause).split())
         if "template" in text or "generation %}" in text:
             raise NeuronSelectError(
                 "its chat template does not mark the answers ({% generation %} … {% endgeneration %}); give one that "
-                "does: chat_template_path: FILE_OR_MODEL in the section train",
+                "does: chat_template_path: FILE.jinja in the section train",
                 option="model", value=base.id,
             ) from cause  # fmt: skip
         raise NeuronSelectError(f"TRL refuses it: {text[:300]}", option="train") from cause
@@ -250,7 +254,9 @@ def _count_labels(prepared: Dataset) -> tuple[int, int]:
 def _run_key(rows: Dataset, base: Source, config: TrainConfig) -> str:
     """What a checkpoint must have been made of to go on from it."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([base.commit, config.about()], sort_keys=True, default=str).encode())
+    digest.update(
+        json.dumps([base.commit, config.about(), config.chat_template()], sort_keys=True, default=str).encode()
+    )
     for batch in rows.iter(1000):
         digest.update(json.dumps(batch, default=str).encode())
     return digest.hexdigest()
