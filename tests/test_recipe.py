@@ -426,7 +426,6 @@ def test_offline_does_the_rest_and_says_so(here: Path) -> None:
         ("{train: {}, 7: {}}", "error: --config 7: unknown section; known: evaluate, push, select, train"),
         ("{train: {max_step: 5}}", "error: --config max_step: unknown key of section train; did you mean max_steps"),
         ("{train: {controls: [randm]}}", "error: --controls randm: unknown control; did you mean random"),
-        ("{train: {}, select: {poool: x}}", "error: No such option: --poool"),
         ("{train: {}, select: {out: x}}", "error: --out x: belongs to the command, not into a recipe's select"),
         ("{train: {}, evaluate: {task: x}}", "error: --config task: unknown key of section evaluate; did you mean tasks"),
         ("{train: {}, select: {poool: x}}", "error: --config poool: unknown key of section select; did you mean pool"),
