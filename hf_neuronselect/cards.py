@@ -23,6 +23,7 @@ from .errors import NeuronSelectError
 from .pools import spec_of
 from .sources import content_hash
 
+PLACE = "path/or/id/of/this"  # in a card until it is pushed; then the repository's id
 BEGIN, END = "<!-- neuronselect: begin -->", "<!-- neuronselect: end -->"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A user's own word on these is kept when a card is written again.
@@ -369,6 +370,31 @@ class LibraryCard(CardTemplate):
             about = [name, entry["method"], used, _short(model), _short(sae), entry["extractor_hash"]]
             rows.append([cell(value) for value in about])
         return {"rows": rows, "first": rows[0][0] if rows else "name"}
+
+
+@dataclass(repr=False)
+class SaeCard(CardTemplate):
+    """The card of an SAE trained here; ``record`` is its ``training.json``, measured on held-out rows."""
+
+    template: ClassVar[str] = "sae_card.md.jinja"
+    model: str
+    folder: str
+    record: Mapping[str, Any]
+
+    def metadata(self) -> CardData:
+        base = self.model if _HUB_ID.fullmatch(self.model) else None
+        return ModelCardData(library_name="sparsify", base_model=base, tags=["neuronselect", "sparse-autoencoder"])
+
+    def values(self) -> dict[str, Any]:
+        record = self.record
+        facts = {
+            "latents": record["latents"],
+            "latents a token keeps": f"{record['l0']:.1f}",
+            "fraction of variance unexplained": f"{record['fvu']:.4f} on {record['tokens']:,} held-out tokens",
+            "dead latents on those tokens": f"{record['dead']} of {record['latents']}",
+            "norm of the first token, against the others": f"{record['first_token_norm_ratio']:.2f}",
+        }
+        return {"model": cell(self.model), "folder": cell(self.folder), "facts": _facts(facts)}
 
 
 @dataclass(repr=False)

@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from .cards import merge_card, read_text
+from .cards import PLACE, merge_card, read_text
 from .errors import NeuronSelectError
 from .selection.selection import check_selection
 from .sources import hub_errors
@@ -236,9 +236,12 @@ def _operations(
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for name in ours:
         content: str | bytes = str(folder / name)
-        if name == README and README in there:
-            path = hf_hub_download(repo_id, README, repo_type=kind.repo_type, revision=commit, token=token)
-            content = merge_card(read_text(Path(path)), read_text(folder / name)).encode()
+        if name == README:
+            text = read_text(folder / name).replace(PLACE, repo_id)
+            if README in there:
+                path = hf_hub_download(repo_id, README, repo_type=kind.repo_type, revision=commit, token=token)
+                text = merge_card(read_text(Path(path)), text)
+            content = text.encode()
         operations.append(CommitOperationAdd(name, content))
     stale = [name for name in there if name not in ours and name != README and kind.owns(name)]
     return operations + [CommitOperationDelete(name) for name in stale]

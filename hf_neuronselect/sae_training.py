@@ -20,6 +20,7 @@ from .activations.backbone import Backbone
 from .activations.batching import TokenBatch
 from .activations.sae import SparseAutoencoder
 from .activations.sae_formats import load_sae
+from .cards import SaeCard, write_card
 from .errors import NeuronSelectError
 from .samples import Sample, SampleEncoder, read_row, row_format
 
@@ -175,4 +176,6 @@ def train_on_rows(
     folder = train_sae(model, packed[:-held_out], out, **options)
     record = measure_sae(model, str(folder), packed[-held_out:])
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    name = Path(model).resolve().name if Path(model).is_dir() else model
+    write_card(Path(out), SaeCard(name, folder.name, record))
     return folder, record

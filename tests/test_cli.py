@@ -211,6 +211,7 @@ def test_sae_train_then_select_with_it(files: dict[str, str], tmp_path: Path, ca
     assert "of 128 latents dead, L0 5.0" in out
     record = json.loads((tmp_path / "sae" / "layers.2" / "training.json").read_text())
     assert 0 < record["fvu"] < 1
+    assert f"{record['fvu']:.4f} on" in (tmp_path / "sae" / "README.md").read_text()
     chosen = base(files, tmp_path / "sel")
     chosen[chosen.index("--sae") + 1] = str(tmp_path / "sae")
     code, _, err = run(capsys, monkeypatch, *chosen, "--k", "3")

@@ -94,6 +94,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def named(files: dict[str, bytes], name: str) -> dict[str, bytes]:
+    """The same with the repository's id in the card as it stands in a folder's."""
+    return files | {"README.md": files["README.md"].replace(f'"{name}"'.encode(), b'"path/or/id/of/this"')}
+
+
 def since(hub: Hub, start: int, word: str) -> list[str]:
     return [request for request in hub.requests[start:] if word in request]
 
@@ -145,7 +150,7 @@ def test_selection(hub: Hub, name: str, selection: Selection) -> None:
     assert scores.num_rows == 60 and sum(scores["selected"]) == 9
     # What came from the Hub is pushed on as it is.
     found.push_to_hub(f"{name}-2")
-    assert hub.files("datasets", f"{name}-2") == hub.files("datasets", name)
+    assert named(hub.files("datasets", f"{name}-2"), f"{name}-2") == named(hub.files("datasets", name), name)
 
 
 def test_selection_of_rows_without_messages(hub: Hub, name: str) -> None:
@@ -235,7 +240,8 @@ def test_adapter(hub: Hub, name: str, tiny_folder: Path, tmp_path: Path) -> None
     files = hub.files("models", name)
     assert {"adapter_config.json", "adapter_model.safetensors", "training.json", "README.md"} <= files.keys()
     assert not [path for path in files if path.endswith((".bin", ".pt", ".pth", ".pkl"))]
-    assert {path: files[path] for path in contents(out)} == contents(out)  # all of the folder
+    assert name in files["README.md"].decode()  # the card says how to load it
+    assert {path: named(files, name)[path] for path in contents(out)} == contents(out)  # all of the folder
     config = json.loads(files["adapter_config.json"])
     assert (config["base_model_name_or_path"], config["revision"]) == (base, hub.commit("models", base))
     assert record["base_model"] == {"id": base, "commit": hub.commit("models", base)}
