@@ -6,16 +6,20 @@ import pickle
 import subprocess
 import sys
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_extractor, write_sae
+import torch
+from conftest import make_extractor, rows, write_sae
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from families import tiny_model, tiny_tokenizer
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelectWarning
+from hf_neuronselect.activations.backbone import Backbone
+from hf_neuronselect.activations.batching import TokenBatch
 from hf_neuronselect.features.config import ExtractorConfig
 from hf_neuronselect.features.features import FeatureOptions
 
@@ -253,3 +257,58 @@ def test_one_model_is_loaded_for_all_feature_sets(tiny_folder: Path, pool: Datas
     for names in (["mona"], ["hidden", "mona"], ["nait", "nait_content"]):
         extractor.with_features(names)(pool[:2])
     assert len(loads) == 1
+
+
+def test_out_of_memory_halves_the_batch(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = rows(30)[:]
+    plain = make_extractor(tiny_folder, batch_tokens=4096)(batch)
+    run, seen = Backbone.run, []
+
+    def tight(self: Backbone, tokens: TokenBatch, observers: list) -> None:
+        seen.append(tokens.input_ids.numel())
+        if seen[-1] > 300:
+            raise torch.OutOfMemoryError("out of memory")
+        run(self, tokens, observers)
+
+    monkeypatch.setattr(Backbone, "run", tight)
+    extractor = make_extractor(tiny_folder, batch_tokens=4096)
+    before = extractor.hash
+    with pytest.warns(NeuronSelectWarning, match="out of memory: going on with batches of"):
+        got = extractor(batch)
+    assert max(seen) > 300 and extractor.hash == before
+    for name, column in plain.items():
+        for a, b in zip(column, got[name], strict=True):
+            if isinstance(a, np.ndarray) and a.dtype.kind == "f":
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # another batch rounds otherwise
+            else:
+                assert np.array_equal(a, b), name
+    # What was learned is kept: the next batch starts small.
+    seen.clear()
+    extractor(batch)
+    assert max(seen) <= 300
+    monkeypatch.setattr(Backbone, "run", lambda *_: (_ for _ in ()).throw(RuntimeError("can't allocate memory")))
+    with pytest.raises(NeuronSelectError, match="one row of .* tokens does not fit into memory"):
+        make_extractor(tiny_folder)(rows(1)[:])
+    monkeypatch.setattr(Backbone, "run", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match="something else"):
+        make_extractor(tiny_folder)(rows(1)[:])
+
+
+def test_overflow_is_computed_again_in_float32(tmp_path: Path, tiny_folder: Path) -> None:
+    """A word whose vectors float16 cannot hold: its rows are named and get float32's numbers, the others float16's."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    word = tokenizer("sky", add_special_tokens=False)["input_ids"][0]
+    model.get_input_embeddings().weight.data[word] *= 60000 / model.get_input_embeddings().weight.data[word].abs().max()
+    model.model.layers[0].mlp.down_proj.weight.data *= 2e4  # float16 ends at 65,504
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    make = partial(NeuronFeatureExtractor.from_pretrained, str(tmp_path / "model"), features=["hidden"],
+                   value_dtype="float32")  # fmt: skip
+    batch = {"text": ["the sky is blue", "two numbers", "why is the sky", "add 7"]}
+    wide = make(dtype="float32")(batch)
+    assert wide["neuron_skip"] == [""] * 4
+    with pytest.warns(NeuronSelectWarning, match=r"of 4 rows .* overflow in float16 and are computed again in float32"):
+        got = make(dtype="float16")(batch)
+    assert got["neuron_skip"] == [""] * 4
+    same = [np.array_equal(a, b) for a, b in zip(got["hidden"], wide["hidden"], strict=True)]
+    assert same[0] and same[2]

@@ -207,6 +207,7 @@ class NeuronFeatureExtractor:
         return extractor
 
     _runtime: Runtime | None = None  # only of an in-memory model
+    _budget: int | None = None  # tokens a batch, once memory ran out at more
 
     def with_features(self, features: Iterable[str]) -> NeuronFeatureExtractor:
         """The same extractor computing other features; weights already loaded are shared."""
@@ -297,36 +298,59 @@ class NeuronFeatureExtractor:
         usable = [i for i, sample in enumerate(samples) if not sample.skip]
         if not usable:
             return
-        runtime = self.runtime(rank)
+        self._fill(samples, usable, columns, self.runtime(rank))
+        broken = _not_finite(columns, usable)
+        config = self.config
+        if broken and config.dtype != "float32" and config.quantize is None and self._runtime is None:
+            warnings.warn(
+                f"{len(broken)} of {len(usable)} rows (the first of them is row {min(broken)} of its batch) overflow in "
+                f"{config.dtype} and are computed again in float32",
+                NeuronSelectWarning,
+                stacklevel=4,
+            )
+            wide = load_runtime(replace(config, dtype="float32"), self._device(rank), weights=True)
+            self._fill(samples, sorted(broken), columns, wide)
+            broken = _not_finite(columns, sorted(broken))
+        for i, name in broken.items():
+            skips[i] = f"error: NaN or infinite activations ({name}); try dtype float32, value_dtype float32"
+            for column in columns.values():
+                column[i] = column[i][:0]
+
+    def _fill(self, samples: Sequence[Sample], rows: Sequence[int], columns: dict[str, Any], runtime: Runtime) -> None:
+        """Run the model over some rows, by batches of the token budget, and fill their features in."""
         backbone = runtime.backbone
         assert backbone is not None
-        budget = self.batch_tokens
-        if budget == "auto":
-            budget = _auto_budget(backbone)
+        budget = self._budget or (_auto_budget(backbone) if self.batch_tokens == "auto" else int(self.batch_tokens))
         features = [FEATURES[name](backbone, runtime.sae, self.config.options) for name in self.config.features]
-        pad = 0  # any id the embeddings hold: a pad token may be newer than they are, and nothing ever sees it
-        for plan in plan_batches([len(samples[i].input_ids) for i in usable], int(budget)):
-            rows = [usable[j] for j in plan]
-            batch = TokenBatch.of([samples[i] for i in rows], pad, backbone.device)
-            observers, finishers = [], []
-            for feature in features:
-                asked, finish = feature.start(batch)
-                observers += asked
-                finishers.append(finish)
-            backbone.run(batch, observers)
-            for finish in finishers:
-                for name, values in finish().items():
-                    column = columns[name]
-                    for row, value in zip(rows, values, strict=True):
-                        column[row] = value
-        for name, column in columns.items():
-            for i in usable:
-                if column[i].dtype.kind == "f" and not np.isfinite(column[i]).all() and not skips[i]:
-                    skips[i] = f"error: NaN or infinite activations ({name}); try dtype float32, value_dtype float32"
-        for i in usable:
-            if skips[i]:
-                for column in columns.values():
-                    column[i] = column[i][:0]
+        lengths = [len(samples[i].input_ids) for i in rows]
+        waiting = [[rows[j] for j in plan] for plan in plan_batches(lengths, budget)][::-1]
+        while waiting:
+            chosen = waiting.pop()
+            try:
+                found = _forward([samples[i] for i in chosen], backbone, features)
+            except (MemoryError, RuntimeError) as cause:
+                if not _out_of_memory(cause):
+                    raise
+                if len(chosen) == 1:
+                    raise NeuronSelectError(
+                        f"one row of {len(samples[chosen[0]].input_ids)} tokens does not fit into memory: lower it, or "
+                        "use a smaller dtype or a larger device", option="max_length", value=self.config.max_length,
+                    ) from cause  # fmt: skip
+                budget = max(1, sum(len(samples[i].input_ids) for i in chosen) // 2)
+                self._budget = budget
+                warnings.warn(
+                    f"out of memory: going on with batches of {budget} tokens", NeuronSelectWarning, stacklevel=5
+                )
+                if backbone.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                left = sorted([i for rest in waiting for i in rest] + chosen)
+                lengths = [len(samples[i].input_ids) for i in left]
+                waiting = [[left[j] for j in plan] for plan in plan_batches(lengths, budget)][::-1]
+                continue
+            for name, values in found.items():
+                column = columns[name]
+                for row, value in zip(chosen, values, strict=True):
+                    column[row] = value
 
     # ------------------------------------------------------------------------------------ loading
     def _device(self, rank: int | None) -> torch.device:
@@ -475,6 +499,36 @@ def _resolve_dtype(dtype: str, lm_config: Any, device: str) -> str:
     # On a CPU bf16 is faster where matrix units do it, but its rounding depends on the batch's shape:
     # a score would move with the batch size. It is there for those who ask for it.
     return "float32"
+
+
+def _forward(samples: Sequence[Sample], backbone: Backbone, features: Sequence[Any]) -> dict[str, Any]:
+    """One batch through the model: column name -> its rows' values."""
+    pad = 0  # any id the embeddings hold: a pad token may be newer than they are, and nothing ever sees it
+    batch = TokenBatch.of(samples, pad, backbone.device)
+    observers, finishers = [], []
+    for feature in features:
+        asked, finish = feature.start(batch)
+        observers += asked
+        finishers.append(finish)
+    backbone.run(batch, observers)
+    return {name: values for finish in finishers for name, values in finish().items()}
+
+
+def _out_of_memory(cause: BaseException) -> bool:
+    """On a GPU torch has an error of its own for it, on a CPU only words."""
+    words = ("not enough memory", "can't allocate memory")
+    return isinstance(cause, (MemoryError, torch.OutOfMemoryError)) or any(word in str(cause) for word in words)
+
+
+def _not_finite(columns: Mapping[str, Any], rows: Iterable[int]) -> dict[int, str]:
+    """Rows with a NaN or infinite value, and the first column it stands in."""
+    found: dict[int, str] = {}
+    for i in rows:
+        for name, column in columns.items():
+            if column[i].dtype.kind == "f" and not np.isfinite(column[i]).all():
+                found[i] = name
+                break
+    return found
 
 
 def _is_single(value: Any) -> bool:
