@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -363,8 +364,14 @@ def extract(
     device: Device = "auto",
     batch_tokens: BatchTokens = "auto",
     shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 4096,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Only every N-th shard, from the I-th (0-based): N processes, one store.")
+    ] = "0/1",
 ) -> None:
     """A pool's features to a resumable store; `select --features STORE` then needs no forward pass over it."""
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or not int(found[1]) < int(found[2]):
+        raise NeuronSelectError("I/N is needed, I from 0 to N - 1", option="shard", value=shard)
     names: list[str] = []
     for one in method.split(","):
         names += _features_of(METHODS[one.strip()]())
@@ -374,12 +381,17 @@ def extract(
         tuple(dict.fromkeys(names)), model, revision, sae, sae_revision, layer, top_k_features, pool_tokens, max_length,
         dtype, quantize, device, batch_tokens,
     )  # fmt: skip
-    done = write_store(rows.data, extractor, out, pool_about=rows.about, shard_rows=shard_rows)
+    part = int(found[1]), int(found[2])
+    done = write_store(rows.data, extractor, out, pool_about=rows.about, shard_rows=shard_rows, shard=part, say=_say)
     rate = f", {done['tokens'] / done['seconds']:,.0f} tokens/s" if done["tokens"] else ""
     typer.echo(
         f"{done['rows']} rows, {done['bytes'] / max(1, done['rows']):,.0f} bytes a row{rate}, "
         f"{done['skipped_shards']} shards were there already -> {out}"
     )
+    if done["healed_shards"]:
+        _say(f"{done['healed_shards']} damaged shards were done again.")
+    if done["missing_shards"]:
+        _say(f"{done['missing_shards']} shards are still missing; without --shard, extract makes what is missing.")
 
 
 @app.command()

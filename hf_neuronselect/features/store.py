@@ -1,15 +1,20 @@
-"""Feature store: parquet shards of a fixed row range and a manifest; a rerun does what is missing.
+"""Feature store: parquet shards of a fixed row range and a manifest; a rerun does what is missing or damaged.
 
-Each shard is written to a temporary name, fsynced and renamed, so a shard that is there is whole.
+A file is written to a temporary name, fsynced and renamed, so what bears a shard's name was written whole. What
+happens to it later is noticed: each shard bears the manifest, its own number and a digest of all its other bytes.
+Several processes may fill one folder at once, on one machine or on many.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-import os
+import logging
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +26,94 @@ from datasets.utils import tqdm
 from ..errors import NeuronSelectError
 from ..samples import read_row, row_format, rows_of
 from .extractor import NeuronFeatureExtractor
+from .shards import (
+    HEX,
+    PART,
+    disk_errors,
+    encode_shard,
+    flaw_of,
+    identity,
+    read_stamp,
+    remove_dead_parts,
+    seal,
+    shard_ranges,
+    write_whole,
+)
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 
 
+# ---------------------------------------------------------------------------------------- manifest
+def _digest(manifest: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in manifest.items() if name != "blake2b"}
+    return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=HEX // 2).hexdigest()
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as cause:
-        raise NeuronSelectError("not a feature store (no readable manifest.json)", option="features",
-                                value=folder.name) from cause  # fmt: skip
-    return dict(found)
+        found = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+        needed = {"extractor_hash", "features", "pool", "rows", "shard_rows"}
+        if not needed <= found.keys() or found.get("blake2b") not in (None, _digest(found)):
+            raise ValueError("not what was written")
+        return found
+    except (OSError, ValueError, TypeError) as seen:
+        cause = seen
+    mend = ": run `neuronselect extract` again, it mends that" if any(folder.glob("shard-*.parquet")) else ""
+    raise NeuronSelectError(
+        f"not a feature store (no readable {MANIFEST}){mend}", option="features", value=folder.name
+    ) from cause
 
 
-def _shards(manifest: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """File name and row range of each shard."""
-    step, rows = manifest["shard_rows"], manifest["rows"]
-    return [(f"shard-{i:05d}.parquet", start, min(start + step, rows)) for i, start in enumerate(range(0, rows, step))]
+def _from_shards(folder: Path, cause: NeuronSelectError) -> dict[str, Any]:
+    """A lost manifest, as the first whole shard bears it."""
+    for path in sorted(folder.glob("shard-*.parquet")):
+        with contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException):
+            if (stamp := read_stamp(path)) is not None:
+                return {name: value for name, value in stamp.items() if name not in ("shard", "shard_blake2b")}
+    raise NeuronSelectError(
+        "exists and is not a feature store; name another", option="out", value=folder.name
+    ) from cause
 
 
-def _whole(path: Path, rows: int) -> bool:
-    try:
-        return bool(pq.read_metadata(path).num_rows == rows)
-    except (OSError, pa.ArrowInvalid):
-        return False
+def _open_store(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of the store in ``folder``, made where there is none; another store's is refused."""
+    path = folder / MANIFEST
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_dead_parts(folder)
+        # Listed before the manifest is asked for: a shard that is seen has its manifest by then.
+        taken = any(not PART.fullmatch(file.name) for file in folder.iterdir())
+        try:
+            found, lost = _read_manifest(folder), False
+        except NeuronSelectError as cause:
+            if lost := taken:
+                found = _from_shards(folder, cause)
+            else:
+                write_whole(path, [_text({**wanted, "blake2b": _digest(wanted)})], claim=True)
+                found = _read_manifest(folder)  # another process may have been first
+    for name in ("extractor_hash", "features", "pool", "rows"):
+        there, now = (identity(one[name]) if name == "pool" else one[name] for one in (found, wanted))
+        if there != now:
+            raise NeuronSelectError(
+                f"the store is of another {name.removesuffix('_hash')}: {found[name]}, now {wanted[name]}; name another "
+                "folder",
+                option="out", value=folder.name,
+            )  # fmt: skip
+    if lost:
+        logger.warning("%s was missing or damaged: made again from a shard", MANIFEST)
+        with disk_errors(folder):
+            write_whole(path, [_text(found)])
+    return found
 
 
-def _write(path: Path, table: Dataset) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as stream:
-        table.to_parquet(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
+def _text(manifest: Mapping[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
-def identity(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two pools the same rows; terms of use, asked for online alone, do not."""
-    return {name: about.get(name) for name in ("id", "commit", "config", "split")}
-
-
+# -------------------------------------------------------------------------------- writing, reading
 def write_store(
     pool: Dataset,
     extractor: NeuronFeatureExtractor,
@@ -69,77 +121,84 @@ def write_store(
     *,
     pool_about: Mapping[str, Any],
     shard_rows: int = 4096,
+    shard: tuple[int, int] = (0, 1),
+    say: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
     """Compute the extractor's features of every row of ``pool`` into a store; resumes an unfinished one.
 
+    Shards that are there are read once and checked; a damaged one, or one of another store, is done again.
+
     Args:
         pool_about: the pool's identity (id, commit), kept in the manifest.
+        shard_rows: rows of a shard; a store begun keeps its own.
+        shard: ``(i, n)``: of the shards only every n-th, from the i-th (0-based); for n processes at once.
+        say: is told the bytes a row, measured on 16 rows, before the first shard is computed.
 
     Returns:
-        ``{"rows", "tokens", "seconds", "bytes", "skipped_shards"}`` of this run.
+        ``{"rows", "tokens", "seconds", "bytes", "skipped_shards", "healed_shards", "missing_shards"}``: rows and
+        bytes of this process's part; ``missing_shards``, those of the whole store that are not there yet.
 
     Raises:
         NeuronSelectError: the folder holds a store of another extractor or pool, or the disk is full.
     """
+    if not 0 <= shard[0] < shard[1]:
+        raise NeuronSelectError("I/N is needed, I from 0 to N - 1", option="shard", value=f"{shard[0]}/{shard[1]}")
     folder = Path(folder)
-    manifest = {
-        "format": FORMAT,
-        "extractor_hash": extractor.hash,
-        "extractor": extractor.config.numbers(),
-        "features": sorted(extractor.features),
-        "pool": dict(pool_about),
-        "rows": len(pool),
-        "shard_rows": shard_rows,
-    }
-    if (folder / MANIFEST).exists():
-        there = _read_manifest(folder)
-        for what, name in (
-            ("extractor_hash", "extractor"),
-            ("features", "features"),
-            ("pool", "pool"),
-            ("rows", "rows"),
-        ):
-            same = (
-                identity(there["pool"]) == identity(pool_about) if what == "pool" else there.get(what) == manifest[what]
-            )
-            if not same:
-                raise NeuronSelectError(
-                    f"the store is of another {name}: {there.get(what)}, now {manifest[what]}; name another folder",
-                    option="out", value=folder.name,
-                )  # fmt: skip
-        manifest = there
-    elif folder.exists() and any(folder.iterdir()):
-        raise NeuronSelectError("exists and is not a feature store; name another", option="out", value=folder.name)
+    manifest = _open_store(folder, {
+        "format": FORMAT, "extractor_hash": extractor.hash, "extractor": extractor.config.numbers(),
+        "features": sorted(extractor.features), "pool": dict(pool_about), "rows": len(pool), "shard_rows": shard_rows,
+    })  # fmt: skip
     fmt = row_format(pool.column_names, extractor.config.row_format, dict(extractor.config.columns))
     texts = pool.with_format(None).select_columns(fmt.used)
-    started, tokens, skipped = time.perf_counter(), 0, 0
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        shards = _shards(manifest)
-        quiet = None if sys.stderr.isatty() else True
-        with tqdm(total=len(pool), unit=" rows", desc="extract", disable=quiet) as bar:
-            for name, start, stop in shards:
-                if _whole(folder / name, stop - start):
-                    skipped += 1
-                    bar.update(stop - start)
-                    continue
-                columns = extractor.extract([read_row(row, fmt) for row in rows_of(texts[start:stop])])
-                tokens += int(columns["n_tokens"].sum())
-                _write(folder / name, Dataset.from_dict(columns, features=extractor.column_types))
-                bar.update(stop - start)
-                bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):,.0f} tokens/s")
-    except OSError as cause:
-        raise NeuronSelectError(
-            f"cannot be written: {cause.strerror or cause}", option="out", value=folder.name
-        ) from cause
-    size = sum(file.stat().st_size for file in folder.glob("shard-*.parquet"))
-    seconds = time.perf_counter() - started
-    return {"rows": len(pool), "tokens": tokens, "seconds": seconds, "bytes": size, "skipped_shards": skipped}
+
+    def features_of(rows: range) -> pa.Table:
+        columns = extractor.extract([read_row(row, fmt) for row in rows_of(texts.select(rows)[:])])
+        return Dataset.from_dict(columns, features=extractor.column_types).with_format("arrow")[:]
+
+    def make(number: int, name: str, rows: range) -> int:
+        table = features_of(rows)
+        raw = memoryview(encode_shard(table, {**manifest, "shard": number}))
+        at, digest = seal(raw)
+        with disk_errors(folder):
+            write_whole(folder / name, (raw[:at], digest, raw[at + HEX :]))
+        return int(sum(table["n_tokens"].to_pylist()))
+
+    started = time.perf_counter()
+    done = {"rows": 0, "tokens": 0, "bytes": 0, "skipped_shards": 0, "healed_shards": 0}
+    mine = list(enumerate(shard_ranges(manifest)))[shard[0] :: shard[1]]
+    total, told = sum(stop - start for _, (_, start, stop) in mine), False
+    with tqdm(total=total, unit=" rows", desc="extract", disable=None if sys.stderr.isatty() else True) as bar:
+        for number, (name, start, stop) in mine:
+            flaw = flaw_of(folder / name, manifest, number, stop - start)
+            if flaw not in ("", "missing"):
+                logger.warning("%s is %s: it is done again", name, flaw)
+                done["healed_shards"] += 1
+            if flaw and not told:
+                sample = features_of(range(0, len(texts), max(1, len(texts) // 16))[:16])
+                say(_size_line(sample, total - done["rows"], folder))
+                told = True
+            if flaw:
+                done["tokens"] += make(number, name, range(start, stop))
+                bar.set_postfix_str(f"{done['tokens'] / (time.perf_counter() - started):,.0f} tokens/s")
+            done["skipped_shards"] += not flaw
+            done["rows"] += stop - start
+            done["bytes"] += (folder / name).stat().st_size
+            bar.update(stop - start)
+    missing = sum(not (folder / name).exists() for name, _, _ in shard_ranges(manifest))
+    return {**done, "seconds": time.perf_counter() - started, "missing_shards": missing}
+
+
+def _size_line(sample: pa.Table, rows: int, folder: Path) -> str:
+    meta = pq.read_metadata(pa.BufferReader(encode_shard(sample, {})))
+    groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
+    size = sum(group.column(i).total_compressed_size for group in groups for i in range(group.num_columns))
+    each = size / max(1, len(sample))
+    free = shutil.disk_usage(folder).free
+    return f"about {each:,.0f} bytes a row, {each * rows / 1e6:,.1f} MB for {rows:,} rows ({free / 1e9:,.1f} GB free)"
 
 
 def read_store(folder: str | Path, *, pool_about: Mapping[str, Any] | None = None) -> tuple[Dataset, dict[str, Any]]:
-    """The feature columns of a finished store, and its manifest.
+    """The feature columns of a finished store, and its manifest. Every shard is read once and checked.
 
     Raises:
         NeuronSelectError: unfinished or damaged, or made from another pool.
@@ -151,13 +210,19 @@ def read_store(folder: str | Path, *, pool_about: Mapping[str, Any] | None = Non
             f"the store is of the pool {manifest['pool']}, now {dict(pool_about)}: extract again", option="features",
             value=folder.name,
         )  # fmt: skip
-    for name, start, stop in _shards(manifest):
-        if not _whole(folder / name, stop - start):
+    shards = shard_ranges(manifest)
+    if missing := [name for name, _, _ in shards if not (folder / name).exists()]:
+        raise NeuronSelectError(
+            f"{len(missing)} of {len(shards)} shards are missing, first {missing[0]}: run `neuronselect extract` "
+            "again with the same options (without --shard), it makes what is missing",
+            option="features", value=folder.name,
+        )  # fmt: skip
+    for number, (name, start, stop) in enumerate(shards):
+        if flaw := flaw_of(folder / name, manifest, number, stop - start):
             raise NeuronSelectError(
-                f"{name} is missing or damaged: run `neuronselect extract` again, it redoes that shard", option="features",
+                f"{name} is {flaw}: run `neuronselect extract` again, it redoes that shard", option="features",
                 value=folder.name,
             )  # fmt: skip
-    files = [str(folder / name) for name, _, _ in _shards(manifest)]
-    data = Dataset.from_parquet(files)
+    data = Dataset.from_parquet([str(folder / name) for name, _, _ in shards])
     assert isinstance(data, Dataset)
     return data, manifest

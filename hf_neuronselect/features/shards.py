@@ -1,0 +1,188 @@
+"""Files of a feature store: written whole or not at all, and parquet shards that show what happened to them since."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import NeuronSelectError
+
+STAMP = b"neuron_shard"  # the parquet key of what a shard says of itself
+MARK = b'"shard_blake2b": "'  # the digest follows; it is of all bytes but its own
+HEX = 32
+ROW_GROUP = 64 << 20  # bytes in memory, so that a reader never holds a whole shard of wide rows
+DAY = 86400.0
+PART = re.compile(r"\.(?:shard-\d+\.parquet|manifest\.json)\.(?:(?P<host>.+)\.)?(?P<pid>\d+)\.part")
+
+
+# ------------------------------------------------------------------------------------------- files
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as cause:
+        raise NeuronSelectError(
+            f"cannot be written: {cause.strerror or cause}; mend it and run the same again, it goes on where it stopped",
+            option="out", value=folder.name,
+        ) from cause  # fmt: skip
+
+
+def host_name() -> str:
+    return re.sub(r"[^\w-]", "_", platform.node()) or "host"
+
+
+def write_whole(path: Path, pieces: Iterable[Any], *, claim: bool = False) -> None:
+    """The pieces as one file, whole or not at all; ``claim``: only where no such file is yet."""
+    part = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as stream:
+            for piece in pieces:
+                stream.write(piece)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if claim:
+            _claim(part, path)
+        else:
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    if os.name != "nt":  # Windows opens no folder
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _claim(part: Path, path: Path) -> None:
+    """Of several processes that start a store at once the first one's manifest stands."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            part.replace(path)
+
+
+def remove_dead_parts(folder: Path) -> None:
+    """What killed runs left: of dead processes of this machine, and of any machine after a day."""
+    for path in folder.iterdir():
+        if found := PART.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # another process was first, or it is another user's
+                here = found["host"] in (None, host_name()) and not _alive(int(found["pid"]))
+                if here or time.time() - path.stat().st_mtime > DAY:
+                    path.unlink()
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # an earlier process of this number: this one writes nothing yet
+    if os.name == "nt":
+        return True  # there, signal 0 would not only ask
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------ shards
+def shard_ranges(manifest: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """File name and row range of each shard."""
+    step, rows = manifest["shard_rows"], manifest["rows"]
+    return [(f"shard-{i:05d}.parquet", start, min(start + step, rows)) for i, start in enumerate(range(0, rows, step))]
+
+
+def encode_shard(table: pa.Table, stamp: Mapping[str, Any]) -> pa.Buffer:
+    """Parquet: ascending indices as differences, numbers' bytes apart (they compress better), all zstd."""
+    encodings, words = {}, []
+    for field in table.schema:
+        path, kind = field.name, field.type
+        while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            path, kind = f"{path}.list.element", kind.value_type
+        if pa.types.is_integer(kind):
+            encodings[path] = "DELTA_BINARY_PACKED"
+        elif pa.types.is_floating(kind):
+            encodings[path] = "BYTE_STREAM_SPLIT"
+        else:
+            words.append(path)
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink, table.schema, compression="zstd", compression_level=3, use_dictionary=words, column_encoding=encodings,
+        write_statistics=False,
+    ) as writer:  # fmt: skip
+        writer.write_table(table, row_group_size=max(1, ROW_GROUP * len(table) // max(1, table.nbytes)))
+        writer.add_key_value_metadata({STAMP.decode(): json.dumps({**stamp, "shard_blake2b": "0" * HEX})})
+    return sink.getvalue()
+
+
+def seal(raw: memoryview) -> tuple[int, bytes]:
+    """Where a shard's digest stands and what it must be; (0, b"") if it bears none."""
+    footer = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    if raw[-4:] != b"PAR1" or footer < 0:
+        raise ValueError("the end of a parquet file is missing")
+    found = bytes(raw[footer:]).rfind(MARK)
+    if found < 0:
+        return 0, b""
+    at = footer + found + len(MARK)
+    digest = hashlib.blake2b(raw[:at], digest_size=HEX // 2)
+    digest.update(raw[at + HEX :])
+    return at, digest.hexdigest().encode()
+
+
+def read_stamp(path: Path) -> dict[str, Any] | None:
+    """What a whole shard says of itself; None if it was made before shards did.
+
+    Raises:
+        OSError, ValueError: missing or damaged.
+    """
+    raw = memoryview(path.read_bytes())
+    at, digest = seal(raw)
+    if not at:
+        return None
+    if raw[at : at + HEX] != digest:
+        raise ValueError("its bytes are not those written")
+    return dict(json.loads(pq.read_metadata(pa.BufferReader(raw)).metadata[STAMP]))
+
+
+def flaw_of(path: Path, manifest: Mapping[str, Any], number: int, rows: int) -> str:
+    """What is wrong with a shard, in words; empty if nothing is. Reads it whole, once."""
+    if not path.exists():
+        return "missing"
+    try:
+        stamp = read_stamp(path)
+        if stamp is not None:
+            return "" if stamp["shard"] == number and same_store(stamp, manifest) else "of another store"
+        if "blake2b" in manifest:
+            return "damaged"
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+        if table["neuron_extractor"].unique().to_pylist() != [manifest["extractor_hash"]]:
+            return "of another store"
+        return "" if len(table) == rows else "damaged"
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return "damaged"
+
+
+def identity(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two pools the same rows; terms of use, asked for online alone, do not."""
+    return {name: about.get(name) for name in ("id", "commit", "config", "split")}
+
+
+def same_store(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    names = ("extractor_hash", "features", "rows", "shard_rows")
+    return all(one[name] == other[name] for name in names) and identity(one["pool"]) == identity(other["pool"])
