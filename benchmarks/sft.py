@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 import tempfile
 import time
@@ -20,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, concatenate_datasets
+from extraction import cpu_name
 
 from hf_neuronselect import NeuronSelector, bundled
 from hf_neuronselect.features.store import read_store
@@ -56,6 +57,9 @@ def subsets(pool: Dataset, featured: Dataset, exemplars: Dataset, seed: int) -> 
             scores = table.column("score").to_numpy()[usable]
             found["mona, lowest"] = usable[np.argsort(scores, kind="stable")[: len(selection)]]
             leaked = {i for i, why in enumerate(table.column("excluded").to_pylist()) if why == "leak"}
+    longest = NeuronSelector("longest")
+    longest.extractor = extractor  # counts tokens
+    found["longest"] = np.asarray([i for i in longest.select(featured, ratio=RATIO).indices if i not in leaked])
     draw = NeuronSelector("random", seed=seed).select(pool, ratio=RATIO)
     found["random"] = np.asarray([i for i in draw.indices if i not in leaked])
     found["full"] = np.asarray([i for i in range(len(pool)) if i not in leaked])
@@ -105,7 +109,7 @@ def main() -> None:
 
     state: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"runs": {}}
     state |= {
-        "machine": f"{platform.machine()} {platform.system()}, CPU",
+        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__},
         "slice": len(pool), "ratio": RATIO, "steps": args.steps, "tokens_a_step": 8 * 512, "settings": SETTINGS,
         "eval_rows": args.eval_rows, "pool": whole.about,
     }  # fmt: skip
