@@ -294,7 +294,9 @@ class SelectionCard(CardTemplate):
             "pool revision": pool.get("commit"),
             "pool config and split": " ".join(filter(None, (pool.get("config"), pool.get("split")))),
             **{
-                f"exemplars {name}": f"{about.get('id')} at {about.get('commit')}"
+                f"exemplars {name}": f"taken from {_pinned(about['derived_from'])}"
+                if "derived_from" in about
+                else _pinned(about)
                 for name, about in (made.get("target_rows") or {}).items()
             },
             "budget": ", ".join(f"{k} {v}" for k, v in made["budget"].items()),
