@@ -22,7 +22,7 @@ from . import bundled
 from .activations.sae_formats import find_folder, load_sae
 from .errors import NeuronSelectError, NeuronSelectWarning
 from .features.extractor import NeuronFeatureExtractor
-from .features.features import FEATURES
+from .features.features import FEATURES, Directions, merge_directions
 from .features.store import read_store, write_store
 from .hub import check_write_access, push_folder
 from .library import load_capability
@@ -193,6 +193,26 @@ def _features_of(method: Method) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*method.features, *(method.fit_features or ())]))
 
 
+def _directions(specs: Sequence[str], extractor: NeuronFeatureExtractor) -> Directions:
+    """What candidates are projected on: the directions of saved capabilities, all of one kind."""
+    found: list[Directions] = []
+    for spec in specs:
+        selector = load_capability(spec.removeprefix("capability:"))
+        directions = selector.directions()
+        if directions is None:
+            raise NeuronSelectError(
+                f"is of method {selector.method.name}, which has no directions; extract with --method "
+                f"{selector.method.name}", option="capability", value=spec,
+            )  # fmt: skip
+        if selector.extractor_hash != extractor.hash:
+            raise NeuronSelectError(
+                f"comes from extractor {selector.extractor_hash}, the options here make {extractor.hash}: model, layer, "
+                "template and tokens must be the same", option="capability", value=spec,
+            )  # fmt: skip
+        found.append(directions)
+    return merge_directions(found)
+
+
 def _report_counts(counts: dict[str, Any]) -> None:
     out = {k: v for k, v in counts.items() if k not in ("rows", "selected", "reasons") and v}
     if out:
@@ -350,7 +370,13 @@ def extract(
     out: Annotated[Path, typer.Option(help="Feature store to write or to finish.")],
     pool: Pool,
     config: Config = None,
-    method: Annotated[str, typer.Option(help="Methods whose features are computed, separated by commas.")] = "mona",
+    method: Annotated[
+        str | None, typer.Option(help="Methods whose features are computed, separated by commas; default mona.")
+    ] = None,
+    capability: Annotated[
+        list[str] | None,
+        typer.Option(help="FOLDER_OR_ID[:NAME] of method nait: one number per block of a row is stored; repeatable."),
+    ] = None,
     model: Model = None,
     revision: Revision = None,
     sae: Sae = None,
@@ -373,7 +399,7 @@ def extract(
     if not found or not int(found[1]) < int(found[2]):
         raise NeuronSelectError("I/N is needed, I from 0 to N - 1", option="shard", value=shard)
     names: list[str] = []
-    for one in method.split(","):
+    for one in (method or "mona").split(",") if method or not capability else []:
         names += _features_of(METHODS[one.strip()]())
     rows = load_rows(pool)
     assert isinstance(rows.data, Dataset)
@@ -381,6 +407,8 @@ def extract(
         tuple(dict.fromkeys(names)), model, revision, sae, sae_revision, layer, top_k_features, pool_tokens, max_length,
         dtype, quantize, device, batch_tokens,
     )  # fmt: skip
+    if capability:
+        extractor = extractor.with_features(extractor.features, _directions(capability, extractor))
     part = int(found[1]), int(found[2])
     done = write_store(rows.data, extractor, out, pool_about=rows.about, shard_rows=shard_rows, shard=part, say=_say)
     rate = f", {done['tokens'] / done['seconds']:,.0f} tokens/s" if done["tokens"] else ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from ..sources import Source
-from .features import FeatureOptions
+from .features import Directions, FeatureOptions
 
 VERSION = 1
 """Raised whenever a change moves a number: it is part of every extractor's hash."""
@@ -33,10 +33,14 @@ class ExtractorConfig:
     dtype: str
     quantize: str | None
     attn_implementation: str | None
+    directions: Directions | None = None
 
     def numbers(self) -> dict[str, Any]:
         """What the hash is made of: identities instead of locations, in JSON's own types."""
-        state = asdict(self) | {"version": VERSION, "features": list(self.features)}
+        state = asdict(replace(self, directions=None)) | {"version": VERSION, "features": list(self.features)}
+        del state["directions"]
+        if self.directions is not None:
+            state["directions"] = list(self.directions.vectors)  # the columns' names are hashes of the directions
         state["columns"] = [list(pair) for pair in self.columns]
         for key in ("model", "sae"):
             if state[key] is not None:
@@ -45,6 +49,16 @@ class ExtractorConfig:
                 if ":" in state[key]["commit"]:
                     del state[key]["id"]
         return state
+
+    @property
+    def made(self) -> list[str]:
+        """The features and projections whose columns are made."""
+        return sorted(self.features) + list(self.directions.vectors if self.directions is not None else ())
+
+    @property
+    def computes(self) -> bool:
+        """Whether any column needs the model."""
+        return bool(self.features) or self.directions is not None
 
     def about(self) -> dict[str, Any]:
         """What provenance and cards say: :meth:`numbers` and, for what is local, its folder's name."""

@@ -26,7 +26,7 @@ from ..samples import Conversation, Sample, read_row, row_format, rows_of
 from ..sources import Source, commit_of, content_hash, hub_errors, resolve
 from .columns import BOOKKEEPING
 from .config import DTYPES, ExtractorConfig
-from .features import DRIFTS, FEATURES, FeatureOptions, column_types
+from .features import DRIFTS, FEATURES, Directions, Feature, FeatureOptions, Projection, column_types
 from .loading import Runtime, load_runtime, remember, sample_encoder
 
 logger = logging.getLogger(__name__)
@@ -209,11 +209,15 @@ class NeuronFeatureExtractor:
     _runtime: Runtime | None = None  # only of an in-memory model
     _budget: int | None = None  # tokens a batch, once memory ran out at more
 
-    def with_features(self, features: Iterable[str]) -> NeuronFeatureExtractor:
-        """The same extractor computing other features; weights already loaded are shared."""
-        other = NeuronFeatureExtractor(
-            replace(self.config, features=_feature_names(features)), device=self.device, batch_tokens=self.batch_tokens
-        )
+    def with_features(self, features: Iterable[str], directions: Directions | None = None) -> NeuronFeatureExtractor:
+        """The same extractor computing other features; weights already loaded are shared.
+
+        Args:
+            directions: of a capability (``selector.directions()``): besides the features, one number per block
+                and capability, which is all its score needs.
+        """
+        config = replace(self.config, features=_feature_names(features), directions=directions)
+        other = NeuronFeatureExtractor(config, device=self.device, batch_tokens=self.batch_tokens)
         if self._runtime is not None:
             encoder = sample_encoder(other.config, self._runtime.tokenizer)
             other._runtime = replace(self._runtime, encoder=encoder)
@@ -232,12 +236,13 @@ class NeuronFeatureExtractor:
         """16 hex digits of everything that changes a column's numbers (which columns are made does not)."""
         numbers = self.config.numbers()
         del numbers["features"]
+        numbers.pop("directions", None)
         return hashlib.blake2b(json.dumps(numbers, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     @property
     def column_types(self) -> Features:
         """The ``datasets`` types of the columns added; pass ``features=`` of them to ``IterableDataset.map``."""
-        return column_types(self.config.features, self.config.options)
+        return column_types(self.config.features, self.config.options, self.config.directions)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.config, self.device, self.batch_tokens)
@@ -321,7 +326,10 @@ class NeuronFeatureExtractor:
         backbone = runtime.backbone
         assert backbone is not None
         budget = self._budget or (_auto_budget(backbone) if self.batch_tokens == "auto" else int(self.batch_tokens))
-        features = [FEATURES[name](backbone, runtime.sae, self.config.options) for name in self.config.features]
+        config = self.config
+        features: list[Feature] = [FEATURES[name](backbone, runtime.sae, config.options) for name in config.features]
+        if config.directions is not None:
+            features.append(Projection(backbone, config.options, config.directions))
         lengths = [len(samples[i].input_ids) for i in rows]
         waiting = [[rows[j] for j in plan] for plan in plan_batches(lengths, budget)][::-1]
         while waiting:

@@ -6,8 +6,9 @@ A feature names the sites it reads and reduces each activation inside the hook, 
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,15 +87,14 @@ register_feature = FEATURES.add
 def _sparse_columns(name: str, sums: torch.Tensor, batch: TokenBatch, options: FeatureOptions) -> dict[str, Any]:
     """Pooled latents float32 ``[B, m]`` as rows of nonzeros."""
     pooled = sums / batch.n_pooled[:, None] if options.pool == "mean" else sums
-    table = pooled.cpu().numpy()
-    with np.errstate(over="ignore"):
-        cast = table.astype(np.dtype(options.value_dtype))
-    rows, latents = np.nonzero(cast)
-    splits = np.searchsorted(rows, np.arange(1, len(table)))
-    return {
-        f"{name}_indices": np.split(latents.astype(np.int32), splits),
-        f"{name}_values": np.split(cast[rows, latents], splits),
-    }
+    # Nonzeros are found where the sums lie: what leaves a GPU is a hundredth of [B, m].
+    cast = pooled.to(getattr(torch, options.value_dtype))
+    places = cast.view(-1).nonzero().flatten()
+    rows, latents, values = (
+        part.cpu().numpy() for part in (places // cast.shape[1], (places % cast.shape[1]).int(), cast.view(-1)[places])
+    )
+    splits = np.searchsorted(rows, np.arange(1, len(cast)))
+    return {f"{name}_indices": np.split(latents, splits), f"{name}_values": np.split(values, splits)}
 
 
 @register_feature
@@ -280,10 +280,116 @@ class RoutingFeature(Feature):
         return observers, lambda: {self.name: list(torch.cat([means[k] for k in sorted(means)], dim=1).cpu().numpy())}
 
 
-def column_types(names: tuple[str, ...], options: FeatureOptions) -> Features:
+PROJECTION = "nait_on_"  # and 16 hex digits of the directions: a column can be taken for no other capability's
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """What candidates are projected on while they are extracted: one number per block and capability is kept.
+
+    A NAIT drift is ``blocks x width`` (262 KB a row at 8B); its score needs ``x_l . v_l`` alone.
+
+    Attributes:
+        feature: what is projected: ``nait``, ``nait_mean`` or ``nait_last``.
+        normalize: divide each block's vector by its norm first.
+        vectors: column -> float64 ``[blocks, width]``; see :meth:`of`.
+    """
+
+    feature: str
+    normalize: bool
+    vectors: Mapping[str, np.ndarray]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Directions) and list(self.vectors) == list(other.vectors)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.vectors))
+
+    @classmethod
+    def column(cls, feature: str, normalize: bool, vectors: np.ndarray) -> str:
+        """The name of the column that holds a feature's projections on these vectors."""
+        digest = hashlib.blake2b(f"{feature}\0{normalize}\0{vectors.shape}\0".encode(), digest_size=8)
+        digest.update(np.ascontiguousarray(vectors, dtype="<f8").tobytes())
+        return PROJECTION + digest.hexdigest()
+
+    @classmethod
+    def of(cls, feature: str, normalize: bool, vectors: Iterable[np.ndarray]) -> Directions:
+        """Directions of one or several capabilities, float64 ``[blocks, width]`` each."""
+        return cls(feature, normalize, {cls.column(feature, normalize, one): one for one in vectors})
+
+
+def merge_directions(found: Sequence[Directions]) -> Directions:
+    """Directions of several capabilities as one.
+
+    Raises:
+        NeuronSelectError: they project different things.
+    """
+    first = found[0]
+    for other in found[1:]:
+        if (other.feature, other.normalize) != (first.feature, first.normalize):
+            raise NeuronSelectError(
+                f"one projects {first.feature} (normalize={first.normalize}), another {other.feature} "
+                f"(normalize={other.normalize}): extract each to a store of its own", option="capability",
+            )  # fmt: skip
+    return Directions(
+        first.feature, first.normalize, {column: one for part in found for column, one in part.vectors.items()}
+    )
+
+
+class Projection(Feature):
+    """A vector per block, projected on directions: a column ``[blocks]`` for each capability.
+
+    Args:
+        directions: what is projected, and on what.
+
+    Raises:
+        NeuronSelectError: the directions are of a model of another shape.
+    """
+
+    def __init__(self, backbone: Backbone, options: FeatureOptions, directions: Directions) -> None:
+        super().__init__(backbone, None, options)
+        kind = FEATURES[directions.feature]
+        assert issubclass(kind, _EveryBlock)
+        self.of, self.directions = kind(backbone, None, options), directions
+        stacked = np.stack([*directions.vectors.values()], axis=1)  # [blocks, capabilities, width]
+        if len(stacked) != backbone.num_layers:
+            raise NeuronSelectError(
+                f"its directions are of {len(stacked)} blocks, the model has {backbone.num_layers}: it belongs to "
+                "another model", option="capability",
+            )  # fmt: skip
+        self.vectors = torch.from_numpy(stacked)
+
+    @classmethod
+    def deepest(cls, options: FeatureOptions, sae: SparseAutoencoder | None, num_layers: int) -> int:
+        return num_layers - 1
+
+    def start(self, batch: TokenBatch) -> tuple[list[tuple[Site, Observer]], Reducer]:
+        found: dict[int, torch.Tensor] = {}
+
+        def observer(layer: int) -> Observer:
+            def observe(hidden: torch.Tensor) -> None:
+                vector = self.of.vector(hidden, batch).cpu().double()
+                if self.directions.normalize:
+                    vector = torch.nn.functional.normalize(vector, dim=-1, eps=1e-300)
+                found[layer] = vector @ self.vectors[layer].T
+
+            return observe
+
+        observers = [(self.of.site(layer), observer(layer)) for layer in range(self.backbone.num_layers)]
+
+        def finish() -> dict[str, Any]:
+            table = torch.stack([found[layer] for layer in range(self.backbone.num_layers)], dim=1).float().numpy()
+            return {name: list(table[:, :, i]) for i, name in enumerate(self.directions.vectors)}
+
+        return observers, finish
+
+
+def column_types(names: tuple[str, ...], options: FeatureOptions, directions: Directions | None = None) -> Features:
     """The ``datasets`` types of the columns these features and the bookkeeping make."""
     types: dict[str, Any] = {}
     for name in names:
         types |= FEATURES[name].column_types(options)
+    if directions is not None:
+        types |= {name: List(Value("float32")) for name in directions.vectors}
     types |= {"n_tokens": Value("int32"), "truncated": Value("bool"), "neuron_skip": Value("string")}
     return Features(types | {"neuron_extractor": Value("string")})

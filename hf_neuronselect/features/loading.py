@@ -20,7 +20,7 @@ from ..errors import NeuronSelectError
 from ..samples import SampleEncoder
 from ..sources import Source, hub_errors
 from .config import DTYPES, ExtractorConfig
-from .features import FEATURES
+from .features import FEATURES, Feature, Projection
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def load_runtime(config: ExtractorConfig, device: torch.device, *, weights: bool
         )
     tokenizer = _IN_MEMORY_TOKENIZERS[config.model.commit] if in_memory else _tokenizer(config.model)
     encoder = sample_encoder(config, tokenizer)
-    if not weights or not config.features:
+    if not weights or not config.computes:
         return Runtime(tokenizer, encoder, None, None)
     sae = None
     if config.sae is not None:
@@ -101,7 +101,10 @@ def _sae(source: Source, layer: int, device: str, dtype: str) -> SparseAutoencod
 
 def _depth(config: ExtractorConfig, sae: SparseAutoencoder | None, num_layers: int) -> int:
     """Blocks that must run."""
-    return 1 + max(FEATURES[name].deepest(config.options, sae, num_layers) for name in config.features)
+    kinds: list[type[Feature]] = [FEATURES[name] for name in config.features]
+    if config.directions is not None:
+        kinds.append(Projection)
+    return 1 + max(kind.deepest(config.options, sae, num_layers) for kind in kinds)
 
 
 def _backbone(config: ExtractorConfig, sae: SparseAutoencoder | None, device: torch.device) -> Backbone:

@@ -146,7 +146,7 @@ def write_store(
     folder = Path(folder)
     manifest = _open_store(folder, {
         "format": FORMAT, "extractor_hash": extractor.hash, "extractor": extractor.config.numbers(),
-        "features": sorted(extractor.features), "pool": dict(pool_about), "rows": len(pool), "shard_rows": shard_rows,
+        "features": extractor.config.made, "pool": dict(pool_about), "rows": len(pool), "shard_rows": shard_rows,
     })  # fmt: skip
     fmt = row_format(pool.column_names, extractor.config.row_format, dict(extractor.config.columns))
     texts = pool.with_format(None).select_columns(fmt.used)

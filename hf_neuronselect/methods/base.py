@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import unknown
 from ..features.columns import FeatureBatch
+from ..features.features import Directions
 from ..registry import Registry
 
 Target = Mapping[str, np.ndarray]
@@ -52,6 +53,10 @@ class Method(ABC):
 
         A row's score must not depend on the other rows of the batch.
         """
+
+    def directions(self, targets: Iterable[Target]) -> Directions | None:
+        """What rows can be projected on while they are extracted, so that only projections are kept; None if nothing."""
+        return None
 
     def explain(self, batch: FeatureBatch, target: Target) -> list[dict[str, np.ndarray]]:
         """Per row, what its score is made of: equally long arrays, largest ``share`` first.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
 
 from ..errors import NeuronSelectError, NeuronSelectWarning, one_of
 from ..features.columns import FeatureBatch
+from ..features.features import Directions
 from .base import Method, Target, register_method
 
 CANDIDATES = {"drift": "nait", "mean": "nait_mean", "last": "nait_last"}
@@ -108,6 +110,14 @@ class Nait(Method):
             drifts = np.divide(drifts, norms, out=np.zeros_like(drifts), where=norms > 0)
         return drifts
 
+    def directions(self, targets: Iterable[Target]) -> Directions:
+        vectors = [np.asarray(target["directions"], dtype=np.float64) for target in targets]
+        return Directions.of(CANDIDATES[self.candidate], self.normalize, vectors)
+
     def score(self, batch: FeatureBatch, target: Target) -> np.ndarray:
+        """``sum_l x_l . v_l``, from the vectors ``x_l`` or from their projections, whichever the batch has."""
+        for column in self.directions([target]).vectors:
+            if column in batch.columns:
+                return batch.dense(column).astype(np.float64).sum(axis=1)
         drifts = self._drifts(batch.dense(CANDIDATES[self.candidate]))
         return np.einsum("nld,ld->n", drifts, target["directions"])

@@ -15,7 +15,7 @@ from datasets.utils import tqdm
 from ..errors import NeuronSelectError
 from ..features.columns import BOOKKEEPING, FeatureBatch
 from ..features.extractor import NeuronFeatureExtractor
-from ..features.features import FEATURES
+from ..features.features import FEATURES, PROJECTION
 from ..methods import Method
 from ..methods.base import Target
 from ..samples import Conversation, read_row, row_format, rows_of
@@ -41,7 +41,7 @@ def added_columns(column_names: Sequence[str]) -> list[str]:
     if "neuron_extractor" not in column_names:
         return []
     ours = set(feature_columns(FEATURES.names())) | set(BOOKKEEPING)
-    return [name for name in column_names if name in ours]
+    return [name for name in column_names if name in ours or name.startswith(PROJECTION)]
 
 
 @dataclass
@@ -61,6 +61,7 @@ class Reader:
 
     Args:
         names: the features needed. optional: taken along where they are there or can be computed.
+        projections: columns that do instead of the features, where the data has all of them.
         extractor: used where columns are missing.
         expect: hash the features must have come from; None takes what stands in the data.
 
@@ -75,6 +76,7 @@ class Reader:
     optional: Sequence[str] = ()
     needs_texts: bool = False
     needs_lengths: bool = True
+    projections: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.hash = self.expect
@@ -87,10 +89,16 @@ class Reader:
         computed = all(name in names for name in (*wanted, *BOOKKEEPING))
         if computed:
             wanted += [name for name in feature_columns(self.optional) if name in names]
+        elif self.projections and all(name in names for name in (*self.projections, *BOOKKEEPING)):
+            computed, wanted = True, list(self.projections)
         if not computed and self.extractor is None and (self.names or self.needs_lengths):
+            other = [name for name in names if name.startswith(PROJECTION)]
+            has = (
+                f"; it has projections on other directions than this capability's ({', '.join(other)})" if other else ""
+            )
             raise NeuronSelectError(
-                f"the data has no feature columns {', '.join(wanted) or 'n_tokens'}: map it with a NeuronFeatureExtractor "
-                "first, or pass extractor="
+                f"the data has no feature columns {', '.join(wanted) or 'n_tokens'}{has}: map it with a "
+                "NeuronFeatureExtractor first, or pass extractor="
             )
         if not computed and self.extractor is not None:
             self._check(self.extractor.hash, "the extractor given")

@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 from ..errors import NeuronSelectError, NeuronSelectWarning, one_of
 from ..features.columns import FeatureBatch
 from ..features.extractor import NeuronFeatureExtractor
+from ..features.features import Directions
 from ..methods import Method, make_method
 from ..methods.base import Target
 from ..pools import source_of
@@ -146,7 +147,17 @@ class NeuronSelector(PushToHub):
             self.extractor_hash,
             needs_texts=self.method.needs_texts,
             needs_lengths=self.method.needs_target or self.method.name in ("longest", "shortest"),
+            projections=list(directions.vectors) if (directions := self.directions()) is not None else (),
         )
+
+    def directions(self) -> Directions | None:
+        """What an extractor can project rows on, ``extractor.with_features([], selector.directions())``: then one
+        number per block and target is kept of a row instead of its vectors, and scores are the same.
+
+        Returns:
+            None where the method has no directions.
+        """
+        return self.method.directions(self.targets.values()) if self.targets else None
 
     def _score_batch(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """Score columns of a batch that has feature columns: name -> float64 ``[n]``."""
