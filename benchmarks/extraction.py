@@ -13,12 +13,7 @@ features are compared. ``python benchmarks/extraction.py --model FOLDER --sae FO
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import logging
-import platform
-import re
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -29,33 +24,34 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
-import transformers
+from common import (
+    RATIO,
+    alternate,
+    count,
+    described,
+    machine,
+    plain_logging,
+    ratio,
+    read_pool,
+    speed_table,
+    spread,
+    write_json,
+)
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from hf_neuronselect import NeuronFeatureExtractor
 from hf_neuronselect.activations.batching import plan_batches
 from hf_neuronselect.activations.sae import CHUNK_ELEMENTS, SparseAutoencoder, top_k
-from hf_neuronselect.samples import Conversation, Sample, read_row, row_format
+from hf_neuronselect.samples import Sample
 
 logger = logging.getLogger("extraction")
 
 BUDGETS, CHUNKS, PLAIN_BATCHES = (512, 1024, 2048, 4096), (1024, 4096, 16384), (1, 8, 32)
 CHECKED_ROWS, TOLERANCE = 32, 1e-3
-RATIO = "{median:.2f} ({min:.2f} to {max:.2f})"
 SUBSET = "ours, on the plain way's rows"
 EXTRACT = "ours, whole extract() with tokenisation"
-
-
-def read_pool(path: Path, rows: int, seed: int) -> list[Conversation]:
-    """A random sample of the pool's rows, in random order."""
-    table = pq.read_table(path) if path.suffix == ".parquet" else gzip.open(path).readlines()
-    chosen = np.random.default_rng(seed).permutation(len(table))[:rows]
-    records = [json.loads(table[i]) for i in chosen] if isinstance(table, list) else table.take(chosen).to_pylist()
-    fmt = row_format(records[0])
-    return [read_row(record, fmt) for record in records]
 
 
 def pad(samples: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,10 +62,6 @@ def pad(samples: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, 
         ids[i, : len(sample.input_ids)] = sample.input_ids
         mask[i, : len(sample.input_ids)] = 1
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-
-
-def count(samples: Sequence[Sample]) -> int:
-    return sum(len(sample.input_ids) for sample in samples)
 
 
 def run_ours(extractor: NeuronFeatureExtractor, samples: Sequence[Sample]) -> dict[str, list[Any]]:
@@ -168,24 +160,6 @@ def difference(got: torch.Tensor | dict[str, Any], reference: torch.Tensor) -> f
     return float(gap.max())
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    sync = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    sync()
-    started = time.perf_counter()
-    run()
-    sync()
-    return time.perf_counter() - started
-
-
-def cpu_name() -> str:
-    found = platform.system() == "Linux" and re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return found[1] if found else platform.processor()
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values)}
-
-
 def summarise(timed: dict[str, list[float]], tokens: dict[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The table by contender, and the two ratios aimed at; every ratio is one of the same repeat."""
     pace = {name: [t / tokens[name] for t in times] for name, times in timed.items()}
@@ -193,20 +167,20 @@ def summarise(timed: dict[str, list[float]], tokens: dict[str, int]) -> tuple[di
     def best(prefix: str) -> str:
         return min((name for name in pace if name.startswith(prefix)), key=lambda name: median(pace[name]))
 
-    def ratio(slow: str, fast: str) -> dict[str, float]:
-        return spread([a / b for a, b in zip(pace[slow], pace[fast], strict=True)])
-
     prefix, product = best("prefix alone"), best("encoder product alone")
     floor = f"floor: {prefix} + {product}"
     pace[floor] = [a + b for a, b in zip(pace[prefix], pace[product], strict=True)]
     table: dict[str, Any] = {}
     for name in sorted(pace, key=lambda name: median(pace[name])):
         ours = SUBSET if name.startswith("plain") else "ours"
-        table[name] = {"tokens_per_s": spread([1 / p for p in pace[name]]), "time_over_ours": ratio(name, ours)}
-    headline = {"(a) time of ours / floor": ratio("ours", floor)}
+        table[name] = {
+            "tokens_per_s": spread([1 / p for p in pace[name]]),
+            "time_over_ours": ratio(pace[name], pace[ours]),
+        }
+    headline = {"(a) time of ours / floor": ratio(pace["ours"], pace[floor])}
     for order in ("given", "sorted"):
         name = best(f"plain, {order}")
-        headline[f"(b) time of {name} (the best) / ours"] = ratio(name, SUBSET)
+        headline[f"(b) time of {name} (the best) / ours"] = ratio(pace[name], pace[SUBSET])
     return table, headline
 
 
@@ -224,8 +198,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logger.setLevel(logging.INFO)
+    plain_logging(logger)
     options = {"top_k_features": args.top_k, "dtype": args.dtype, "device": args.device}
     extractor = NeuronFeatureExtractor.from_pretrained(args.model, sae=args.sae, **options)
     runtime = extractor.runtime()
@@ -240,15 +213,13 @@ def main() -> None:
     kept = [i for i, sample in enumerate(encoded) if not sample.skip]
     conversations, samples = [conversations[i] for i in kept], [encoded[i] for i in kept]
     subset = samples[: args.plain_rows]
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    machine = {"cpu": cpu_name(), "device": gpu, "threads": torch.get_num_threads(), "torch": torch.__version__,
-               "transformers": transformers.__version__, "python": platform.python_version()}  # fmt: skip
     settings = {"model": extractor.config.model.id, "sae": extractor.config.sae.id, "pool": args.pool.name, "k": k,
                 "latents": sae.num_latents, "width": sae.d_in, "layer": layer, "blocks": backbone.num_layers,
                 "dtype": args.dtype, "rows": len(samples), "tokens": count(samples), "plain_rows": len(subset),
                 "plain_tokens": count(subset), "batch_tokens": extractor.batch_tokens, "repeats": args.repeats,
                 "seed": args.seed}  # fmt: skip
-    logger.info("%s", ", ".join(f"{key} {value}" for key, value in (machine | settings).items()))
+    about = machine(device)
+    logger.info("%s", described(about, settings))
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).eval().to(device)
     floor, plain = Floor(backbone.decoder, sae, samples), partial(run_plain, model, layer, sae, k)
     runs: dict[str, Callable[[], Any]] = {
@@ -278,22 +249,15 @@ def main() -> None:
     logger.info("max relative difference (L1) of a row's features, %d rows: %.1e", len(few), worst)
     if args.dtype == "float32" and not worst <= TOLERANCE:
         raise SystemExit(f"contenders disagree by more than {TOLERANCE}: {checked}")
-    timed: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(args.repeats):
-        shift = repeat * len(runs) // args.repeats
-        for name in [*runs][shift:] + [*runs][:shift]:
-            timed[name].append(seconds(runs[name], device))
+    timed = alternate(runs, args.repeats, device)
     table, headline = summarise(timed, tokens)
-    lines = ["| contender | tokens/s: median (min to max) | its time / ours |", "|---|--:|--:|"]
-    for name, row in table.items():
-        speed = "{median:,.0f} ({min:,.0f} to {max:,.0f})".format(**row["tokens_per_s"])
-        lines.append(f"| {name} | {speed} | {RATIO.format(**row['time_over_ours'])} |")
+    lines = speed_table(table)
     lines += ["", f"The plain way runs on the first {len(subset)} of {len(samples)} rows, set against ours on those."]
-    logger.info("\n%s", "\n".join(lines + [f"{name}: {RATIO.format(**ratio)}" for name, ratio in headline.items()]))
+    logger.info("\n%s", "\n".join(lines + [f"{name}: {RATIO.format(**found)}" for name, found in headline.items()]))
     if args.out is not None:
-        result = {"machine": machine, "settings": settings, "relative_difference": checked, "tokens": tokens,
+        result = {"machine": about, "settings": settings, "relative_difference": checked, "tokens": tokens,
                   "seconds": timed, "table": table, "ratios": headline}  # fmt: skip
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.out, result)
 
 
 if __name__ == "__main__":

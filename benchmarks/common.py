@@ -1,0 +1,105 @@
+"""What the benchmark scripts share: a pool's random sample, alternating timed runs, the machine, tables."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import platform
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import transformers
+
+from hf_neuronselect.samples import Conversation, Sample, read_row, row_format
+
+RATIO = "{median:.2f} ({min:.2f} to {max:.2f})"
+
+
+def plain_logging(logger: logging.Logger) -> None:
+    """The script's own lines on stderr as they are; of others only warnings."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
+
+
+def read_pool(path: Path, rows: int | None = None, seed: int = 0) -> list[Conversation]:
+    """A random sample of the rows, in random order; without ``rows`` all of them as they stand."""
+    table = pq.read_table(path) if path.suffix == ".parquet" else gzip.open(path).readlines()
+    chosen = np.arange(len(table)) if rows is None else np.random.default_rng(seed).permutation(len(table))[:rows]
+    records = [json.loads(table[i]) for i in chosen] if isinstance(table, list) else table.take(chosen).to_pylist()
+    fmt = row_format(records[0])
+    return [read_row(record, fmt) for record in records]
+
+
+def count(samples: Sequence[Sample]) -> int:
+    """Real tokens."""
+    return sum(len(sample.input_ids) for sample in samples)
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    sync = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    sync()
+    started = time.perf_counter()
+    run()
+    sync()
+    return time.perf_counter() - started
+
+
+def alternate(
+    runs: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, progress: logging.Logger | None = None
+) -> dict[str, list[float]]:
+    """Seconds of every run, all in turn and over again; each repeat begins elsewhere."""
+    timed: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats):
+        shift = repeat * len(runs) // repeats
+        for name in [*runs][shift:] + [*runs][:shift]:
+            timed[name].append(seconds(runs[name], device))
+        if progress is not None:
+            progress.info("repeat %d of %d: %.0f s", repeat + 1, repeats, sum(times[-1] for times in timed.values()))
+    return timed
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+    """Of runs of the same repeat."""
+    return spread([a / b for a, b in zip(slow, fast, strict=True)])
+
+
+def cpu_name() -> str:
+    found = platform.system() == "Linux" and re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else platform.processor()
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a result was measured on."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"cpu": cpu_name(), "device": gpu, "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "transformers": transformers.__version__, "python": platform.python_version()}  # fmt: skip
+
+
+def described(*parts: Mapping[str, Any]) -> str:
+    """Machine and settings on one line."""
+    return ", ".join(f"{key} {value}" for part in parts for key, value in part.items())
+
+
+def speed_table(table: Mapping[str, Mapping[str, dict[str, float]]]) -> list[str]:
+    """Contenders' ``tokens_per_s`` and ``time_over_ours`` as Markdown."""
+    lines = ["| contender | tokens/s: median (min to max) | its time / ours |", "|---|--:|--:|"]
+    for name, row in table.items():
+        speed = "{median:,.0f} ({min:,.0f} to {max:,.0f})".format(**row["tokens_per_s"])
+        lines.append(f"| {name} | {speed} | {RATIO.format(**row['time_over_ours'])} |")
+    return lines
+
+
+def write_json(path: Path, result: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
