@@ -3,6 +3,9 @@
 - ours: the extractor's model part on tokenised rows: batching, prefix forward, SAE, pooling, columns.
 - floor: the bare prefix forward (no hooks, no final norm, batches made beforehand) in the best token budget, plus
   the SAE encoder's bare matrix product over as many tokens in its best chunk; timed apart, added.
+- several features: `nait` against the bare forward of every block, and mona+nait+hidden in one pass against mona
+  alone; on a model this shallow the blocks below the SAE's that nait needs are a large part, so that part is also
+  taken out (the difference of the two bare forwards).
 - plain: the full causal LM with ``output_hidden_states`` and an attention mask on padded batches, then a dense SAE
   (linear, relu, ``torch.topk``, scatter into ``[tokens, latents]``, masked mean); in given and in sorted order.
 
@@ -13,6 +16,7 @@ features are compared. ``python benchmarks/extraction.py --model FOLDER --sae FO
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +46,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from hf_neuronselect import NeuronFeatureExtractor
+from hf_neuronselect.activations.backbone import Backbone
 from hf_neuronselect.activations.batching import plan_batches
 from hf_neuronselect.activations.sae import CHUNK_ELEMENTS, SparseAutoencoder, top_k
 from hf_neuronselect.samples import Sample
@@ -50,6 +55,8 @@ logger = logging.getLogger("extraction")
 
 BUDGETS, CHUNKS, PLAIN_BATCHES = (512, 1024, 2048, 4096), (1024, 4096, 16384), (1, 8, 32)
 CHECKED_ROWS, TOLERANCE = 32, 1e-3
+PREFIX, ALL_BLOCKS = "prefix alone", "every block alone"
+SEVERAL = ("mona", "nait", "hidden")
 SUBSET = "ours, on the plain way's rows"
 EXTRACT = "ours, whole extract() with tokenisation"
 
@@ -66,9 +73,7 @@ def pad(samples: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, 
 
 def run_ours(extractor: NeuronFeatureExtractor, samples: Sequence[Sample]) -> dict[str, list[Any]]:
     """The extractor's model part."""
-    columns: dict[str, list[Any]] = {"mona_indices": [None] * len(samples), "mona_values": [None] * len(samples)}
-    extractor._run_model(samples, columns, [""] * len(samples), None)
-    return columns
+    return extractor.compute(samples)
 
 
 def dense_mona(sae: SparseAutoencoder, k: int, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -98,17 +103,26 @@ def run_plain(
     return pooled
 
 
+def cut(backbone: Backbone, depth: int | None) -> torch.nn.Module:
+    """The decoder's first blocks and no final norm; the decoder itself stays as it is."""
+    decoder = copy.copy(backbone.decoder)
+    decoder._modules = dict(decoder._modules)
+    setattr(decoder, backbone.blocks_name, backbone.blocks[:depth])
+    for name in ("norm", "ln_f", "final_layernorm", "final_layer_norm"):
+        if hasattr(decoder, name):
+            setattr(decoder, name, torch.nn.Identity())
+    return decoder
+
+
 class Floor:
     """What cannot be saved: the prefix forward and the encoder's matrix product, each bare.
 
     Takes the extractor's own decoder, cut after the SAE's block, without its final norm (ours never reaches it).
     """
 
-    def __init__(self, decoder: torch.nn.Module, sae: SparseAutoencoder, samples: Sequence[Sample]) -> None:
-        for name in ("norm", "ln_f", "final_layernorm", "final_layer_norm"):
-            if hasattr(decoder, name):
-                setattr(decoder, name, torch.nn.Identity())
-        self.decoder, self.sae, self.rows, self.tokens = decoder, sae, len(samples), count(samples)
+    def __init__(self, backbone: Backbone, depth: int, sae: SparseAutoencoder, samples: Sequence[Sample]) -> None:
+        self.prefixes = {part: cut(backbone, blocks) for part, blocks in ((PREFIX, depth), (ALL_BLOCKS, None))}
+        self.sae, self.rows, self.tokens = sae, len(samples), count(samples)
         self.batches = {}
         for budget in BUDGETS:
             plan = plan_batches([len(sample.input_ids) for sample in samples], budget)
@@ -119,13 +133,13 @@ class Floor:
             self.activations = [sae.activations(chunk) for chunk in self.hidden[: 8 * step].split(step)]
 
     @torch.inference_mode()
-    def forward(self, budget: int) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    def forward(self, budget: int, part: str = PREFIX) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
         """Row numbers, hidden states and mask of each batch."""
         for rows, ids, mask in self.batches[budget]:
-            yield rows, self.decoder(input_ids=ids, use_cache=False).last_hidden_state, mask
+            yield rows, self.prefixes[part](input_ids=ids, use_cache=False).last_hidden_state, mask
 
-    def prefix(self, budget: int) -> None:
-        deque(self.forward(budget), maxlen=0)
+    def run(self, budget: int, part: str) -> None:
+        deque(self.forward(budget, part), maxlen=0)
 
     def mona(self, budget: int, k: int) -> torch.Tensor:
         """Features of the bare forward's hidden states, to check them."""
@@ -167,7 +181,7 @@ def summarise(timed: dict[str, list[float]], tokens: dict[str, int]) -> tuple[di
     def best(prefix: str) -> str:
         return min((name for name in pace if name.startswith(prefix)), key=lambda name: median(pace[name]))
 
-    prefix, product = best("prefix alone"), best("encoder product alone")
+    prefix, product, whole = best(PREFIX), best("encoder product alone"), best(ALL_BLOCKS)
     floor = f"floor: {prefix} + {product}"
     pace[floor] = [a + b for a, b in zip(pace[prefix], pace[product], strict=True)]
     table: dict[str, Any] = {}
@@ -177,7 +191,14 @@ def summarise(timed: dict[str, list[float]], tokens: dict[str, int]) -> tuple[di
             "tokens_per_s": spread([1 / p for p in pace[name]]),
             "time_over_ours": ratio(pace[name], pace[ours]),
         }
-    headline = {"(a) time of ours / floor": ratio(pace["ours"], pace[floor])}
+    several = f"ours, {'+'.join(SEVERAL)}"
+    alike = [p + max(0.0, a - b) for p, a, b in zip(pace["ours"], pace[whole], pace[prefix], strict=True)]
+    headline = {
+        "(a) time of ours / floor": ratio(pace["ours"], pace[floor]),
+        f"(c) time of ours, nait / {whole}": ratio(pace["ours, nait"], pace[whole]),
+        f"(d) time of {several} / ours (mona)": ratio(pace[several], pace["ours"]),
+        f"(e) time of {several} / ours (mona) + the blocks mona need not run": ratio(pace[several], alike),
+    }
     for order in ("given", "sorted"):
         name = best(f"plain, {order}")
         headline[f"(b) time of {name} (the best) / ours"] = ratio(pace[name], pace[SUBSET])
@@ -201,9 +222,10 @@ def main() -> None:
     plain_logging(logger)
     options = {"top_k_features": args.top_k, "dtype": args.dtype, "device": args.device}
     extractor = NeuronFeatureExtractor.from_pretrained(args.model, sae=args.sae, **options)
-    runtime = extractor.runtime()
+    several = extractor.with_features(SEVERAL)
+    runtime = several.runtime()  # every block is kept, also for those who stop earlier
     sae, backbone, device = runtime.sae, runtime.backbone, runtime.backbone.device
-    layer, k = len(backbone.blocks) - 1, sae.resolve_k(args.top_k)
+    layer, k = sae.site.block, sae.resolve_k(args.top_k)
     a_block = sae.site.io == "output" and sae.site.module.count(".") == 1 and layer + 1 < backbone.num_layers
     if sae.activation not in ("topk", "relu") or sae.input_norm != "none" or k is None or not a_block:
         raise SystemExit("the plain way reads a block's output (not the last's) through a top-k SAE, no input norm")
@@ -221,15 +243,17 @@ def main() -> None:
     about = machine(device)
     logger.info("%s", described(about, settings))
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).eval().to(device)
-    floor, plain = Floor(backbone.decoder, sae, samples), partial(run_plain, model, layer, sae, k)
+    floor, plain = Floor(backbone, layer + 1, sae, samples), partial(run_plain, model, layer, sae, k)
     runs: dict[str, Callable[[], Any]] = {
         "ours": partial(run_ours, extractor, samples),
         SUBSET: partial(run_ours, extractor, subset),
         EXTRACT: partial(extractor.extract, conversations),
+        "ours, nait": partial(run_ours, extractor.with_features(["nait"]), samples),
+        f"ours, {'+'.join(SEVERAL)}": partial(run_ours, several, samples),
         "top-k alone: ours": partial(floor.top_k, top_k, k),
         "top-k alone: torch.topk": partial(floor.top_k, torch.topk, k),
     }
-    runs |= {f"prefix alone, budget {b}": partial(floor.prefix, b) for b in BUDGETS}
+    runs |= {f"{part}, budget {b}": partial(floor.run, b, part) for part in floor.prefixes for b in BUDGETS}
     runs |= {f"encoder product alone, chunk {c}": partial(floor.product, c) for c in CHUNKS}
     shapes = {f"plain, {order} order, batch {b}": (b, order) for order in ("given", "sorted") for b in PLAIN_BATCHES}
     runs |= {name: partial(plain, subset, *shape) for name, shape in shapes.items()}

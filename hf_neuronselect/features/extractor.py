@@ -284,7 +284,14 @@ class NeuronFeatureExtractor:
 
     def extract(self, conversations: Sequence[Conversation], rank: int | None = None) -> dict[str, Any]:
         """Feature columns of rows already read; one entry a row, in order. See :meth:`__call__`."""
-        samples = self.runtime(rank, weights=False).encoder.encode(conversations)
+        return self.compute(self.tokenize(conversations), rank)
+
+    def tokenize(self, conversations: Sequence[Conversation]) -> list[Sample]:
+        """Rows to token ids and spans: the half of :meth:`extract` that needs no model and may run in a thread."""
+        return self.runtime(weights=False).encoder.encode(conversations)
+
+    def compute(self, samples: Sequence[Sample], rank: int | None = None) -> dict[str, Any]:
+        """Feature columns of tokenised rows: the other half of :meth:`extract`."""
         columns: dict[str, Any] = {name: _blanks(kind, len(samples)) for name, kind in self.column_types.items()
                                    if name not in BOOKKEEPING}  # fmt: skip
         skips = [sample.skip for sample in samples]
@@ -325,7 +332,7 @@ class NeuronFeatureExtractor:
         """Run the model over some rows, by batches of the token budget, and fill their features in."""
         backbone = runtime.backbone
         assert backbone is not None
-        budget = self._budget or (_auto_budget(backbone) if self.batch_tokens == "auto" else int(self.batch_tokens))
+        budget = self.token_budget(backbone)
         config = self.config
         features: list[Feature] = [FEATURES[name](backbone, runtime.sae, config.options) for name in config.features]
         if config.directions is not None:
@@ -359,6 +366,10 @@ class NeuronFeatureExtractor:
                 column = columns[name]
                 for row, value in zip(chosen, values, strict=True):
                     column[row] = value
+
+    def token_budget(self, backbone: Backbone) -> int:
+        """Padded tokens of a batch: what was asked for, what fits the machine, or less once memory ran out."""
+        return self._budget or (_auto_budget(backbone) if self.batch_tokens == "auto" else int(self.batch_tokens))
 
     # ------------------------------------------------------------------------------------ loading
     def _device(self, rank: int | None) -> torch.device:
