@@ -16,10 +16,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from datasets import concatenate_datasets, disable_progress_bars
+from datasets import disable_progress_bars
 
 from hf_neuronselect import NeuronSelector, NeuronSelectWarning, bundled
-from hf_neuronselect.features.store import read_store
+from hf_neuronselect.features.store import FeatureStore
 from hf_neuronselect.pools import load_rows
 
 METHODS = {
@@ -47,13 +47,15 @@ def main() -> None:
 
     related = json.loads((Path(__file__).parent / "related_sources.json").read_text())
     pool = load_rows(str(args.data / "pool.jsonl.gz"))
-    features, manifest = read_store(args.store, pool_about=pool.about)
-    rows = concatenate_datasets([pool.data, features], axis=1)
-    source, lengths = np.asarray(pool.data["source"]), np.asarray(features["n_tokens"])
+    rows, store = pool.data, FeatureStore(args.store, pool_about=pool.about)
+    source, lengths = np.asarray(rows["source"]), np.asarray(store.dataset(["n_tokens"])["n_tokens"])
     extractor = bundled.extractor(features=("mona", "nait", "polysemantic", "hidden"))
-    record: dict = {"extractor": manifest["extractor"], "ratio": args.ratio, "rows": len(rows), "related": related,
+    record: dict = {"extractor": store.manifest["extractor"], "ratio": args.ratio, "rows": len(rows), "related": related,
                     "pool_mean_tokens": float(lengths.mean()), "targets": {}}  # fmt: skip
-    random = [NeuronSelector("random", seed=seed).select(rows, ratio=args.ratio).indices for seed in range(DRAWS)]
+    random = [
+        NeuronSelector("random", seed=seed).select(rows, ratio=args.ratio, features=store).indices
+        for seed in range(DRAWS)
+    ]
     for target, sources in related.items():
         right = np.isin(source, sources)
         draws = [float(right[indices].mean()) for indices in random]
@@ -66,7 +68,7 @@ def main() -> None:
             started = time.perf_counter()
             name = label.split(",")[0]
             selector = NeuronSelector(name, **params).fit({target: exemplars}, extractor=extractor)
-            selection = selector.select(rows, ratio=args.ratio, provenance={"pool": pool.about})
+            selection = selector.select(rows, ratio=args.ratio, features=store, provenance={"pool": pool.about})
             found[label] = {
                 "precision": float(right[selection.indices].mean()),
                 "mean_tokens": float(lengths[selection.indices].mean()),

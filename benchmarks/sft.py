@@ -24,7 +24,7 @@ from datasets import Dataset, concatenate_datasets
 from extraction import cpu_name
 
 from hf_neuronselect import NeuronSelector, bundled
-from hf_neuronselect.features.store import read_store
+from hf_neuronselect.features.store import FeatureStore
 from hf_neuronselect.pools import load_rows
 from hf_neuronselect.training.config import TrainConfig
 from hf_neuronselect.training.evaluation import evaluate_models, without_trained
@@ -102,7 +102,7 @@ def main() -> None:
     drawn = np.sort(np.random.default_rng(0).permutation(len(whole.data))[: args.slice + 300])
     held = np.random.default_rng(1).permutation(len(drawn))[:300]  # never trained on: the learning rate is chosen here
     kept = np.setdiff1d(np.arange(len(drawn)), held)
-    store, _ = read_store(args.store, pool_about=whole.about)
+    store = FeatureStore(args.store, pool_about=whole.about).dataset()
     pool = whole.data.select(drawn[kept]).flatten_indices()
     featured = concatenate_datasets([pool, store.select(drawn[kept]).flatten_indices()], axis=1)
     general = whole.data.select(drawn[held]).flatten_indices()

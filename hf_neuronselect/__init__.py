@@ -3,6 +3,7 @@
 from .errors import NeuronSelectError, NeuronSelectWarning
 from .features.extractor import NeuronFeatureExtractor
 from .features.features import Feature, register_feature
+from .features.store import FeatureStore
 from .library import FeatureLibrary
 from .methods import Method, register_method
 from .selection import NeuronSelector, Selection
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Feature",
     "FeatureLibrary",
+    "FeatureStore",
     "Method",
     "NeuronFeatureExtractor",
     "NeuronSelectError",

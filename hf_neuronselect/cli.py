@@ -16,14 +16,14 @@ import datasets
 import transformers
 import typer
 import yaml
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
 from . import bundled
 from .activations.sae_formats import find_folder, load_sae
 from .errors import NeuronSelectError, NeuronSelectWarning
 from .features.extractor import NeuronFeatureExtractor
 from .features.features import FEATURES, Directions, merge_directions
-from .features.store import read_store, write_store
+from .features.store import FeatureStore, write_store
 from .hub import check_write_access, push_folder
 from .library import load_capability
 from .methods import METHODS, Method, make_method
@@ -292,14 +292,13 @@ def select(
             )
     else:
         selector = _fitted(method, options, named, extractor)
-    data = rows.data
+    data, store = rows.data, None
     if features is not None:
         if not isinstance(data, Dataset):
             raise NeuronSelectError(
                 "a store is of a whole pool; leave --streaming away", option="features", value=features.name
             )
-        store, _ = read_store(features, pool_about=rows.about)
-        data = concatenate_datasets([data, store], axis=1)
+        store = FeatureStore(features, pool_about=rows.about)
     weights = {}
     for pair in weight or []:
         name, _, number = pair.partition("=")
@@ -310,7 +309,7 @@ def select(
     exclude = [what for what in ("duplicate", "leak") if what not in (keep or [])]
     selection = selector.select(
         data, ratio=ratio, k=k, threshold=threshold, max_tokens=max_tokens, aggregate=aggregate,
-        weights=weights or None, exclude=exclude,
+        weights=weights or None, exclude=exclude, features=store,
         provenance={"pool": rows.about, "target_rows": {name: part.about for name, part in named.items()}},
     )  # fmt: skip
     made = selection.provenance

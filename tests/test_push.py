@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelector, Selection
 from hf_neuronselect.errors import NeuronSelectError
-from hf_neuronselect.features.store import read_store, write_store
+from hf_neuronselect.features.store import FeatureStore, write_store
 from hf_neuronselect.hub import check_write_access, push_folder
 from hf_neuronselect.metrics import metric_path
 from hf_neuronselect.pools import load_rows
@@ -269,17 +269,18 @@ def test_feature_store(hub: Hub, name: str, pool: Dataset, tiny_folder: Path, tm
     assert {path: data for path, data in hub.files("datasets", name).items() if path != ".gitattributes"} == contents(
         tmp_path / "a"
     )
-    found, manifest = read_store(snapshot_download(name, repo_type="dataset"), pool_about=about)
-    expected, _ = read_store(tmp_path / "a")
-    same_rows(found, expected)
-    assert manifest["extractor_hash"] == extractor.hash
+    found = FeatureStore(snapshot_download(name, repo_type="dataset"), pool_about=about)
+    expected = FeatureStore(tmp_path / "a")
+    same_rows(found.dataset(), expected.dataset())
+    assert found.manifest["extractor_hash"] == extractor.hash
     # Fewer, larger shards: those that are no more go in the same commit.
     write_store(pool, extractor, tmp_path / "b", pool_about=about, shard_rows=32)
     push_folder(tmp_path / "b", name)
     assert hub.files("datasets", name).keys() == {".gitattributes", "manifest.json", "shard-00000.parquet",
                                                   "shard-00001.parquet"}  # fmt: skip
     assert titles(hub, "datasets", name) == ["feature store by hf_neuronselect"] * 2 + ["initial commit"]
-    same_rows(read_store(snapshot_download(name, repo_type="dataset"))[0], read_store(tmp_path / "b")[0])
+    pulled, made = (FeatureStore(path) for path in (snapshot_download(name, repo_type="dataset"), tmp_path / "b"))
+    same_rows(pulled.dataset(), made.dataset())
 
 
 def test_metric_is_a_space(hub: Hub) -> None:
@@ -879,8 +880,7 @@ def test_a_store_of_rows_from_the_hub_is_read_offline(
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     again = load_rows(name)
     assert again.about["commit"] == loaded.about["commit"]
-    data, _ = read_store(tmp_path / "store", pool_about=again.about)
-    assert len(data) == 20
+    assert len(FeatureStore(tmp_path / "store", pool_about=again.about).dataset()) == 20
 
 
 @pytest.mark.parametrize("way", ["whole", "filtered"])

@@ -211,7 +211,7 @@ def test_kills_at_random_moments(
     assert partial >= 5
     write(folder, forty, extractor)
     assert files(folder) == files(whole)
-    healed, undisturbed = (store.read_store(path, pool_about=ABOUT)[0] for path in (folder, whole))
+    healed, undisturbed = (store.FeatureStore(path, pool_about=ABOUT).dataset() for path in (folder, whole))
     assert len(healed) == N and healed.with_format("arrow")[:].equals(undisturbed.with_format("arrow")[:])
     fitted = NeuronSelector("mona").fit(target, extractor=extractor)
     pools = [*(concatenate_datasets([forty, data], axis=1) for data in (healed, undisturbed)), forty]
@@ -301,10 +301,10 @@ def test_damaged_and_missing_shards_are_redone(
         os.truncate(shard, size)
         (copy / "shard-00003.parquet").unlink()
         with pytest.raises(NeuronSelectError, match="1 of 10 shards are missing, first shard-00003.*neuronselect extr"):
-            store.read_store(copy, pool_about=ABOUT)
+            store.FeatureStore(copy, pool_about=ABOUT).dataset()
         shutil.copy(whole / "shard-00003.parquet", copy)
         with pytest.raises(NeuronSelectError, match="shard-00001.parquet is damaged: run `neuronselect extract` again"):
-            store.read_store(copy, pool_about=ABOUT)
+            store.FeatureStore(copy, pool_about=ABOUT).dataset()
         (copy / "shard-00003.parquet").unlink()
         done = write(copy, forty, extractor)
         assert (done["skipped_shards"], done["healed_shards"]) == (8, 1)
@@ -323,7 +323,7 @@ def test_any_flipped_bit_is_noticed(whole: Path, forty: Dataset, extractor: Neur
             shard.write_bytes(wrong)
             assert shards.flaw_of(shard, manifest, 2, STEP) == "damaged", (at, bit)
     with pytest.raises(NeuronSelectError, match="shard-00002.parquet is damaged"):
-        store.read_store(copy)
+        store.FeatureStore(copy).dataset()
     assert write(copy, forty, extractor)["healed_shards"] == 1 and files(copy) == files(whole)
 
 
@@ -337,11 +337,11 @@ def test_a_shard_of_another_store_is_noticed(
     for name in ("extractor", "features", "pool", "steps"):
         shutil.copy(tmp_path / name / "shard-00001.parquet", copy)
         with pytest.raises(NeuronSelectError, match="shard-00001.parquet is of another store: run"):
-            store.read_store(copy)
+            store.FeatureStore(copy).dataset()
         assert write(copy, forty, extractor)["healed_shards"] == 1 and files(copy) == files(whole)
     shutil.copy(copy / "shard-00001.parquet", copy / "shard-00002.parquet")  # of this store, but of other rows
     with pytest.raises(NeuronSelectError, match="shard-00002.parquet is of another store"):
-        store.read_store(copy)
+        store.FeatureStore(copy).dataset()
     assert write(copy, forty, extractor)["healed_shards"] == 1 and files(copy) == files(whole)
 
 
@@ -356,7 +356,7 @@ def test_a_damaged_manifest_comes_back_from_the_shards(
         if wrong is not None:
             (copy / store.MANIFEST).write_bytes(wrong)
         with pytest.raises(NeuronSelectError, match="no readable manifest.json.*run `neuronselect extract` again"):
-            store.read_store(copy)
+            store.FeatureStore(copy).dataset()
         with pytest.raises(NeuronSelectError, match="another extractor"):
             write(copy, forty, make_extractor(tiny_folder, top_k_features=3))
         assert write(copy, forty, extractor, shard_rows=9)["skipped_shards"] == 10
@@ -442,7 +442,7 @@ def test_shard_of_the_command_line(
 def test_values_come_back_bit_for_bit(value_dtype: str, forty: Dataset, tiny_folder: Path, tmp_path: Path) -> None:
     extractor = make_extractor(tiny_folder, value_dtype=value_dtype)
     write(tmp_path / "s", forty, extractor, shard_rows=64)
-    data, _ = store.read_store(tmp_path / "s")
+    data = store.FeatureStore(tmp_path / "s").dataset()
     expected = forty.map(extractor, batched=True, remove_columns=forty.column_names)
     assert data.features == expected.features == extractor.column_types
     assert data.with_format("arrow")[:].equals(expected.with_format("arrow")[:].select(data.column_names))
@@ -460,7 +460,7 @@ def test_wide_rows_make_small_row_groups(
     monkeypatch.setattr(shards, "ROW_GROUP", 4096)
     write(tmp_path / "s", forty, extractor, shard_rows=20)
     assert pq.read_metadata(tmp_path / "s" / "shard-00000.parquet").num_row_groups > 3
-    assert len(store.read_store(tmp_path / "s")[0]) == N
+    assert len(store.FeatureStore(tmp_path / "s").dataset()) == N
 
 
 def test_a_store_without_checksums_is_still_read(
@@ -471,10 +471,10 @@ def test_a_store_without_checksums_is_still_read(
     folder.mkdir()
     manifest = {name: value for name, value in store._read_manifest(whole).items() if name != "blake2b"}
     (folder / store.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    data, _ = store.read_store(whole)
+    data = store.FeatureStore(whole).dataset()
     for name, start, stop in shards.shard_ranges(manifest):
         data.select(range(start, stop)).to_parquet(folder / name)
-    again, _ = store.read_store(folder, pool_about=ABOUT)
+    again = store.FeatureStore(folder, pool_about=ABOUT).dataset()
     assert again.with_format("arrow")[:].equals(data.with_format("arrow")[:])
     assert write(folder, forty, extractor)["skipped_shards"] == 10
     os.truncate(folder / "shard-00000.parquet", 500)
@@ -483,14 +483,14 @@ def test_a_store_without_checksums_is_still_read(
     data.to_parquet(folder / "shard-00001.parquet")
     for wrong in ("shard-00000.parquet is damaged", "shard-00001.parquet is of another store"):
         with pytest.raises(NeuronSelectError, match=wrong):
-            store.read_store(folder)
+            store.FeatureStore(folder).dataset()
         shutil.copy(whole / wrong.split()[0], folder)
     assert write(folder, forty, extractor)["healed_shards"] == 0
     # Plain shards have no place in a store that says it has checksums.
     shutil.copytree(whole, tmp_path / "new")
     Dataset.from_parquet(str(whole / "shard-00000.parquet")).to_parquet(tmp_path / "new" / "shard-00000.parquet")
     with pytest.raises(NeuronSelectError, match="shard-00000.parquet is damaged"):
-        store.read_store(tmp_path / "new")
+        store.FeatureStore(tmp_path / "new").dataset()
 
 
 def test_another_store_is_refused(
@@ -507,7 +507,7 @@ def test_another_store_is_refused(
     with pytest.raises(NeuronSelectError, match="another rows: 40, now 30"):
         write(copy, rows(30), extractor)
     with pytest.raises(NeuronSelectError, match="the store is of the pool"):
-        store.read_store(copy, pool_about={"id": "x"})
+        store.FeatureStore(copy, pool_about={"id": "x"}).dataset()
     assert files(copy) == before
     for shard in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(NeuronSelectError, match="I/N is needed"):

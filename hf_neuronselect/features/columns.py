@@ -65,16 +65,24 @@ class FeatureBatch:
         return len(self.index)
 
     def sparse(self, name: str) -> SparseRows:
-        """A sparse feature of every row; rows without features are empty."""
+        """A sparse feature of every row; rows without features are empty.
+
+        Raises:
+            NeuronSelectError: a row has not as many indices as values.
+        """
         indptr, indices = _flat(self.columns[f"{name}_indices"])
-        _, values = _flat(self.columns[f"{name}_values"])
+        of_values, values = _flat(self.columns[f"{name}_values"])
+        if len(indices) != len(values) or not np.array_equal(indptr, of_values):
+            raise NeuronSelectError(
+                f"{name}_indices and {name}_values have rows of different sizes; they are damaged: extract them again"
+            )
         return SparseRows(indptr, indices, values)
 
     def dense(self, name: str) -> np.ndarray:
         """A dense feature: float32 ``[n, width]`` or ``[n, blocks, width]``; NaN in rows without features."""
         column = self.columns[name]
         if isinstance(column, pa.ChunkedArray):
-            column = column.combine_chunks()
+            column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
         if isinstance(column, pa.Array):
             values, lengths = column.flatten(), np.diff(column.offsets.to_numpy())
             shape: tuple[int, ...] = (int(lengths.max(initial=0)),)
@@ -111,7 +119,8 @@ class FeatureBatch:
 def _flat(column: Any) -> tuple[np.ndarray, np.ndarray]:
     """A list column as (indptr, values): Arrow (zero copy) or a list of numpy rows."""
     if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
+        # Chunks are put together by copying, even a single one.
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if isinstance(column, pa.Array):
         offsets = column.offsets.to_numpy().astype(np.int64)
         return offsets - offsets[0], column.flatten().to_numpy(zero_copy_only=False)

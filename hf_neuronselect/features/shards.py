@@ -22,6 +22,7 @@ STAMP = b"neuron_shard"  # the parquet key of what a shard says of itself
 MARK = b'"shard_blake2b": "'  # the digest follows; it is of all bytes but its own
 HEX = 32
 ROW_GROUP = 64 << 20  # bytes in memory, so that a reader never holds a whole shard of wide rows
+PIECE = 4 << 20  # bytes hashed at a time
 DAY = 86400.0
 PART = re.compile(r"\.(?:shard-\d+\.parquet|manifest\.json)\.(?:(?P<host>.+)\.)?(?P<pid>\d+)\.part")
 
@@ -144,19 +145,43 @@ def seal(raw: memoryview) -> tuple[int, bytes]:
     return at, digest.hexdigest().encode()
 
 
-def read_stamp(path: Path) -> dict[str, Any] | None:
-    """What a whole shard says of itself; None if it was made before shards did.
+def stamp_of(file: pa.NativeFile) -> dict[str, Any] | None:
+    """What a whole shard says of itself; None if it was made before shards did. Reads every byte, in pieces.
 
     Raises:
         OSError, ValueError: missing or damaged.
     """
-    raw = memoryview(path.read_bytes())
-    at, digest = seal(raw)
-    if not at:
+    size = file.size()
+    end = file.read_at(8, max(0, size - 8))
+    footer = size - 8 - int.from_bytes(end[:4], "little")
+    if end[4:] != b"PAR1" or footer < 0:
+        raise ValueError("the end of a parquet file is missing")
+    found = file.read_at(size - footer, footer).rfind(MARK)
+    if found < 0:
         return None
-    if raw[at : at + HEX] != digest:
+    at = footer + found + len(MARK)
+    digest = hashlib.blake2b(digest_size=HEX // 2)
+    for start, stop in ((0, at), (at + HEX, size)):
+        for piece in range(start, stop, PIECE):
+            file.seek(piece)
+            digest.update(file.read_buffer(min(PIECE, stop - piece)))
+    if file.read_at(HEX, at) != digest.hexdigest().encode():
         raise ValueError("its bytes are not those written")
-    return dict(json.loads(pq.read_metadata(pa.BufferReader(raw)).metadata[STAMP]))
+    return dict(json.loads(pq.read_metadata(file).metadata[STAMP]))
+
+
+def read_stamp(path: Path) -> dict[str, Any] | None:
+    """As :func:`stamp_of`."""
+    with pa.OSFile(str(path)) as file:
+        return stamp_of(file)
+
+
+@contextlib.contextmanager
+def open_shard(path: Path) -> Iterator[pa.NativeFile]:
+    """A shard to be checked and then decoded: the same bytes, of the file that bore the name when it was opened."""
+    with pa.OSFile(str(path)) as file:
+        # The usual shard is read once; one of wide rows, which memory may not hold, twice.
+        yield pa.BufferReader(file.read_buffer()) if file.size() <= ROW_GROUP else file
 
 
 def flaw_of(path: Path, manifest: Mapping[str, Any], number: int, rows: int) -> str:
@@ -164,18 +189,30 @@ def flaw_of(path: Path, manifest: Mapping[str, Any], number: int, rows: int) -> 
     if not path.exists():
         return "missing"
     try:
-        stamp = read_stamp(path)
-        if stamp is not None:
-            return "" if stamp["shard"] == number and same_store(stamp, manifest) else "of another store"
-        if "blake2b" in manifest:
-            return "damaged"
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-        if table["neuron_extractor"].unique().to_pylist() != [manifest["extractor_hash"]]:
-            return "of another store"
-        return "" if len(table) == rows else "damaged"
+        with open_shard(path) as file:
+            return flaw_in(file, manifest, number, rows)
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return "damaged"
+
+
+def flaw_in(file: pa.NativeFile, manifest: Mapping[str, Any], number: int, rows: int) -> str:
+    """As :func:`flaw_of`, of an open shard.
+
+    Raises:
+        OSError, ValueError, KeyError, ArrowException: damaged.
+    """
+    stamp = stamp_of(file)
+    if stamp is not None:
+        return "" if stamp["shard"] == number and same_store(stamp, manifest) else "of another store"
+    if "blake2b" in manifest:
+        return "damaged"
+    found = pq.ParquetFile(file)
+    makers = set()
+    for group in range(found.num_row_groups):
+        makers |= set(found.read_row_group(group)["neuron_extractor"].unique().to_pylist())
+    if makers != {manifest["extractor_hash"]}:
+        return "of another store"
+    return "" if found.metadata.num_rows == rows else "damaged"
 
 
 def identity(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,14 @@ Several processes may fill one folder at once, on one machine or on many.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,17 @@ from datasets.utils import tqdm
 
 from ..errors import NeuronSelectError
 from ..samples import read_row, row_format, rows_of
+from .ahead import ahead
 from .extractor import NeuronFeatureExtractor
 from .shards import (
     HEX,
     PART,
     disk_errors,
     encode_shard,
+    flaw_in,
     flaw_of,
     identity,
+    open_shard,
     read_stamp,
     remove_dead_parts,
     seal,
@@ -197,32 +201,98 @@ def _size_line(sample: pa.Table, rows: int, folder: Path) -> str:
     return f"about {each:,.0f} bytes a row, {each * rows / 1e6:,.1f} MB for {rows:,} rows ({free / 1e9:,.1f} GB free)"
 
 
-def read_store(folder: str | Path, *, pool_about: Mapping[str, Any] | None = None) -> tuple[Dataset, dict[str, Any]]:
-    """The feature columns of a finished store, and its manifest. Every shard is read once and checked.
+class FeatureStore:
+    """A finished store, read shard after shard: memory does not grow with its rows, and nothing is copied to disk.
+
+    Args:
+        folder: of the store. pool_about: the pool's identity, if the store must be that pool's.
+
+    Attributes:
+        manifest: what the store is of: ``extractor_hash``, ``extractor``, ``features``, ``pool``, ``rows``, ...
 
     Raises:
-        NeuronSelectError: unfinished or damaged, or made from another pool.
+        NeuronSelectError: not a store, unfinished, or made from another pool.
     """
-    folder = Path(folder)
-    manifest = _read_manifest(folder)
-    if pool_about is not None and identity(manifest["pool"]) != identity(pool_about):
-        raise NeuronSelectError(
-            f"the store is of the pool {manifest['pool']}, now {dict(pool_about)}: extract again", option="features",
-            value=folder.name,
-        )  # fmt: skip
-    shards = shard_ranges(manifest)
-    if missing := [name for name, _, _ in shards if not (folder / name).exists()]:
-        raise NeuronSelectError(
-            f"{len(missing)} of {len(shards)} shards are missing, first {missing[0]}: run `neuronselect extract` "
-            "again with the same options (without --shard), it makes what is missing",
-            option="features", value=folder.name,
-        )  # fmt: skip
-    for number, (name, start, stop) in enumerate(shards):
-        if flaw := flaw_of(folder / name, manifest, number, stop - start):
-            raise NeuronSelectError(
-                f"{name} is {flaw}: run `neuronselect extract` again, it redoes that shard", option="features",
-                value=folder.name,
-            )  # fmt: skip
-    data = Dataset.from_parquet([str(folder / name) for name, _, _ in shards])
-    assert isinstance(data, Dataset)
-    return data, manifest
+
+    def __init__(self, folder: str | Path, *, pool_about: Mapping[str, Any] | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        if pool_about is not None and identity(self.manifest["pool"]) != identity(pool_about):
+            raise self._error(
+                f"the store is of the pool {self.manifest['pool']}, now {dict(pool_about)}: extract again"
+            )
+        shards = shard_ranges(self.manifest)
+        if missing := [name for name, _, _ in shards if not (self.folder / name).exists()]:
+            raise self._error(
+                f"{len(missing)} of {len(shards)} shards are missing, first {missing[0]}: run `neuronselect extract` "
+                "again with the same options (without --shard), it makes what is missing"
+            )
+
+    @functools.cached_property
+    def column_names(self) -> list[str]:
+        """Feature and bookkeeping columns.
+
+        Raises:
+            NeuronSelectError: the first shard is damaged.
+        """
+        name, _, _ = shard_ranges(self.manifest)[0]
+        try:
+            return list(pq.read_schema(self.folder / name).names)
+        except (OSError, ValueError, pa.ArrowException) as cause:
+            raise self._flawed(name, "damaged") from cause
+
+    def __len__(self) -> int:
+        return int(self.manifest["rows"])
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({self.folder.name!r}, {', '.join(self.manifest['features'])}, {len(self)} rows)"
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows in order, a parquet row group (64 MB at most, 4,096 rows by default) a table.
+
+        A shard is checked before its first row is given out; the next row group is read in another thread
+        while the last one is used.
+
+        Args:
+            columns: those decoded; default all.
+
+        Raises:
+            NeuronSelectError: a shard is damaged, missing or of another store; no such column.
+        """
+        with contextlib.closing(self._decoded(columns)) as decoded:
+            yield from ahead(decoded, lambda table: table)
+
+    def _decoded(self, columns: Sequence[str] | None) -> Generator[pa.Table]:
+        for number, (name, start, stop) in enumerate(shard_ranges(self.manifest)):
+            try:
+                with open_shard(self.folder / name) as file:
+                    if flaw := flaw_in(file, self.manifest, number, stop - start):
+                        raise self._flawed(name, flaw)
+                    shard = pq.ParquetFile(file)
+                    if absent := sorted(set(columns or ()) - set(shard.schema_arrow.names)):
+                        raise self._error(
+                            f"holds no {', '.join(absent)}, it is of {', '.join(self.manifest['features'])}: extract "
+                            "with the method you select by"
+                        )
+                    for group in range(shard.num_row_groups):
+                        yield shard.read_row_group(group, columns)
+            except NeuronSelectError:
+                raise
+            except FileNotFoundError as cause:
+                raise self._flawed(name, "missing") from cause
+            except (OSError, ValueError, KeyError, pa.ArrowException) as cause:
+                raise self._flawed(name, "damaged") from cause
+
+    def dataset(self, columns: Sequence[str] | None = None) -> Dataset:
+        """The columns (default all) in memory, beside the pool's row by row.
+
+        Raises:
+            NeuronSelectError: as :meth:`tables`.
+        """
+        return Dataset(pa.concat_tables(self.tables(columns)))
+
+    def _flawed(self, name: str, flaw: str) -> NeuronSelectError:
+        return self._error(f"{name} is {flaw}: run `neuronselect extract` again, it redoes that shard")
+
+    def _error(self, message: str) -> NeuronSelectError:
+        return NeuronSelectError(message, option="features", value=self.folder.name)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -14,8 +14,11 @@ from ..features.columns import FeatureBatch
 from ..features.features import Directions
 from ..registry import Registry
 
-Target = Mapping[str, np.ndarray]
+Target: TypeAlias = Mapping[str, np.ndarray]
 """What a method keeps of a target's exemplars: a few named arrays, saved as safetensors."""
+
+Scorer: TypeAlias = Callable[[FeatureBatch], dict[str, np.ndarray]]
+"""A batch's scores by target: float64 ``[n]`` each."""
 
 
 class Method(ABC):
@@ -57,6 +60,13 @@ class Method(ABC):
     def directions(self, targets: Iterable[Target]) -> Directions | None:
         """What rows can be projected on while they are extracted, so that only projections are kept; None if nothing."""
         return None
+
+    def scorer(self, targets: Mapping[str, Target]) -> Scorer:
+        """What scores batch after batch against all targets, as :meth:`score` does against one.
+
+        Called once for a pool: what is the same for all batches is made here.
+        """
+        return lambda batch: {name: self.score(batch, target) for name, target in targets.items()}
 
     def explain(self, batch: FeatureBatch, target: Target) -> list[dict[str, np.ndarray]]:
         """Per row, what its score is made of: equally long arrays, largest ``share`` first.

@@ -5,11 +5,13 @@ Rows are sparse and nonnegative; only their nonzeros are touched (methods.md 1.4
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from ..errors import one_of
 from ..features.columns import FeatureBatch, SparseRows
-from .base import Method, Target
+from .base import Method, Scorer, Target
 
 METRICS = ("jaccard", "cosine", "euclidean")
 
@@ -28,8 +30,27 @@ def _gather(rows: SparseRows, proto: np.ndarray) -> np.ndarray:
     return np.where(inside, proto[np.where(inside, rows.indices, 0)], 0.0)
 
 
-def similarity(rows: SparseRows, proto: np.ndarray, metric: str) -> np.ndarray:
-    """Similarity of each row to the prototype.
+class Prototypes:
+    """The prototypes of several targets as one table: a row's nonzeros are looked up once for all of them.
+
+    Args:
+        vectors: float64 ``[width]`` each; latents beyond a vector's width are 0.
+
+    Attributes:
+        table: float64 ``[largest width, targets]``, C order.
+        sums, squares: float64 ``[targets]``, of each vector.
+    """
+
+    def __init__(self, vectors: Sequence[np.ndarray]) -> None:
+        self.table = np.zeros((max(map(len, vectors)), len(vectors)))
+        for i, vector in enumerate(vectors):
+            self.table[: len(vector), i] = vector
+        self.sums = np.asarray([vector.sum() for vector in vectors])
+        self.squares = np.asarray([vector @ vector for vector in vectors])
+
+
+def similarity(rows: SparseRows, prototypes: Prototypes, metric: str) -> np.ndarray:
+    """Similarity of each row to each prototype, in one sweep over the rows' nonzeros.
 
     * ``jaccard``: ``J = m / (S + T - m)`` with ``m = sum min`` over the row's support, ``S`` and ``T`` the
       sums of row and prototype; J(0, 0) = 0 (MoNA, eq. 8).
@@ -37,19 +58,20 @@ def similarity(rows: SparseRows, proto: np.ndarray, metric: str) -> np.ndarray:
     * ``euclidean``: minus the distance.
 
     Returns:
-        float64 ``[n]``.
+        float64 ``[n, targets]``; NaN where the row or the prototype has a value that is not finite.
     """
-    values, target = rows.values.astype(np.float64), _gather(rows, proto)
-    if metric == "jaccard":
-        shared, own = rows.sum(np.minimum(values, target)), rows.sum(values)
-        union = own + proto.sum() - shared
-        return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    squares, norm = rows.sum(values * values), float(proto @ proto)
-    dot = rows.sum(values * target)
-    if metric == "cosine":
-        scale = np.sqrt(squares * norm)
-        return np.divide(dot, scale, out=np.zeros_like(dot), where=scale > 0)
-    return -np.sqrt(np.maximum(squares - 2 * dot + norm, 0.0))
+    from .kernels import overlaps, products  # the compiler is loaded by those who score
+
+    jaccard = metric == "jaccard"
+    shared, own = (overlaps if jaccard else products)(rows, prototypes.table)
+    of_row, of_target = own[:, None], prototypes.sums if jaccard else prototypes.squares
+    with np.errstate(invalid="ignore"):
+        if metric == "euclidean":
+            scores = -np.sqrt(np.maximum(of_row - 2 * shared + of_target, 0.0))
+        else:
+            scale = of_row + of_target - shared if jaccard else np.sqrt(of_row * of_target)
+            scores = np.divide(shared, scale, out=np.zeros_like(shared), where=scale > 0)
+    return np.where(np.isfinite(of_row) & np.isfinite(of_target), scores, np.nan)
 
 
 class SparsePrototypeMethod(Method):
@@ -69,7 +91,16 @@ class SparsePrototypeMethod(Method):
         return {"prototype": prototype(exemplars.sparse(self.column))}
 
     def score(self, batch: FeatureBatch, target: Target) -> np.ndarray:
-        return similarity(batch.sparse(self.column), target["prototype"], self.metric)
+        return self.scorer({"target": target})(batch)["target"]
+
+    def scorer(self, targets: Mapping[str, Target]) -> Scorer:
+        prototypes = Prototypes([target["prototype"] for target in targets.values()])
+
+        def score(batch: FeatureBatch) -> dict[str, np.ndarray]:
+            scores = similarity(batch.sparse(self.column), prototypes, self.metric)
+            return {name: np.ascontiguousarray(scores[:, i]) for i, name in enumerate(targets)}
+
+        return score
 
     def explain(self, batch: FeatureBatch, target: Target) -> list[dict[str, np.ndarray]]:
         """Each latent's share of the overlap ``sum min(z, z_target)``; the shares of a row sum to 1."""

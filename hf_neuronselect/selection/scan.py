@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, IterableDataset
 from datasets.utils import tqdm
 
@@ -16,6 +17,7 @@ from ..errors import NeuronSelectError
 from ..features.columns import BOOKKEEPING, FeatureBatch
 from ..features.extractor import NeuronFeatureExtractor
 from ..features.features import FEATURES, PROJECTION
+from ..features.store import FeatureStore
 from ..methods import Method
 from ..methods.base import Target
 from ..samples import Conversation, read_row, row_format, rows_of
@@ -25,6 +27,7 @@ from .leakage import Leakage, key
 EXCLUDED = ("", "empty", "error", "duplicate", "leak", "null")
 _EMPTY, _ERROR, _DUPLICATE, _LEAK, _NULL = range(1, 6)
 BATCH_ROWS = 2000
+_OF_SKIP = {"": 0, "empty": _EMPTY}  # of what skipped a row; all else is an error
 _NAMED_ERRORS = 5
 
 
@@ -32,7 +35,8 @@ def feature_columns(features: Sequence[str]) -> list[str]:
     """The columns these features are kept in."""
     found: list[str] = []
     for name in features:
-        found += [f"{name}_indices", f"{name}_values"] if FEATURES[name].sparse else [name]
+        sparse = not name.startswith(PROJECTION) and FEATURES[name].sparse
+        found += [f"{name}_indices", f"{name}_values"] if sparse else [name]
     return found
 
 
@@ -46,7 +50,7 @@ def added_columns(column_names: Sequence[str]) -> list[str]:
 
 @dataclass
 class Batch:
-    """Some consecutive rows: their texts read, their features, why some have none."""
+    """Some consecutive rows: their features, why some have none, and their texts if they were read."""
 
     features: FeatureBatch
     truncated: np.ndarray
@@ -57,16 +61,17 @@ class Batch:
 
 @dataclass
 class Reader:
-    """Reads data as a method needs it: from feature columns if they are there, else by an extractor.
+    """Reads data as a method needs it: from a store or feature columns if they are there, else by an extractor.
 
     Args:
         names: the features needed. optional: taken along where they are there or can be computed.
         projections: columns that do instead of the features, where the data has all of them.
-        extractor: used where columns are missing.
+        extractor: used where columns are missing. store: has the features of the data's rows.
         expect: hash the features must have come from; None takes what stands in the data.
+        needs_rows: whether what is said in the rows is asked for, besides their features.
 
     Raises:
-        NeuronSelectError: columns missing and no extractor; features of another extractor; no rows.
+        NeuronSelectError: columns missing and no extractor; features of another extractor or of other rows; no rows.
     """
 
     names: Sequence[str]
@@ -77,6 +82,8 @@ class Reader:
     needs_texts: bool = False
     needs_lengths: bool = True
     projections: Sequence[str] = ()
+    needs_rows: bool = True
+    store: FeatureStore | None = None
 
     def __post_init__(self) -> None:
         self.hash = self.expect
@@ -85,50 +92,65 @@ class Reader:
         names = list(data.column_names or [])
         if isinstance(data, IterableDataset) and not names:
             names = list(next(iter(data), {}))
-        wanted = feature_columns(self.names)
-        computed = all(name in names for name in (*wanted, *BOOKKEEPING))
-        if computed:
-            wanted += [name for name in feature_columns(self.optional) if name in names]
-        elif self.projections and all(name in names for name in (*self.projections, *BOOKKEEPING)):
-            computed, wanted = True, list(self.projections)
-        if not computed and self.extractor is None and (self.names or self.needs_lengths):
-            other = [name for name in names if name.startswith(PROJECTION)]
-            has = (
-                f"; it has projections on other directions than this capability's ({', '.join(other)})" if other else ""
-            )
-            raise NeuronSelectError(
-                f"the data has no feature columns {', '.join(wanted) or 'n_tokens'}{has}: map it with a "
-                "NeuronFeatureExtractor first, or pass extractor="
-            )
+        if self.store is not None:
+            self._check_store(self.store, data)
+        wanted = self._there(names if self.store is None else self.store.column_names)
+        computed = wanted is not None
+        if not computed and (self.store is not None or self.extractor is None and (self.names or self.needs_lengths)):
+            raise self._absent(names)
         if not computed and self.extractor is not None:
             self._check(self.extractor.hash, "the extractor given")
         own = [name for name in names if name not in added_columns(names)]
         settings = self.extractor.config if self.extractor is not None else None
         fmt = row_format(own, settings.row_format, dict(settings.columns)) if settings else row_format(own)
         extractor = self.extractor.with_features([*self.names, *self.optional]) if self.extractor else None
+        used = fmt.used if self.needs_rows or self.needs_texts or not computed else []
         position = 0
-        for rows, columns in _chunks(data, fmt.used, [*wanted, *BOOKKEEPING] if computed else []):
-            n = len(rows)
-            conversations = [read_row(row, fmt) for row in rows]
+        for rows, columns in _chunks(data, used, [*wanted, *BOOKKEEPING] if wanted is not None else [], self.store):
+            conversations = [read_row(row, fmt) for row in rows] if used else []
             if not computed:
                 columns = extractor.extract(conversations) if extractor else _without_features(conversations)
             skips = _python(columns["neuron_skip"])
+            n = len(skips)
             if computed:
                 for found in set(_python(columns["neuron_extractor"])):
                     self._check(found, "the data's features")
             features = FeatureBatch(
                 index=np.arange(position, position + n),
-                n_tokens=np.asarray(_python(columns["n_tokens"]), dtype=np.int64),
+                n_tokens=_numbers(columns["n_tokens"], np.int64),
                 usable=np.asarray([not skip for skip in skips], dtype=bool),
                 columns=columns,
                 texts=[c.content() for c in conversations] if self.needs_texts else (),
             )
-            truncated = np.asarray(_python(columns["truncated"]), dtype=bool)
+            truncated = _numbers(columns["truncated"], bool)
             raw = rows if isinstance(data, IterableDataset) else None
             yield Batch(features, truncated, skips, conversations, raw)
             position += n
         if position == 0:
             raise NeuronSelectError("there are no rows", option=self.option)
+
+    def _there(self, names: Sequence[str]) -> list[str] | None:
+        """The feature columns to read of those there are; None if what is needed is not there."""
+        wanted = feature_columns(self.names)
+        if all(name in names for name in (*wanted, *BOOKKEEPING)):
+            return wanted + [name for name in feature_columns(self.optional) if name in names]
+        if self.projections and all(name in names for name in (*self.projections, *BOOKKEEPING)):
+            return list(self.projections)
+        return None
+
+    def _absent(self, names: Sequence[str]) -> NeuronSelectError:
+        wanted = ", ".join(feature_columns(self.names)) or "n_tokens"
+        there = names if self.store is None else self.store.column_names
+        if other := [name for name in there if name.startswith(PROJECTION)]:
+            wanted += f"; it has projections on other directions than this capability's ({', '.join(other)})"
+        if self.store is None:
+            return NeuronSelectError(
+                f"the data has no feature columns {wanted}: map it with a NeuronFeatureExtractor first, or pass extractor="
+            )
+        return NeuronSelectError(
+            f"the store has no feature columns {wanted}: extract with the method, or the capability, that you select by",
+            option="features", value=self.store.folder.name,
+        )  # fmt: skip
 
     def _check(self, found: str, whose: str) -> None:
         if self.hash is None:
@@ -139,9 +161,24 @@ class Reader:
                 "template and tokens must be the same; extract both with one extractor"
             )
 
+    def _check_store(self, store: FeatureStore, data: Dataset | IterableDataset) -> None:
+        name = store.folder.name
+        if not isinstance(data, Dataset):
+            raise NeuronSelectError("a store is of a whole pool, not of a stream", option="features", value=name)
+        if len(store) != len(data):
+            raise NeuronSelectError(
+                f"the store has {len(store)} rows, the pool {len(data)}: they are not of the same rows",
+                option="features", value=name,
+            )  # fmt: skip
+        self._check(store.manifest["extractor_hash"], "the store's features")
+
 
 def _python(column: Any) -> list[Any]:
     return column.to_pylist() if hasattr(column, "to_pylist") else list(column)
+
+
+def _numbers(column: Any, dtype: type) -> np.ndarray:
+    return np.asarray(column.to_numpy() if isinstance(column, pa.ChunkedArray) else list(column), dtype=dtype)
 
 
 def _without_features(conversations: Sequence[Conversation]) -> dict[str, Any]:
@@ -155,21 +192,35 @@ def _without_features(conversations: Sequence[Conversation]) -> dict[str, Any]:
 
 
 def _chunks(
-    data: Dataset | IterableDataset, used: list[str], features: list[str]
+    data: Dataset | IterableDataset, used: list[str], features: list[str], store: FeatureStore | None
 ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
     """Rows (of a map-style dataset only the ``used`` columns) and feature columns, a chunk at a time."""
-    if isinstance(data, Dataset):
-        texts = data.with_format(None).select_columns(used)
-        table = data.with_format("arrow").select_columns(features) if features else None
-        for start in range(0, len(data), BATCH_ROWS):
-            span = slice(start, min(start + BATCH_ROWS, len(data)))
-            arrow = table[span] if table is not None else None
-            columns = {name: arrow.column(name) for name in features} if arrow is not None else {}
-            yield rows_of(texts[span]), columns
+    if isinstance(data, IterableDataset):
+        for batch in data.iter(batch_size=BATCH_ROWS):
+            yield rows_of(batch), {name: batch[name] for name in features}
         return
-    for batch in data.iter(batch_size=BATCH_ROWS):
-        rows = rows_of(batch)
-        yield rows, {name: batch[name] for name in features}
+    texts = data.with_format(None).select_columns(used)
+    start = 0
+    for n, columns in _feature_chunks(data, features, store):
+        yield rows_of(texts[start : start + n]) if used else [], columns
+        start += n
+
+
+def _feature_chunks(
+    data: Dataset, features: list[str], store: FeatureStore | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """How many rows, at most ``BATCH_ROWS``, and their feature columns."""
+    if store is not None:
+        for group in store.tables(features):
+            for start in range(0, len(group), BATCH_ROWS):
+                part = group.slice(start, BATCH_ROWS)
+                yield len(part), {name: part.column(name) for name in features}
+        return
+    table = data.with_format("arrow").select_columns(features) if features else None
+    for start in range(0, len(data), BATCH_ROWS):
+        n = min(BATCH_ROWS, len(data) - start)
+        arrow = table[start : start + n] if table is not None else None
+        yield n, {name: arrow.column(name) for name in features} if arrow is not None else {}
 
 
 @dataclass
@@ -222,30 +273,22 @@ def scan(
 ) -> Iterator[Scored]:
     """Score every row of ``data``, in order. Rows that cannot be selected carry why in ``excluded``."""
     seen: set[bytes] = set()
+    score = method.scorer(targets)
     started = time.perf_counter()
     total = len(data) if isinstance(data, Dataset) else None
     with tqdm(total=total, unit=" rows", desc=method.name, disable=None if sys.stderr.isatty() else True) as bar:
         for batch in reader.read(data):
             features, n = batch.features, len(batch.features)
-            excluded = np.zeros(n, dtype=np.int8)
-            for i, (conversation, skip) in enumerate(zip(batch.conversations, batch.skips, strict=True)):
-                if skip:
-                    excluded[i] = _EMPTY if skip == "empty" else _ERROR
-                    continue
-                row_key = key(conversation.content())
-                if "leak" in exclude and leakage.find(conversation, row_key):
-                    excluded[i] = _LEAK
-                elif "duplicate" in exclude and row_key in seen:
-                    excluded[i] = _DUPLICATE
-                seen.add(row_key)
+            excluded = np.asarray([_OF_SKIP.get(skip, _ERROR) for skip in batch.skips], dtype=np.int8)
+            if exclude:
+                _mark_known(excluded, batch.conversations, leakage, exclude, seen)
             usable = np.flatnonzero(features.usable)
-            only = features.only_usable()
-            scores: dict[str, np.ndarray] = {}
-            for name, target in targets.items():
-                scores[name] = np.full(n, np.nan)
-                if len(usable):
-                    scores[name][usable] = method.score(only, target)
-                excluded[(excluded == 0) & ~np.isfinite(scores[name])] = _NULL
+            scores = {name: np.full(n, np.nan) for name in targets}
+            if len(usable):
+                for name, found in score(features.only_usable()).items():
+                    scores[name][usable] = found
+            for found in scores.values():
+                excluded[(excluded == 0) & ~np.isfinite(found)] = _NULL
             scored = Scored(features.index, scores, features.n_tokens, batch.truncated, excluded, batch.rows)
             tally.add(scored, batch.skips)
             tally.seconds = time.perf_counter() - started
@@ -253,3 +296,20 @@ def scan(
             if tally.tokens:
                 bar.set_postfix_str(f"{tally.tokens / tally.seconds:,.0f} tokens/s")
             yield scored
+
+
+def _mark_known(
+    excluded: np.ndarray,
+    conversations: Sequence[Conversation],
+    leakage: Leakage,
+    exclude: Sequence[str],
+    seen: set[bytes],
+) -> None:
+    """Exemplars and rows that were ``seen`` before, among those not excluded yet."""
+    for i in np.flatnonzero(excluded == 0).tolist():
+        row_key = key(conversations[i].content())
+        if "leak" in exclude and leakage.find(conversations[i], row_key):
+            excluded[i] = _LEAK
+        elif "duplicate" in exclude and row_key in seen:
+            excluded[i] = _DUPLICATE
+        seen.add(row_key)

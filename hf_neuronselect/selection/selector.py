@@ -25,6 +25,7 @@ from ..errors import NeuronSelectError, NeuronSelectWarning, one_of
 from ..features.columns import FeatureBatch
 from ..features.extractor import NeuronFeatureExtractor
 from ..features.features import Directions
+from ..features.store import FeatureStore
 from ..methods import Method, make_method
 from ..methods.base import Target
 from ..pools import source_of
@@ -138,7 +139,9 @@ class NeuronSelector(PushToHub):
         return {key: np.asarray(value) for key, value in method.fit(_joined(parts)).items()}
 
     # -------------------------------------------------------------------------------------- score
-    def _reader(self, extractor: NeuronFeatureExtractor | None) -> Reader:
+    def _reader(
+        self, extractor: NeuronFeatureExtractor | None, store: FeatureStore | None = None, *, needs_rows: bool = False
+    ) -> Reader:
         if not self.targets:
             raise NeuronSelectError("fit a target first: NeuronSelector(...).fit(exemplars, extractor=...)")
         return Reader(
@@ -148,6 +151,8 @@ class NeuronSelector(PushToHub):
             needs_texts=self.method.needs_texts,
             needs_lengths=self.method.needs_target or self.method.name in ("longest", "shortest"),
             projections=list(directions.vectors) if (directions := self.directions()) is not None else (),
+            needs_rows=needs_rows,
+            store=store,
         )
 
     def directions(self) -> Directions | None:
@@ -166,8 +171,13 @@ class NeuronSelector(PushToHub):
         parts = list(scan(data, self._reader(None), self.method, self.targets, Leakage(), (), nothing))
         return {name: np.concatenate([part.scores[name] for part in parts]) for name in self.targets}
 
-    def score(self, pool: Data, *, extractor: NeuronFeatureExtractor | None = None) -> Data:
+    def score(
+        self, pool: Data, *, extractor: NeuronFeatureExtractor | None = None, features: FeatureStore | None = None
+    ) -> Data:
         """Add ``neuron_score`` (several targets: ``neuron_score_<target>``) to every row; NaN where there is none.
+
+        Args:
+            extractor, features: as of :meth:`select`.
 
         Raises:
             NeuronSelectError: a score column is there already; see :meth:`select`.
@@ -176,9 +186,9 @@ class NeuronSelector(PushToHub):
         names = self._score_names()
         if taken := [name for name in names.values() if name in (pool.column_names or [])]:
             raise NeuronSelectError(f"the data already has the column {taken[0]!r}; remove or rename it")
-        if isinstance(pool, Dataset):
+        if isinstance(pool, Dataset) or features is not None:
             tally = Tally()
-            parts = list(scan(pool, self._reader(extractor), self.method, self.targets, Leakage(), (), tally))
+            parts = list(scan(pool, self._reader(extractor, features), self.method, self.targets, Leakage(), (), tally))
             for target, column in names.items():
                 pool = pool.add_column(column, np.concatenate([part.scores[target] for part in parts]))
             return pool
@@ -225,6 +235,7 @@ class NeuronSelector(PushToHub):
         weights: Mapping[str, float] | None = None,
         exclude: Sequence[str] = EXCLUDE,
         extractor: NeuronFeatureExtractor | None = None,
+        features: FeatureStore | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> Selection:
         """The best rows of a pool.
@@ -238,6 +249,7 @@ class NeuronSelector(PushToHub):
             exclude: ``duplicate`` (exact, the first stays) and ``leak`` (rows that are an exemplar or
                 hold one's question) are left out; pass fewer to keep them.
             extractor: default the one given to :meth:`fit`.
+            features: a store of this pool's features: the model does not run over it.
             provenance: more to be recorded, e.g. where the pool came from.
 
         Returns:
@@ -255,7 +267,8 @@ class NeuronSelector(PushToHub):
         pool = _single_split(pool, "pool")
         extractor = extractor or self.extractor
         tally = Tally()
-        found = scan(pool, self._reader(extractor), self.method, self.targets, self.leakage, exclude, tally)
+        reader = self._reader(extractor, features, needs_rows=bool(exclude))
+        found = scan(pool, reader, self.method, self.targets, self.leakage, exclude, tally)
         if isinstance(pool, Dataset):
             selection = self._select_rows(pool, found, budget, aggregate, weights, tally)
         else:

@@ -1,0 +1,89 @@
+"""The inner loops of scoring, compiled by numba when they are first called.
+
+numpy needs a gather, a minimum and a sum of its own for each target; here a nonzero is read once for all of them.
+Sums run in float64 along a row, so a row's result depends neither on its neighbours nor on the other targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numba import njit
+
+from ..features.columns import SparseRows
+
+
+@njit(nogil=True)
+def _overlaps(
+    indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, prototypes: np.ndarray,
+    shared: np.ndarray, total: np.ndarray,
+) -> None:  # fmt: skip
+    width, targets = prototypes.shape
+    sums = np.empty(targets)
+    for row in range(len(total)):
+        sums[:] = 0.0
+        own = 0.0
+        for at in range(indptr[row], indptr[row + 1]):
+            latent, value = indices[at], np.float64(values[at])
+            own += value
+            if 0 <= latent < width:
+                for target in range(targets):
+                    other = prototypes[latent, target]
+                    sums[target] += value if value < other else other
+        for target in range(targets):
+            shared[row, target] = sums[target]
+        total[row] = own
+
+
+@njit(nogil=True)
+def _products(
+    indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, prototypes: np.ndarray,
+    shared: np.ndarray, total: np.ndarray,
+) -> None:  # fmt: skip
+    width, targets = prototypes.shape
+    sums = np.empty(targets)
+    for row in range(len(total)):
+        sums[:] = 0.0
+        own = 0.0
+        for at in range(indptr[row], indptr[row + 1]):
+            latent, value = indices[at], np.float64(values[at])
+            own += value * value
+            if 0 <= latent < width:
+                for target in range(targets):
+                    sums[target] += value * prototypes[latent, target]
+        for target in range(targets):
+            shared[row, target] = sums[target]
+        total[row] = own
+
+
+def overlaps(rows: SparseRows, prototypes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shared activation ``sum min(z, p)`` of each row with each prototype, and each row's sum.
+
+    Args:
+        prototypes: float64 ``[width, targets]``, C order; latents from ``width`` on are 0.
+
+    Returns:
+        float64 ``[n, targets]`` and ``[n]``.
+    """
+    return _swept(_overlaps, rows, prototypes)
+
+
+def products(rows: SparseRows, prototypes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scalar product of each row with each prototype, and each row's sum of squares; as :func:`overlaps`."""
+    return _swept(_products, rows, prototypes)
+
+
+def _swept(loop: Callable[..., None], rows: SparseRows, prototypes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # One compilation for what Arrow gives (read-only) and for what a user made; numba has no float16.
+    wide = np.float64 if rows.values.dtype == np.float64 else np.float32
+    arrays = [_read_only(rows.indptr, np.int64), _read_only(rows.indices, np.int32), _read_only(rows.values, wide)]
+    shared, total = np.empty((len(rows), prototypes.shape[1])), np.empty(len(rows))
+    loop(*arrays, _read_only(prototypes, np.float64), shared, total)
+    return shared, total
+
+
+def _read_only(array: np.ndarray, dtype: type) -> np.ndarray:
+    view: np.ndarray = np.ascontiguousarray(array, dtype=dtype)[:]
+    view.flags.writeable = False
+    return view
