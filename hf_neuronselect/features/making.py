@@ -1,0 +1,92 @@
+"""Making a store's shards: what one process does, whoever hands it their numbers (a loop, a worker, a Ray actor)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from ..samples import read_row, row_format, rows_of
+from .extractor import NeuronFeatureExtractor
+from .shards import HEX, disk_errors, encode_shard, flaw_of, seal, shard_ranges, write_whole
+
+
+class Size(NamedTuple):
+    """Compressed bytes a row, measured on 16 rows before a process makes its first shard."""
+
+    row_bytes: float
+
+
+class Shard(NamedTuple):
+    """A shard that now stands in the store: its number, what it holds, and what was wrong with it before ("": nothing).
+
+    ``tokens`` is 0 where nothing had to be made.
+    """
+
+    number: int
+    rows: int
+    tokens: int
+    bytes: int
+    flaw: str
+
+
+@dataclass(frozen=True)
+class ShardMaker:
+    """Makes shards of a store that is open; pickles without weights, so that it can be sent to other processes.
+
+    Args:
+        pool: the rows. extractor: what computes their features. folder: the store. manifest: the store's own.
+    """
+
+    pool: Dataset
+    extractor: NeuronFeatureExtractor
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    def work(self, numbers: Iterable[int], rank: int | None = None) -> Iterator[Size | Shard]:
+        """See to the shards of these numbers: what is missing or damaged is made, one after another.
+
+        Args:
+            numbers: asked for the next one only when a shard stands. rank: picks the GPU, as in the extractor's call.
+
+        Raises:
+            NeuronSelectError: the rows cannot be read or computed, or the disk is full.
+        """
+        ranges, sized = shard_ranges(self.manifest), False
+        for number in numbers:
+            name, start, stop = ranges[number]
+            path, tokens = self.folder / name, 0
+            if flaw := flaw_of(path, self.manifest, number, stop - start):
+                if not sized:
+                    rows = range(0, len(self.pool), max(1, len(self.pool) // 16))[:16]
+                    yield Size(_row_bytes(self._features(rows, rank)))
+                    sized = True
+                tokens = self._make(path, number, range(start, stop), rank)
+            yield Shard(number, stop - start, tokens, path.stat().st_size, flaw)
+
+    def _make(self, path: Path, number: int, rows: range, rank: int | None) -> int:
+        table = self._features(rows, rank)
+        raw = memoryview(encode_shard(table, {**self.manifest, "shard": number}))
+        at, digest = seal(raw)
+        with disk_errors(self.folder):
+            write_whole(path, (raw[:at], digest, raw[at + HEX :]))
+        return int(sum(table["n_tokens"].to_pylist()))
+
+    def _features(self, rows: range, rank: int | None) -> pa.Table:
+        config = self.extractor.config
+        fmt = row_format(self.pool.column_names, config.row_format, dict(config.columns))
+        texts = self.pool.with_format(None).select_columns(fmt.used).select(rows)[:]
+        columns = self.extractor.extract([read_row(row, fmt) for row in rows_of(texts)], rank)
+        return Dataset.from_dict(columns, features=self.extractor.column_types).with_format("arrow")[:]
+
+
+def _row_bytes(sample: pa.Table) -> float:
+    meta = pq.read_metadata(pa.BufferReader(encode_shard(sample, {})))
+    groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
+    size = sum(group.column(i).total_compressed_size for group in groups for i in range(group.num_columns))
+    return size / max(1, len(sample))
