@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from ..errors import NeuronSelectError, NeuronSelectWarning
 from ..samples import read_row, row_format, rows_of
 from .extractor import NeuronFeatureExtractor
 from .shards import HEX, disk_errors, encode_shard, flaw_of, seal, shard_ranges, write_whole
+
+TRIES = 3  # workers a shard may cost
 
 
 class Size(NamedTuple):
@@ -35,6 +39,9 @@ class Shard(NamedTuple):
     flaw: str
 
 
+Events = Generator[Size | Shard, None, None]
+
+
 @dataclass(frozen=True)
 class ShardMaker:
     """Makes shards of a store that is open; pickles without weights, so that it can be sent to other processes.
@@ -48,16 +55,17 @@ class ShardMaker:
     folder: Path
     manifest: Mapping[str, Any]
 
-    def work(self, numbers: Iterable[int], rank: int | None = None) -> Iterator[Size | Shard]:
+    def work(self, numbers: Iterable[int], rank: int | None = None, *, sized: bool = False) -> Events:
         """See to the shards of these numbers: what is missing or damaged is made, one after another.
 
         Args:
             numbers: asked for the next one only when a shard stands. rank: picks the GPU, as in the extractor's call.
+            sized: no :class:`Size` is measured.
 
         Raises:
             NeuronSelectError: the rows cannot be read or computed, or the disk is full.
         """
-        ranges, sized = shard_ranges(self.manifest), False
+        ranges = shard_ranges(self.manifest)
         for number in numbers:
             name, start, stop = ranges[number]
             path, tokens = self.folder / name, 0
@@ -68,6 +76,25 @@ class ShardMaker:
                     sized = True
                 tokens = self._make(path, number, range(start, stop), rank)
             yield Shard(number, stop - start, tokens, path.stat().st_size, flaw)
+
+    def after_death(self, number: int, cause: str, deaths: int, num_workers: int) -> None:
+        """Warn that a shard is done again, or give up on it.
+
+        Raises:
+            NeuronSelectError: as many workers died on it as may.
+        """
+        name, start, stop = shard_ranges(self.manifest)[number]
+        if deaths >= TRIES:
+            raise NeuronSelectError(
+                f"{name} (rows {start} to {stop - 1}): {deaths} workers died on it, the last one by {cause}; if memory "
+                "ran out, use fewer workers or a smaller batch_tokens",
+                option="num_workers", value=num_workers,
+            )  # fmt: skip
+        warnings.warn(
+            f"a worker died by {cause}: {name} (rows {start} to {stop - 1}) is done again by a new one",
+            NeuronSelectWarning,
+            stacklevel=4,
+        )
 
     def _make(self, path: Path, number: int, rows: range, rank: int | None) -> int:
         table = self._features(rows, rank)

@@ -26,12 +26,22 @@ from ..errors import NeuronSelectError, one_of
 from ..samples import row_format
 from .extractor import NeuronFeatureExtractor
 from .making import ShardMaker, Size
-from .shards import HEX, PART, disk_errors, flaw_of, identity, read_stamp, remove_dead_parts, shard_ranges, write_whole
-from .workers import run_workers
+from .shards import (
+    HEX,
+    MANIFEST,
+    PART,
+    disk_errors,
+    flaw_of,
+    identity,
+    read_stamp,
+    remove_dead_parts,
+    shard_ranges,
+    write_whole,
+)
+from .workers import gpu_count, run_workers
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 
 
@@ -111,7 +121,7 @@ def write_store(
     pool_about: Mapping[str, Any],
     shard_rows: int = 4096,
     shard: tuple[int, int] = (0, 1),
-    num_workers: int = 1,
+    num_workers: int | None = 1,
     engine: str = "local",
     load_pool: Callable[[], Dataset] | None = None,
     say: Callable[[str], None] = logger.info,
@@ -124,9 +134,9 @@ def write_store(
         pool_about: the pool's identity (id, commit), kept in the manifest.
         shard_rows: rows of a shard; a store begun keeps its own.
         shard: ``(i, n)``: of the shards only every n-th, from the i-th (0-based); for n processes at once.
-        num_workers: processes with an extractor each, on GPU 0, 1, ...; 1 is this process itself. They are spawned: a
-            script that asks for several needs ``if __name__ == "__main__"``.
-        engine: ``local``, or ``ray``: ``num_workers`` actors of a Ray cluster (see :mod:`.ray_engine`).
+        num_workers: processes with an extractor each, on GPU 0, 1, ...; 1 is this process itself, None as many as there
+            are GPUs. They are spawned: a script that asks for several needs ``if __name__ == "__main__"``.
+        engine: ``local``, or ``ray``: ``num_workers`` are actors of a Ray cluster (see :mod:`.ray_engine`).
         load_pool: for ``ray``: loads the pool on another machine; without it the pool itself is sent.
         say: is told the bytes a row, measured on 16 rows, before the first shard is computed.
 
@@ -140,9 +150,12 @@ def write_store(
     """
     if not 0 <= shard[0] < shard[1]:
         raise NeuronSelectError("I/N is needed, I from 0 to N - 1", option="shard", value=f"{shard[0]}/{shard[1]}")
-    if num_workers < 1:
+    if num_workers is not None and num_workers < 1:
         raise NeuronSelectError("must be at least 1", option="num_workers", value=num_workers)
-    one_of(engine, ("local", "ray"), "engine")
+    if one_of(engine, ("local", "ray"), "engine") == "ray" and shard != (0, 1):
+        raise NeuronSelectError(
+            "Ray shares all shards out itself; leave it away", option="shard", value=f"{shard[0]}/{shard[1]}"
+        )
     folder = Path(folder)
     row_format(pool.column_names, extractor.config.row_format, dict(extractor.config.columns))
     manifest = _open_store(folder, {
@@ -156,8 +169,8 @@ def write_store(
         from .ray_engine import run_ray
 
         events = run_ray(maker, mine, num_workers, load_pool)
-    elif num_workers > 1:
-        events = run_workers(maker, mine, num_workers)
+    elif (count := num_workers or gpu_count(extractor.device)) > 1:
+        events = run_workers(maker, mine, count)
     else:
         events = maker.work(mine)
     started = time.perf_counter()

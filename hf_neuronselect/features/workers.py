@@ -7,7 +7,6 @@ nothing with it but that shard, which goes to the one that takes its place. None
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
 import os
 import signal
@@ -15,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -25,17 +24,18 @@ import torch
 import transformers
 
 from ..errors import NeuronSelectError, NeuronSelectWarning
-from .making import Shard, ShardMaker, Size
-from .shards import shard_ranges
-
-logger = logging.getLogger(__name__)
+from .making import Events, Shard, ShardMaker, Size
 
 START = "spawn"  # CUDA cannot be used in a fork
-TRIES = 3  # workers a shard may cost
 PATIENCE = 10.0  # seconds to end in, for one that was told to
 
 
-def run_workers(maker: ShardMaker, numbers: Iterable[int], num_workers: int) -> Iterator[Size | Shard]:
+def gpu_count(device: str) -> int:
+    """GPUs that an extractor on this ``device`` can be spread over: 1 unless it is ``auto`` or ``cuda``, or on a CPU."""
+    return max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
+
+
+def run_workers(maker: ShardMaker, numbers: Iterable[int], num_workers: int) -> Events:
     """As ``maker.work(numbers)``, in worker processes: shards come as they are done.
 
     The workers are ranks 0 to ``num_workers - 1``; on a CPU they share this process's threads. Their
@@ -69,7 +69,7 @@ def run_workers(maker: ShardMaker, numbers: Iterable[int], num_workers: int) -> 
                     cause, number = worker.end(), worker.number
                     if number is not None:
                         deaths[number] += 1
-                        _mourn(maker, number, cause, deaths[number], num_workers)
+                        maker.after_death(number, cause, deaths[number], num_workers)
                         waiting.appendleft(number)
                         worker = _Worker(maker, worker.rank, threads, waiting)
                         workers[worker.pipe] = worker
@@ -78,21 +78,6 @@ def run_workers(maker: ShardMaker, numbers: Iterable[int], num_workers: int) -> 
             worker.process.terminate()
         for worker in workers.values():
             worker.end()
-
-
-def _mourn(maker: ShardMaker, number: int, cause: str, times: int, num_workers: int) -> None:
-    name, start, stop = shard_ranges(maker.manifest)[number]
-    if times == TRIES:
-        raise NeuronSelectError(
-            f"{name} (rows {start} to {stop - 1}): {TRIES} workers died on it, the last one by {cause}; if memory ran "
-            "out, use fewer workers or a smaller batch_tokens",
-            option="num_workers", value=num_workers,
-        )  # fmt: skip
-    warnings.warn(
-        f"a worker died by {cause}: {name} (rows {start} to {stop - 1}) is done again by a new one",
-        NeuronSelectWarning,
-        stacklevel=4,
-    )
 
 
 class _Worker:
@@ -121,7 +106,7 @@ class _Worker:
     def receive(self) -> Size | Shard | NeuronSelectError | NeuronSelectWarning | None:
         """What it says; None: nothing any more."""
         try:
-            return self.pipe.recv()  # type: ignore[no-any-return]
+            return self.pipe.recv()
         except (EOFError, OSError):
             return None
 
