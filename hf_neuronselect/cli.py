@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +28,7 @@ from .features.store import FeatureStore, write_store
 from .hub import check_write_access, push_folder
 from .library import load_capability
 from .methods import METHODS, Method, make_method
-from .pools import Rows, load_rows
+from .pools import Rows, load_again, load_rows
 from .selection import NeuronSelector, Selection
 from .selection.selector import TARGET_NAME
 
@@ -45,6 +46,7 @@ PoolTokens = Literal["all", "no_special", "assistant", "user"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["4bit", "8bit"]
 Trainer = Literal["trl", "axolotl", "llamafactory", "unsloth"]
+Engine = Literal["local", "ray"]
 Aggregate = Literal["quota", "round_robin", "mean", "max", "weighted"]
 
 
@@ -392,11 +394,19 @@ def extract(
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Only every N-th shard, from the I-th (0-based): N processes, one store.")
     ] = "0/1",
+    num_workers: Annotated[
+        str, typer.Option(help="Processes (or Ray actors) with an extractor each; auto: one a GPU.")
+    ] = "auto",
+    engine: Annotated[
+        Engine, typer.Option(help="local, or ray: a Ray cluster's nodes (pip install 'hf-neuronselect[ray]').")
+    ] = "local",
 ) -> None:
     """A pool's features to a resumable store; `select --features STORE` then needs no forward pass over it."""
     found = re.fullmatch(r"(\d+)/(\d+)", shard)
     if not found or not int(found[1]) < int(found[2]):
         raise NeuronSelectError("I/N is needed, I from 0 to N - 1", option="shard", value=shard)
+    if num_workers != "auto" and not re.fullmatch("0*[1-9][0-9]*", num_workers):
+        raise NeuronSelectError("at least 1, or auto: one a GPU", option="num_workers", value=num_workers)
     names: list[str] = []
     for one in (method or "mona").split(",") if method or not capability else []:
         names += _features_of(METHODS[one.strip()]())
@@ -408,8 +418,12 @@ def extract(
     )  # fmt: skip
     if capability:
         extractor = extractor.with_features(extractor.features, _directions(capability, extractor))
-    part = int(found[1]), int(found[2])
-    done = write_store(rows.data, extractor, out, pool_about=rows.about, shard_rows=shard_rows, shard=part, say=_say)
+    path = Path(pool)
+    done = write_store(
+        rows.data, extractor, out, pool_about=rows.about, shard_rows=shard_rows, shard=(int(found[1]), int(found[2])),
+        num_workers=None if num_workers == "auto" else int(num_workers), engine=engine,
+        load_pool=partial(load_again, str(path.resolve()) if path.exists() else pool, rows.about), say=_say,
+    )  # fmt: skip
     rate = f", {done['tokens'] / done['seconds']:,.0f} tokens/s" if done["tokens"] else ""
     typer.echo(
         f"{done['rows']} rows, {done['bytes'] / max(1, done['rows']):,.0f} bytes a row{rate}, "

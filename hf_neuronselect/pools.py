@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import DatasetInfo, HfApi, constants
 
 from .errors import NeuronSelectError
+from .features.shards import identity
 from .samples import RowFormat, read_row, row_format
 from .sources import content_hash, hub_errors
 
@@ -83,6 +85,22 @@ def load_rows(spec: str, *, option: str = "pool", streaming: bool = False, token
     cached = source_of(data)
     commit = commit or (cached.get("derived_from") or cached).get("commit") or revision
     return Rows(data, {"id": match["id"], "commit": commit, "config": config, "split": split} | terms)
+
+
+def load_again(spec: str, about: Mapping[str, Any]) -> Dataset:
+    """The rows of a spec, on another machine.
+
+    Raises:
+        NeuronSelectError: it is not seen there, or these are other rows than ``about`` says.
+    """
+    rows = load_rows(spec)
+    if identity(rows.about) != identity(about):
+        raise NeuronSelectError(
+            f"the node {platform.node()} has other rows there: {rows.about}, not {dict(about)}", option="pool",
+            value=Path(spec).name,
+        )  # fmt: skip
+    assert isinstance(rows.data, Dataset)
+    return rows.data
 
 
 def _terms(info: DatasetInfo) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ..errors import NeuronSelectError
 
+MANIFEST = "manifest.json"
 STAMP = b"neuron_shard"  # the parquet key of what a shard says of itself
 MARK = b'"shard_blake2b": "'  # the digest follows; it is of all bytes but its own
 HEX = 32

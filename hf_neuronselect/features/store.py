@@ -24,29 +24,28 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.utils import tqdm
 
-from ..errors import NeuronSelectError
-from ..samples import read_row, row_format, rows_of
+from ..errors import NeuronSelectError, one_of
+from ..samples import row_format
 from .ahead import ahead
 from .extractor import NeuronFeatureExtractor
+from .making import ShardMaker, Size
 from .shards import (
     HEX,
+    MANIFEST,
     PART,
     disk_errors,
-    encode_shard,
     flaw_in,
-    flaw_of,
     identity,
     open_shard,
     read_stamp,
     remove_dead_parts,
-    seal,
     shard_ranges,
     write_whole,
 )
+from .workers import gpu_count, run_workers
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 
 
@@ -126,6 +125,9 @@ def write_store(
     pool_about: Mapping[str, Any],
     shard_rows: int = 4096,
     shard: tuple[int, int] = (0, 1),
+    num_workers: int | None = 1,
+    engine: str = "local",
+    load_pool: Callable[[], Dataset] | None = None,
     say: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
     """Compute the extractor's features of every row of ``pool`` into a store; resumes an unfinished one.
@@ -136,6 +138,10 @@ def write_store(
         pool_about: the pool's identity (id, commit), kept in the manifest.
         shard_rows: rows of a shard; a store begun keeps its own.
         shard: ``(i, n)``: of the shards only every n-th, from the i-th (0-based); for n processes at once.
+        num_workers: processes with an extractor each, on GPU 0, 1, ...; 1 is this process itself, None as many as there
+            are GPUs. They are spawned: a script that asks for several needs ``if __name__ == "__main__"``.
+        engine: ``local``, or ``ray``: ``num_workers`` are actors of a Ray cluster (see :mod:`.ray_engine`).
+        load_pool: for ``ray``: loads the pool on another machine; without it the pool itself is sent.
         say: is told the bytes a row, measured on 16 rows, before the first shard is computed.
 
     Returns:
@@ -143,62 +149,64 @@ def write_store(
         bytes of this process's part; ``missing_shards``, those of the whole store that are not there yet.
 
     Raises:
-        NeuronSelectError: the folder holds a store of another extractor or pool, or the disk is full.
+        NeuronSelectError: the folder holds a store of another extractor or pool, the disk is full, or a shard's
+            workers keep dying.
     """
     if not 0 <= shard[0] < shard[1]:
         raise NeuronSelectError("I/N is needed, I from 0 to N - 1", option="shard", value=f"{shard[0]}/{shard[1]}")
+    if num_workers is not None and num_workers < 1:
+        raise NeuronSelectError("must be at least 1", option="num_workers", value=num_workers)
+    if one_of(engine, ("local", "ray"), "engine") == "ray" and shard != (0, 1):
+        raise NeuronSelectError(
+            "Ray shares all shards out itself; leave it away", option="shard", value=f"{shard[0]}/{shard[1]}"
+        )
     folder = Path(folder)
+    row_format(pool.column_names, extractor.config.row_format, dict(extractor.config.columns))
     manifest = _open_store(folder, {
         "format": FORMAT, "extractor_hash": extractor.hash, "extractor": extractor.config.numbers(),
         "features": extractor.config.made, "pool": dict(pool_about), "rows": len(pool), "shard_rows": shard_rows,
     })  # fmt: skip
-    fmt = row_format(pool.column_names, extractor.config.row_format, dict(extractor.config.columns))
-    texts = pool.with_format(None).select_columns(fmt.used)
+    ranges = shard_ranges(manifest)
+    mine = range(len(ranges))[shard[0] :: shard[1]]
+    maker = ShardMaker(pool, extractor, folder, manifest)
+    if engine == "ray":
+        from .ray_engine import run_ray
 
-    def features_of(rows: range) -> pa.Table:
-        columns = extractor.extract([read_row(row, fmt) for row in rows_of(texts.select(rows)[:])])
-        return Dataset.from_dict(columns, features=extractor.column_types).with_format("arrow")[:]
-
-    def make(number: int, name: str, rows: range) -> int:
-        table = features_of(rows)
-        raw = memoryview(encode_shard(table, {**manifest, "shard": number}))
-        at, digest = seal(raw)
-        with disk_errors(folder):
-            write_whole(folder / name, (raw[:at], digest, raw[at + HEX :]))
-        return int(sum(table["n_tokens"].to_pylist()))
-
+        events = run_ray(maker, mine, num_workers, load_pool)
+    elif (count := num_workers or gpu_count(extractor.device)) > 1:
+        events = run_workers(maker, mine, count)
+    else:
+        events = maker.work(mine)
     started = time.perf_counter()
     done = {"rows": 0, "tokens": 0, "bytes": 0, "skipped_shards": 0, "healed_shards": 0}
-    mine = list(enumerate(shard_ranges(manifest)))[shard[0] :: shard[1]]
-    total, told = sum(stop - start for _, (_, start, stop) in mine), False
-    with tqdm(total=total, unit=" rows", desc="extract", disable=None if sys.stderr.isatty() else True) as bar:
-        for number, (name, start, stop) in mine:
-            flaw = flaw_of(folder / name, manifest, number, stop - start)
-            if flaw not in ("", "missing"):
-                logger.warning("%s is %s: it is done again", name, flaw)
-                done["healed_shards"] += 1
-            if flaw and not told:
-                sample = features_of(range(0, len(texts), max(1, len(texts) // 16))[:16])
-                say(_size_line(sample, total - done["rows"], folder))
+    total, told = sum(stop - start for _, start, stop in (ranges[i] for i in mine)), False
+    with (
+        tqdm(total=total, unit=" rows", desc="extract", disable=None if sys.stderr.isatty() else True) as bar,
+        contextlib.closing(events),
+    ):
+        for event in events:
+            if isinstance(event, Size):
+                if not told:  # every worker measures it
+                    say(_size_line(event.row_bytes, total - done["rows"], folder))
                 told = True
-            if flaw:
-                done["tokens"] += make(number, name, range(start, stop))
+                continue
+            if event.flaw not in ("", "missing"):
+                logger.warning("%s is %s: it is done again", ranges[event.number][0], event.flaw)
+                done["healed_shards"] += 1
+            done["skipped_shards"] += not event.flaw
+            for name in ("rows", "tokens", "bytes"):
+                done[name] += getattr(event, name)
+            bar.update(event.rows)
+            if done["tokens"]:
                 bar.set_postfix_str(f"{done['tokens'] / (time.perf_counter() - started):,.0f} tokens/s")
-            done["skipped_shards"] += not flaw
-            done["rows"] += stop - start
-            done["bytes"] += (folder / name).stat().st_size
-            bar.update(stop - start)
-    missing = sum(not (folder / name).exists() for name, _, _ in shard_ranges(manifest))
+    missing = sum(not (folder / name).exists() for name, _, _ in ranges)
     return {**done, "seconds": time.perf_counter() - started, "missing_shards": missing}
 
 
-def _size_line(sample: pa.Table, rows: int, folder: Path) -> str:
-    meta = pq.read_metadata(pa.BufferReader(encode_shard(sample, {})))
-    groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
-    size = sum(group.column(i).total_compressed_size for group in groups for i in range(group.num_columns))
-    each = size / max(1, len(sample))
+def _size_line(row_bytes: float, rows: int, folder: Path) -> str:
     free = shutil.disk_usage(folder).free
-    return f"about {each:,.0f} bytes a row, {each * rows / 1e6:,.1f} MB for {rows:,} rows ({free / 1e9:,.1f} GB free)"
+    size = row_bytes * rows / 1e6
+    return f"about {row_bytes:,.0f} bytes a row, {size:,.1f} MB for {rows:,} rows ({free / 1e9:,.1f} GB free)"
 
 
 class FeatureStore:

@@ -14,6 +14,7 @@ from datasets import Dataset, IterableDataset
 from datasets.utils import tqdm
 
 from ..errors import NeuronSelectError
+from ..features.ahead import ahead
 from ..features.columns import BOOKKEEPING, FeatureBatch
 from ..features.extractor import NeuronFeatureExtractor
 from ..features.features import FEATURES, PROJECTION
@@ -105,11 +106,17 @@ class Reader:
         fmt = row_format(own, settings.row_format, dict(settings.columns)) if settings else row_format(own)
         extractor = self.extractor.with_features([*self.names, *self.optional]) if self.extractor else None
         used = fmt.used if self.needs_rows or self.needs_texts or not computed else []
-        position = 0
-        for rows, columns in _chunks(data, used, [*wanted, *BOOKKEEPING] if wanted is not None else [], self.store):
+
+        def prepare(chunk: tuple[list[dict[str, Any]], dict[str, Any]]) -> Any:
+            rows, columns = chunk
             conversations = [read_row(row, fmt) for row in rows] if used else []
+            return rows, columns, conversations, extractor.tokenize(conversations) if extractor and not computed else []
+
+        position = 0
+        chunks = _chunks(data, used, [*wanted, *BOOKKEEPING] if wanted is not None else [], self.store)
+        for rows, columns, conversations, samples in ahead(chunks, prepare):
             if not computed:
-                columns = extractor.extract(conversations) if extractor else _without_features(conversations)
+                columns = extractor.compute(samples) if extractor else _without_features(conversations)
             skips = _python(columns["neuron_skip"])
             n = len(skips)
             if computed:
