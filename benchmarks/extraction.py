@@ -109,13 +109,12 @@ def run_plain(
 class Floor:
     """What cannot be saved: the prefix forward and the encoder's matrix product, each bare.
 
-    Takes the extractor's own decoder, cut after the SAE's block, without its final norm (ours never reaches it).
+    Takes the extractor's own decoder, cut after the SAE's block, without its final norm (ours never loads it).
     """
 
     def __init__(self, decoder: torch.nn.Module, sae: SparseAutoencoder, samples: Sequence[Sample]) -> None:
-        for name in ("norm", "ln_f", "final_layernorm", "final_layer_norm"):
-            if hasattr(decoder, name):
-                setattr(decoder, name, torch.nn.Identity())
+        for name in ("norm", "ln_f", "final_layernorm", "final_layer_norm"):  # one of them ends its forward
+            setattr(decoder, name, torch.nn.Identity())
         self.decoder, self.sae, self.rows, self.tokens = decoder, sae, len(samples), count(samples)
         self.batches = {}
         for budget in BUDGETS:

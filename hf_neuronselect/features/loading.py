@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import find_adapter_config_file
 
-from ..activations.backbone import Backbone
+from ..activations.backbone import Backbone, find_decoder
 from ..activations.sae import SparseAutoencoder
 from ..activations.sae_formats import load_sae
 from ..errors import NeuronSelectError
@@ -146,69 +146,78 @@ def _backbone(config: ExtractorConfig, sae: SparseAutoencoder | None, place: Pla
 
 
 def _load_model(config: ExtractorConfig, sae: SparseAutoencoder | None, place: Place) -> Any:
-    """The prefix that must run, or the whole model where that cannot be told apart."""
-    options: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
+    """The blocks that must run, or more where they cannot be told apart, in eval mode in their place."""
+    if isinstance(place, torch.device):
+        model = _from_files(config, sae, {})
+        if config.quantize is None:
+            nn.Module.to(model, place)
+        return model
+    offload = tempfile.mkdtemp(prefix="neuronselect_")  # for what the map puts on the disk
+    try:
+        model = _from_files(config, sae, {"device_map": place, "offload_folder": offload})
+    except BaseException as cause:
+        shutil.rmtree(offload, ignore_errors=True)
+        if isinstance(cause, NeuronSelectError) or not isinstance(cause, (ValueError, RuntimeError, AssertionError)):
+            raise
+        reason = " ".join(str(cause).split())[:300]  # a module without a device, a device that is not there
+        raise NeuronSelectError(f"the model cannot be placed so: {reason}", option="device_map", value=place) from cause
+    weakref.finalize(find_decoder(model)[0], shutil.rmtree, offload, ignore_errors=True)
+    return model
+
+
+def _from_files(config: ExtractorConfig, sae: SparseAutoencoder | None, options: dict[str, Any]) -> Any:
+    options = options | {"dtype": DTYPES[config.dtype]}
     if config.quantize is not None:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=config.quantize == "4bit", load_in_8bit=config.quantize == "8bit"
         )
     if config.attn_implementation is not None:
         options["attn_implementation"] = config.attn_implementation
-    if not isinstance(place, torch.device):
-        options |= {"device_map": place, "offload_folder": tempfile.mkdtemp(prefix="neuronselect_")}
-    try:
-        with hub_errors("model", config.model.id):
-            model = _prefix(config, sae, options) or _whole(config, options)
-    except NeuronSelectError:
-        raise
-    except ImportError as cause:
-        if config.quantize is None:
-            raise
-        raise NeuronSelectError(
-            "needs bitsandbytes: pip install bitsandbytes", option="quantize", value=config.quantize
-        ) from cause
-    except (ValueError, RuntimeError, AssertionError) as cause:  # a module without a device, a device without a machine
-        if isinstance(place, torch.device):
-            raise
-        reason = " ".join(str(cause).split())[:300]
-        raise NeuronSelectError(f"the model cannot be placed so: {reason}", option="device_map", value=place) from cause
-    if "offload_folder" in options:
-        weakref.finalize(Backbone(model).decoder, shutil.rmtree, options["offload_folder"], ignore_errors=True)
-    model.eval().requires_grad_(False)
-    if config.quantize is None and isinstance(place, torch.device):
-        nn.Module.to(model, place)
-    return model
+    with hub_errors("model", config.model.id):
+        try:
+            lm_config = _plain(config)
+            model = None
+            if lm_config is not None:
+                depth = _depth(config, sae, lm_config.get_text_config().num_hidden_layers)
+                model = load_prefix(config.model, lm_config, depth, **options)
+            if model is None:
+                model = _whole(config.model, options, plain=lm_config is not None)
+        except ImportError as cause:
+            if config.quantize is None:
+                raise
+            raise NeuronSelectError(
+                "needs bitsandbytes: pip install bitsandbytes", option="quantize", value=config.quantize
+            ) from cause
+    return model.eval().requires_grad_(False)
 
 
-def _prefix(config: ExtractorConfig, sae: SparseAutoencoder | None, options: dict[str, Any]) -> Any | None:
-    """The first blocks of a plain checkpoint; None: an adapter, a quantised model, weights in files of other names."""
+def _plain(config: ExtractorConfig) -> Any | None:
+    """The configuration of a plain checkpoint; None: an adapter, a quantised model, weights in files of other names."""
     source = config.model
     if config.quantize is not None or _is_adapter(source):
         return None
     lm_config = AutoConfig.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
-    if any(getattr(lm_config, name, None) for name in ("quantization_config", "transformers_weights")):
-        return None
-    depth = _depth(config, sae, lm_config.get_text_config().num_hidden_layers)
-    return load_prefix(source, lm_config, depth, **options)
+    parts = (lm_config, lm_config.get_text_config())
+    odd = any(getattr(part, name, None) for part in parts for name in ("quantization_config", "transformers_weights"))
+    return None if odd else lm_config
 
 
-def _whole(config: ExtractorConfig, options: dict[str, Any]) -> Any:
-    source, adapter = config.model, _is_adapter(config.model)
-    if adapter and fetched(source, "adapter_model.safetensors") is None:
+def _whole(source: Source, options: dict[str, Any], *, plain: bool) -> Any:
+    if not plain and _is_adapter(source) and fetched(source, "adapter_model.safetensors") is None:
         raise no_safetensors(source)  # PEFT would open the pickle
-    # Of an adapter, what transformers returns is about the adapter's own tensors: its report says the rest.
-    with nullcontext() if adapter else quiet_report():
+    # Adapters and quantised models have tensors of their own: there transformers' report says what is missing.
+    with quiet_report() if plain else nullcontext():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.location, revision=source.revision, trust_remote_code=False, use_safetensors=True,
-                output_loading_info=True, ignore_mismatched_sizes=not adapter, **options,
+                output_loading_info=True, ignore_mismatched_sizes=plain, **options,
             )  # fmt: skip
         except OSError as cause:
             if not re.search("use_safetensors|no file named", str(cause)):
                 raise
             raise no_safetensors(source) from cause
     model, info = loaded
-    if lost := lost_tensors(model, info):
+    if plain and (lost := lost_tensors(model, info)):
         raise NeuronSelectError(
             f"the checkpoint lacks {lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''}: nothing is made up for it",
             option="model",

@@ -52,6 +52,8 @@ def load_prefix(source: Source, lm_config: Any, depth: int, **options: Any) -> A
     if not whole.all_tied_weights_keys:
         unused |= {name.rpartition(".")[2] for name, module in whole.named_modules() if module is head}
     files = {name: file for name, file in tensor_files(source).items() if _needed(name, blocks, depth, unused)}
+    if isinstance(device_map := options.get("device_map"), dict):  # of the whole model's modules
+        options["device_map"] = {k: v for k, v in device_map.items() if _needed(f"{k}.", blocks, depth, unused)}
     with quiet_report():
         model, info = _prefix_of(type(whole), depth).from_pretrained(
             None, config=whole.config, state_dict=_read(source, files), output_loading_info=True,
