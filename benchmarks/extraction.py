@@ -108,16 +108,15 @@ def cut(backbone: Backbone, depth: int | None) -> torch.nn.Module:
     decoder = copy.copy(backbone.decoder)
     decoder._modules = dict(decoder._modules)
     setattr(decoder, backbone.blocks_name, backbone.blocks[:depth])
-    for name in ("norm", "ln_f", "final_layernorm", "final_layer_norm"):
-        if hasattr(decoder, name):
-            setattr(decoder, name, torch.nn.Identity())
+    for name in ("norm", "ln_f", "final_layernorm", "final_layer_norm"):  # one of them ends its forward
+        setattr(decoder, name, torch.nn.Identity())
     return decoder
 
 
 class Floor:
     """What cannot be saved: the prefix forward and the encoder's matrix product, each bare.
 
-    Takes the extractor's own decoder, cut after the SAE's block, without its final norm (ours never reaches it).
+    Takes the extractor's own decoder, cut after the SAE's block, without its final norm (ours never loads it).
     """
 
     def __init__(self, backbone: Backbone, depth: int, sae: SparseAutoencoder, samples: Sequence[Sample]) -> None:

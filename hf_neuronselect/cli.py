@@ -45,6 +45,7 @@ app.add_typer(sae_app, name="sae")
 PoolTokens = Literal["all", "no_special", "assistant", "user"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["4bit", "8bit"]
+DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 Trainer = Literal["trl", "axolotl", "llamafactory", "unsloth"]
 Engine = Literal["local", "ray"]
 Aggregate = Literal["quota", "round_robin", "mean", "max", "weighted"]
@@ -104,6 +105,9 @@ MaxLength = Annotated[int, typer.Option(help="Tokens kept of a row.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="auto: the checkpoint's on a GPU, float32 on a CPU.")]
 QuantizeOption = Annotated[Quantize | None, typer.Option(help="4bit or 8bit (needs bitsandbytes).")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+DeviceMapOption = Annotated[
+    DeviceMap | None, typer.Option(help="Spread a model too large for one GPU over all of them.")
+]
 BatchTokens = Annotated[str, typer.Option(help="Padded tokens a batch, or auto.")]
 Private = Annotated[bool | None, typer.Option("--private/--public", help="Of a repository that is created.")]
 AllowPublic = Annotated[bool, typer.Option("--allow-public", help="Although the rows' source is private or gated.")]
@@ -117,7 +121,7 @@ MethodOption = Annotated[
 def _extractor(
     features: tuple[str, ...], model: str | None, revision: str | None, sae: str | None, sae_revision: str | None,
     layer: int, top_k: int | None, pool_tokens: PoolTokens, max_length: int, dtype: Dtype,
-    quantize: Quantize | None, device: str, batch_tokens: str,
+    quantize: Quantize | None, device: str, device_map: DeviceMap | None, batch_tokens: str,
 ) -> NeuronFeatureExtractor:  # fmt: skip
     if batch_tokens != "auto" and not batch_tokens.isdigit():
         raise NeuronSelectError("a number of tokens, or auto", option="batch_tokens", value=batch_tokens)
@@ -130,6 +134,7 @@ def _extractor(
         "dtype": dtype,
         "quantize": quantize,
         "device": device,
+        "device_map": device_map,
         "batch_tokens": batch_tokens if batch_tokens == "auto" else int(batch_tokens),
     }
     if model is None:
@@ -256,6 +261,7 @@ def select(
     dtype: DtypeOption = "auto",
     quantize: QuantizeOption = None,
     device: Device = "auto",
+    device_map: DeviceMapOption = None,
     batch_tokens: BatchTokens = "auto",
     ratio: Annotated[float | None, typer.Option(help="Share of the pool kept, in (0, 1].")] = None,
     k: Annotated[int | None, typer.Option(help="Rows kept.")] = None,
@@ -284,7 +290,7 @@ def select(
     named, capability = _targets(target)
     extractor = _extractor(
         _features_of(chosen), model, revision, sae, sae_revision, layer, top_k_features, pool_tokens, max_length,
-        dtype, quantize, device, batch_tokens,
+        dtype, quantize, device, device_map, batch_tokens,
     )  # fmt: skip
     if capability is not None:
         selector, selector.extractor = capability, extractor
@@ -346,6 +352,7 @@ def fit(
     dtype: DtypeOption = "auto",
     quantize: QuantizeOption = None,
     device: Device = "auto",
+    device_map: DeviceMapOption = None,
     batch_tokens: BatchTokens = "auto",
 ) -> None:
     """Exemplars to a reusable capability (prototype or directions)."""
@@ -358,7 +365,7 @@ def fit(
     named, _ = _targets(target)
     extractor = _extractor(
         _features_of(chosen), model, revision, sae, sae_revision, layer, top_k_features, pool_tokens, max_length,
-        dtype, quantize, device, batch_tokens,
+        dtype, quantize, device, device_map, batch_tokens,
     )  # fmt: skip
     selector = _fitted(method, options, named, extractor)
     selector.save_pretrained(out)
@@ -389,6 +396,7 @@ def extract(
     dtype: DtypeOption = "auto",
     quantize: QuantizeOption = None,
     device: Device = "auto",
+    device_map: DeviceMapOption = None,
     batch_tokens: BatchTokens = "auto",
     shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 4096,
     shard: Annotated[
@@ -414,7 +422,7 @@ def extract(
     assert isinstance(rows.data, Dataset)
     extractor = _extractor(
         tuple(dict.fromkeys(names)), model, revision, sae, sae_revision, layer, top_k_features, pool_tokens, max_length,
-        dtype, quantize, device, batch_tokens,
+        dtype, quantize, device, device_map, batch_tokens,
     )  # fmt: skip
     if capability:
         extractor = extractor.with_features(extractor.features, _directions(capability, extractor))

@@ -217,3 +217,15 @@ def test_sae_train_then_select_with_it(files: dict[str, str], tmp_path: Path, ca
     code, _, err = run(capsys, monkeypatch, *chosen, "--k", "3")
     assert code == 0, err
     assert json.loads((tmp_path / "sel" / "selection.json").read_text())["extractor"]["options"]["layer"] == 2
+
+
+def test_a_device_map_changes_no_number(capsys, monkeypatch, files: dict[str, str], tmp_path: Path) -> None:
+    for name, more in (("plain", []), ("mapped", ["--device-map", "auto"])):
+        status, _, err = run(capsys, monkeypatch, *base(files, tmp_path / name), "--k", "3", *more)
+        assert status == 0, err
+    one, other = ((tmp_path / name / "scores.parquet").read_bytes() for name in ("plain", "mapped"))
+    assert one == other
+    status, _, err = run(
+        capsys, monkeypatch, *base(files, tmp_path / "x"), "--k", "3", "--device-map", "auto", "--device", "cpu"
+    )
+    assert status == 2 and err.startswith("error: --device-map auto: stands instead of device, which is cpu")

@@ -44,6 +44,7 @@ class Backbone:
 
     Attributes:
         num_layers: blocks of the whole model. hidden_size: width of the residual stream.
+        device: where batches are put and what is read is reduced; of a model spread over devices, the last block's.
 
     Raises:
         NeuronSelectError: no decoder blocks are found.
@@ -52,14 +53,14 @@ class Backbone:
     def __init__(self, model: Any, depth: int | None = None) -> None:
         self.config: Any = model.config
         text_config = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
-        self.decoder, self.blocks_name = _find_decoder(model)
+        self.decoder, self.blocks_name = find_decoder(model)
         blocks = getattr(self.decoder, self.blocks_name)
         self.num_layers: int = getattr(text_config, "num_hidden_layers", None) or len(blocks)
         self.hidden_size: int = text_config.hidden_size
         if depth is not None and depth < len(blocks):
             setattr(self.decoder, self.blocks_name, blocks[:depth])
         self.blocks: Sequence[nn.Module] = getattr(self.decoder, self.blocks_name)
-        self.device = next(self.decoder.parameters()).device
+        self.device: torch.device = next(self.decoder.parameters()).device
 
     # ------------------------------------------------------------------------------------- sites
     def layer(self, layer: int, option: str = "layer") -> int:
@@ -120,6 +121,10 @@ class Backbone:
             weight = getattr(module, "weight", None)
             if weight is None or weight.ndim != 2 or not hasattr(mlp, "experts"):
                 continue
+            if weight.is_meta:
+                raise NeuronSelectError(
+                    f"offloads the router of block {layer}, which is read: place it on a device", option="device_map"
+                )
             bias = getattr(module, "bias", None)
             sigmoid = getattr(self.config, "scoring_func", "softmax") == "sigmoid" or hasattr(
                 module, "e_score_correction_bias"
@@ -128,7 +133,7 @@ class Backbone:
             def weigh(
                 x: torch.Tensor, weight: torch.Tensor = weight, bias: Any = bias, sigmoid: bool = sigmoid
             ) -> torch.Tensor:
-                logits = F.linear(x, weight.to(x.dtype), bias).float()
+                logits = F.linear(x, weight.to(x), None if bias is None else bias.to(x.device)).float()
                 if sigmoid:
                     scores = logits.sigmoid()
                     return scores / scores.sum(dim=-1, keepdim=True)
@@ -170,7 +175,7 @@ class Backbone:
     def run(self, batch: TokenBatch, observers: Sequence[tuple[Site, Observer]]) -> None:
         """One forward of a batch; each observer is called with its site's activation ``[B, L, width]``.
 
-        The observer must reduce at once: what it is given is the model's own tensor.
+        The observer must reduce at once: what it is given is the model's own tensor. It is on :attr:`device`.
         """
         waiting = len(observers)
         shape = batch.input_ids.shape
@@ -178,7 +183,7 @@ class Backbone:
         def seen(observer: Observer, activation: Any) -> None:
             nonlocal waiting
             tensor = activation[0] if isinstance(activation, tuple) else activation
-            observer(tensor.reshape(*shape, tensor.shape[-1]))
+            observer(tensor.reshape(*shape, tensor.shape[-1]).to(self.device))
             waiting -= 1
             if not waiting:
                 raise _Stop
@@ -223,7 +228,7 @@ def resolve_layer(layer: int, num_layers: int, option: str = "layer") -> int:
     return resolved
 
 
-def _find_decoder(model: Any) -> tuple[nn.Module, str]:
+def find_decoder(model: Any) -> tuple[nn.Module, str]:
     """The module that holds the decoder blocks, and the blocks' attribute name."""
     candidates = [model]
     if hasattr(model, "get_base_model"):  # a PEFT wrapper: adapters stay in place, inside the layers

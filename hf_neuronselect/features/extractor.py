@@ -27,7 +27,7 @@ from ..sources import Source, commit_of, content_hash, hub_errors, resolve
 from .columns import BOOKKEEPING
 from .config import DTYPES, ExtractorConfig
 from .features import DRIFTS, FEATURES, Directions, Feature, FeatureOptions, Projection, column_types
-from .loading import Runtime, load_runtime, remember, sample_encoder
+from .loading import DEVICE_MAPS, Place, Runtime, load_runtime, remember, sample_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +42,17 @@ class NeuronFeatureExtractor:
     Make one with :meth:`from_pretrained` or :meth:`from_model`.
     """
 
-    def __init__(self, config: ExtractorConfig, *, device: str = "auto", batch_tokens: int | str = "auto") -> None:
+    def __init__(
+        self,
+        config: ExtractorConfig,
+        *,
+        device: str = "auto",
+        device_map: str | Mapping[str, Any] | None = None,
+        batch_tokens: int | str = "auto",
+    ) -> None:
         self.config = config
         self.device = device
+        self.device_map = _device_map(device_map, device, config)
         self.batch_tokens = _batch_tokens(batch_tokens)
 
     # ------------------------------------------------------------------------------ construction
@@ -74,6 +82,7 @@ class NeuronFeatureExtractor:
         sae_revision: str | None = None,
         token: str | bool | None = None,
         device: str = "auto",
+        device_map: str | Mapping[str, Any] | None = None,
         batch_tokens: int | str = "auto",
     ) -> NeuronFeatureExtractor:
         """An extractor for a model (and SAE) on the Hub or in a local folder.
@@ -97,6 +106,9 @@ class NeuronFeatureExtractor:
             quantize: ``4bit`` or ``8bit`` (needs bitsandbytes).
             revision, sae_revision: branch, tag or commit. token: Hub token; never stored.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+            device_map: for a prefix larger than one GPU: ``auto``, ``balanced``, ``balanced_low_0``, ``sequential``, or
+                a dict of module name -> device, as in transformers' ``from_pretrained``; instead of ``device``, in one
+                process. It is no part of the hash, as ``device`` is none.
             batch_tokens: padded tokens a batch, or ``auto``.
 
         Raises:
@@ -132,7 +144,7 @@ class NeuronFeatureExtractor:
             quantize=None if quantize is None else one_of(quantize, ("4bit", "8bit"), "quantize"),
             attn_implementation=attn_implementation,
         )
-        extractor = cls(config, device=device, batch_tokens=batch_tokens)
+        extractor = cls(config, device=device, device_map=device_map, batch_tokens=batch_tokens)
         if sae_source is not None:
             extractor._check_sae(load_sae(sae_source.location, layer=resolved), lm_config)
         return extractor
@@ -217,7 +229,9 @@ class NeuronFeatureExtractor:
                 and capability, which is all its score needs.
         """
         config = replace(self.config, features=_feature_names(features), directions=directions)
-        other = NeuronFeatureExtractor(config, device=self.device, batch_tokens=self.batch_tokens)
+        other = NeuronFeatureExtractor(
+            config, device=self.device, device_map=self.device_map, batch_tokens=self.batch_tokens
+        )
         if self._runtime is not None:
             encoder = sample_encoder(other.config, self._runtime.tokenizer)
             other._runtime = replace(self._runtime, encoder=encoder)
@@ -245,7 +259,7 @@ class NeuronFeatureExtractor:
         return column_types(self.config.features, self.config.options, self.config.directions)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.config, self.device, self.batch_tokens)
+        return _rebuild, (self.config, self.device, self.device_map, self.batch_tokens)
 
     def __repr__(self) -> str:
         sae = f", sae={self.config.sae.id!r}" if self.config.sae else ""
@@ -372,7 +386,16 @@ class NeuronFeatureExtractor:
         return self._budget or (_auto_budget(backbone) if self.batch_tokens == "auto" else int(self.batch_tokens))
 
     # ------------------------------------------------------------------------------------ loading
-    def _device(self, rank: int | None) -> torch.device:
+    def _device(self, rank: int | None) -> Place:
+        if self.device_map is not None:
+            if rank:
+                raise NeuronSelectError(
+                    "spreads one model over all devices, so several workers cannot have one each: leave with_rank and "
+                    "num_proc away",
+                    option="device_map",
+                    value=self.device_map,
+                )
+            return self.device_map
         if self.device == "auto" or self.device == "cuda":
             if torch.cuda.is_available():
                 return torch.device("cuda", (rank or 0) % torch.cuda.device_count())
@@ -419,8 +442,10 @@ class NeuronFeatureExtractor:
             )
 
 
-def _rebuild(config: ExtractorConfig, device: str, batch_tokens: int | str) -> NeuronFeatureExtractor:
-    return NeuronFeatureExtractor(config, device=device, batch_tokens=batch_tokens)
+def _rebuild(
+    config: ExtractorConfig, device: str, device_map: str | dict[str, Any] | None, batch_tokens: int | str
+) -> NeuronFeatureExtractor:
+    return NeuronFeatureExtractor(config, device=device, device_map=device_map, batch_tokens=batch_tokens)
 
 
 @pklregister(NeuronFeatureExtractor)
@@ -497,6 +522,18 @@ def _resolve_sae(sae: str, revision: str | None, layer: int, token: str | bool |
         root = download_sae(sae, revision=revision, layer=layer, token=token)
     folder = find_folder(root, layer)
     return Source(sae, commit_of(folder), str(folder))
+
+
+def _device_map(
+    value: str | Mapping[str, Any] | None, device: str, config: ExtractorConfig
+) -> str | dict[str, Any] | None:
+    if value is None:
+        return None
+    if config.model.commit.startswith("state:"):
+        raise NeuronSelectError("a model in memory stays where it is", option="device_map", value=value)
+    if device != "auto":
+        raise NeuronSelectError(f"stands instead of device, which is {device}", option="device_map", value=value)
+    return dict(value) if isinstance(value, Mapping) else one_of(value, DEVICE_MAPS, "device_map")
 
 
 def _auto_budget(backbone: Backbone) -> int:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+import re
+import shutil
+import tempfile
 import time
+import weakref
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import find_adapter_config_file
 
-from ..activations.backbone import Backbone
+from ..activations.backbone import Backbone, find_decoder
 from ..activations.sae import SparseAutoencoder
 from ..activations.sae_formats import load_sae
 from ..errors import NeuronSelectError
@@ -21,10 +28,15 @@ from ..samples import SampleEncoder
 from ..sources import Source, hub_errors
 from .config import DTYPES, ExtractorConfig
 from .features import FEATURES, Feature, Projection
+from .prefix import fetched, load_prefix, lost_tensors, no_safetensors, quiet_report
 
 logger = logging.getLogger(__name__)
 
 _KEPT = 2  # models held at once in a process
+
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+Place = torch.device | str | dict[str, Any]
+"""Where a model goes: onto one device, or by a device map as transformers takes it."""
 
 
 @dataclass
@@ -61,10 +73,11 @@ def sample_encoder(config: ExtractorConfig, tokenizer: Any) -> SampleEncoder:
     )
 
 
-def load_runtime(config: ExtractorConfig, device: torch.device, *, weights: bool) -> Runtime:
-    """Load, or find already loaded, what a configuration needs on a device.
+def load_runtime(config: ExtractorConfig, place: Place, *, weights: bool) -> Runtime:
+    """Load, or find already loaded, what a configuration needs in a place.
 
     Args:
+        place: a device; or a device map, by which the blocks are spread: the SAE goes where the last of them runs.
         weights: False: the tokenizer alone.
 
     Raises:
@@ -84,8 +97,12 @@ def load_runtime(config: ExtractorConfig, device: torch.device, *, weights: bool
     if config.sae is not None:
         if config.sae.commit.startswith("state:"):
             raise NeuronSelectError("an SAE held in memory cannot be sent to another process: pass its folder")
-        sae = _sae(config.sae, config.options.layer, str(device), config.dtype)
-    backbone = Backbone(_IN_MEMORY[config.model.commit]) if in_memory else _backbone(config, sae, device)
+        sae = _sae(
+            config.sae, config.options.layer, str(place if isinstance(place, torch.device) else "cpu"), config.dtype
+        )
+    backbone = Backbone(_IN_MEMORY[config.model.commit]) if in_memory else _backbone(config, sae, place)
+    if config.sae is not None and not isinstance(place, torch.device):
+        sae = _sae(config.sae, config.options.layer, str(backbone.device), config.dtype)
     return Runtime(tokenizer, encoder, backbone, sae)
 
 
@@ -107,8 +124,8 @@ def _depth(config: ExtractorConfig, sae: SparseAutoencoder | None, num_layers: i
     return 1 + max(kind.deepest(config.options, sae, num_layers) for kind in kinds)
 
 
-def _backbone(config: ExtractorConfig, sae: SparseAutoencoder | None, device: torch.device) -> Backbone:
-    key = (config.model, config.dtype, config.quantize, config.attn_implementation, str(device))
+def _backbone(config: ExtractorConfig, sae: SparseAutoencoder | None, place: Place) -> Backbone:
+    key = (config.model, config.dtype, config.quantize, config.attn_implementation, str(place))
     if key in _BACKBONES:
         blocks, backbone = _BACKBONES[key]
         if blocks >= _depth(config, sae, backbone.num_layers):
@@ -116,42 +133,110 @@ def _backbone(config: ExtractorConfig, sae: SparseAutoencoder | None, device: to
             return backbone
         del _BACKBONES[key]  # more blocks are needed than were kept
     started = time.perf_counter()
-    whole = Backbone(_load_model(config, device))
+    whole = Backbone(_load_model(config, sae, place))
     depth = _depth(config, sae, whole.num_layers)
-    _BACKBONES[key] = depth, Backbone(whole.decoder, depth=depth)
+    backbone = Backbone(whole.decoder, depth=depth)
+    if not isinstance(place, torch.device):
+        backbone.device = _runs_on(backbone.blocks[-1])
+    _BACKBONES[key] = depth, backbone
     while len(_BACKBONES) > _KEPT:
         _BACKBONES.popitem(last=False)
     logger.info(
         "loaded %s (%d of %d blocks, %s) in %.1f s", config.model.id, depth, whole.num_layers, config.dtype,
         time.perf_counter() - started,
     )  # fmt: skip
-    return _BACKBONES[key][1]
+    return backbone
 
 
-def _load_model(config: ExtractorConfig, device: torch.device) -> Any:
-    extra: dict[str, Any] = {}
+def _load_model(config: ExtractorConfig, sae: SparseAutoencoder | None, place: Place) -> Any:
+    """The blocks that must run, or more where they cannot be told apart, in eval mode in their place."""
+    if isinstance(place, torch.device):
+        model = _from_files(config, sae, {})
+        if config.quantize is None:
+            nn.Module.to(model, place)
+        return model
+    offload = tempfile.mkdtemp(prefix="neuronselect_")  # for what the map puts on the disk
+    try:
+        model = _from_files(config, sae, {"device_map": place, "offload_folder": offload})
+    except BaseException as cause:
+        shutil.rmtree(offload, ignore_errors=True)
+        if isinstance(cause, NeuronSelectError) or not isinstance(cause, (ValueError, RuntimeError, AssertionError)):
+            raise
+        reason = " ".join(str(cause).split())[:300]  # a module without a device, a device that is not there
+        raise NeuronSelectError(f"the model cannot be placed so: {reason}", option="device_map", value=place) from cause
+    weakref.finalize(find_decoder(model)[0], shutil.rmtree, offload, ignore_errors=True)
+    return model
+
+
+def _from_files(config: ExtractorConfig, sae: SparseAutoencoder | None, options: dict[str, Any]) -> Any:
+    options = options | {"dtype": DTYPES[config.dtype]}
     if config.quantize is not None:
-        extra["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=config.quantize == "4bit", load_in_8bit=config.quantize == "8bit"
         )
     if config.attn_implementation is not None:
-        extra["attn_implementation"] = config.attn_implementation
+        options["attn_implementation"] = config.attn_implementation
     with hub_errors("model", config.model.id):
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                config.model.location,
-                revision=config.model.revision,
-                dtype=DTYPES[config.dtype],
-                trust_remote_code=False,
-                **extra,
-            )
+            lm_config = _plain(config)
+            model = None
+            if lm_config is not None:
+                depth = _depth(config, sae, lm_config.get_text_config().num_hidden_layers)
+                model = load_prefix(config.model, lm_config, depth, **options)
+            if model is None:
+                model = _whole(config.model, options, plain=lm_config is not None)
         except ImportError as cause:
             if config.quantize is None:
                 raise
             raise NeuronSelectError(
                 "needs bitsandbytes: pip install bitsandbytes", option="quantize", value=config.quantize
             ) from cause
-    model.eval().requires_grad_(False)
-    if config.quantize is None:
-        torch.nn.Module.to(model, device)
+    return model.eval().requires_grad_(False)
+
+
+def _plain(config: ExtractorConfig) -> Any | None:
+    """The configuration of a plain checkpoint; None: an adapter, a quantised model, weights in files of other names."""
+    source = config.model
+    if config.quantize is not None or _is_adapter(source):
+        return None
+    lm_config = AutoConfig.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
+    parts = (lm_config, lm_config.get_text_config())
+    odd = any(getattr(part, name, None) for part in parts for name in ("quantization_config", "transformers_weights"))
+    return None if odd else lm_config
+
+
+def _whole(source: Source, options: dict[str, Any], *, plain: bool) -> Any:
+    if not plain and _is_adapter(source) and fetched(source, "adapter_model.safetensors") is None:
+        raise no_safetensors(source)  # PEFT would open the pickle
+    # Adapters and quantised models have tensors of their own: there transformers' report says what is missing.
+    with quiet_report() if plain else nullcontext():
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.location, revision=source.revision, trust_remote_code=False, use_safetensors=True,
+                output_loading_info=True, ignore_mismatched_sizes=plain, **options,
+            )  # fmt: skip
+        except OSError as cause:
+            if not re.search("use_safetensors|no file named", str(cause)):
+                raise
+            raise no_safetensors(source) from cause
+    model, info = loaded
+    if plain and (lost := lost_tensors(model, info)):
+        raise NeuronSelectError(
+            f"the checkpoint lacks {lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''}: nothing is made up for it",
+            option="model",
+            value=source.id,
+        )
     return model
+
+
+def _is_adapter(source: Source) -> bool:
+    return find_adapter_config_file(source.location, revision=source.revision) is not None
+
+
+def _runs_on(block: nn.Module) -> torch.device:
+    """Where a block that accelerate has placed computes; its weights may lie elsewhere."""
+    for module in block.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(block.parameters()).device
