@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -67,3 +68,19 @@ def test_halves_of_extract_are_extract(extractor: NeuronFeatureExtractor) -> Non
                 np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)  # another batch rounds differently
             else:
                 assert one == other
+
+
+def test_it_ends_at_once_where_nothing_is_waited_for() -> None:
+    """A worker that fails must not wait for a number that its parent sends only after the failed one."""
+    never = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield 1
+        never.wait(60)
+
+    found = ahead(numbers(), str, wait=False)
+    assert next(found) == "1"
+    started = time.monotonic()
+    found.close()
+    assert time.monotonic() - started < 30
+    never.set()

@@ -18,13 +18,14 @@ import torch
 from conftest import write_sae
 from families import BLOCKS, FAMILIES, tiny_model, tiny_tokenizer
 from hub import Hub
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError
 from hf_neuronselect.features import loading, prefix
+from hf_neuronselect.features.loading import quiet_peft
 
 TEXTS = {"text": ["some words here", "others, and more of them", "x"]}
 INDEX = "model.safetensors.index.json"
@@ -246,9 +247,9 @@ def test_a_pickle_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def with_adapter() -> Any:
-    model = tiny_model("llama")
-    model.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
-    return model.eval()
+    with quiet_peft():
+        lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+        return get_peft_model(tiny_model("llama"), lora).eval()
 
 
 def _based_on(adapter: Path, base: Path) -> None:
@@ -265,6 +266,12 @@ def test_an_adapter_is_loaded_whole(tmp_path: Path) -> None:
     got = extractor(tmp_path / "adapter")
     want = NeuronFeatureExtractor.from_model(tuned, AutoTokenizer.from_pretrained(base), features=["hidden"], layer=1)
     assert same(got, want) and not same(got, extractor(base))
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    save_file(dict(list(weights.items())[1:]), tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(
+        NeuronSelectError, match="the adapter 'adapter' does not fit the model: Found missing adapter keys"
+    ):
+        features(extractor(tmp_path / "adapter"))
 
 
 def test_weights_in_a_file_of_another_name(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from families import tiny_model, tiny_tokenizer
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError
 from hf_neuronselect.errors import NeuronSelectWarning
-from hf_neuronselect.features import store, workers
+from hf_neuronselect.features import making, store, workers
+from hf_neuronselect.samples import Sample
 
 ABOUT = {"id": "pool", "commit": "content:1"}
 N, STEP = 24, 4  # six shards
+DO = "deed:"  # what a sample is marked with, in place of a reason to skip it
 
 
 def write(folder: Path, pool: Dataset, extractor: NeuronFeatureExtractor, **options: Any) -> dict[str, Any]:
@@ -45,15 +48,23 @@ class Faulty(NeuronFeatureExtractor):
     def __reduce__(self) -> tuple[Any, ...]:
         return faulty, (super().__reduce__()[1], self.deeds, self.counted)
 
-    def extract(self, conversations: Any, rank: int | None = None) -> dict[str, Any]:
-        for row, (deed, times) in self.deeds.items():
-            here = len(conversations) == STEP and any(f"#0.{row}?" in str(c.messages) for c in conversations)
-            if here and multiprocessing.parent_process():
-                tried = len(list(Path(self.counted).glob(f"{row}.*")))
-                if tried < times:
-                    (Path(self.counted) / f"{row}.{tried}.{rank}").touch()
-                    do(deed)
-        return super().extract(conversations, rank)
+    def tokenize(self, conversations: Any) -> list[Sample]:
+        samples = super().tokenize(conversations)
+        for row in self.deeds:
+            if len(samples) == STEP and any(f"#0.{row}?" in str(c.messages) for c in conversations):
+                samples[0] = replace(samples[0], skip=f"{DO} {row}")
+        return samples
+
+    def compute(self, samples: Any, rank: int | None = None) -> dict[str, Any]:
+        if samples and samples[0].skip.startswith(DO):
+            row = int(samples[0].skip.removeprefix(DO))
+            samples[0] = replace(samples[0], skip="")
+            deed, times = self.deeds[row]
+            tried = len(list(Path(self.counted).glob(f"{row}.*")))
+            if tried < times:
+                (Path(self.counted) / f"{row}.{tried}.{rank}").touch()
+                do(deed)
+        return super().compute(samples, rank)
 
 
 def do(deed: str) -> None:
@@ -78,8 +89,8 @@ def full(handle: int) -> None:
 
 
 def faulty(words: tuple[Any, ...], deeds: dict[int, tuple[str, int]], counted: str) -> Faulty:
-    config, device, batch_tokens = words
-    made = Faulty(config, device=device, batch_tokens=batch_tokens)
+    config, device, device_map, batch_tokens = words
+    made = Faulty(config, device=device, device_map=device_map, batch_tokens=batch_tokens)
     made.deeds, made.counted = deeds, counted
     return made
 
@@ -88,7 +99,7 @@ def faulty(words: tuple[Any, ...], deeds: dict[int, tuple[str, int]], counted: s
 def make_faulty(extractor: NeuronFeatureExtractor, tmp_path: Path) -> Callable[..., Faulty]:
     def make(deeds: dict[int, tuple[str, int]]) -> Faulty:
         (tmp_path / "counted").mkdir()
-        return faulty((extractor.config, "cpu", "auto"), deeds, str(tmp_path / "counted"))
+        return faulty((extractor.config, "cpu", None, "auto"), deeds, str(tmp_path / "counted"))
 
     return make
 
@@ -115,6 +126,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(workers, "START", "forkserver")
     yield
     assert not multiprocessing.active_children()
+
+
+def once_marked(folder: Path, act: Callable[[Path], None]) -> threading.Thread:
+    """Act in a thread on the first mark that a deed leaves; where none is left, end: no test may wait for ever."""
+
+    def wait() -> None:
+        until = time.monotonic() + 120
+        while not (marks := list(folder.iterdir())) and time.monotonic() < until:
+            time.sleep(0.01)
+        if marks:
+            act(marks[0])
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
 
 
 # ------------------------------------------------------------------------------------- the same store
@@ -151,16 +177,13 @@ def test_a_worker_killed_from_outside(
     """kill -9 while it computes a shard: that one is done again, by a new worker of the same rank."""
     slow, killed = make_faulty({9: ("slow", 1)}), []
 
-    def kill() -> None:
-        while not (marks := list((tmp_path / "counted").iterdir())):
-            time.sleep(0.01)
-        rank = marks[0].name.split(".")[2]
+    def kill(mark: Path) -> None:
+        rank = mark.name.split(".")[2]
         process = next(p for p in multiprocessing.active_children() if p.name == f"neuronselect-{rank}")
         os.kill(process.pid, signal.SIGKILL)
         killed.append(rank)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
+    killer = once_marked(tmp_path / "counted", kill)
     with pytest.warns(NeuronSelectWarning, match=r"died by signal SIGKILL: shard-00002.parquet \(rows 8 to 11\) is do"):
         done = write(tmp_path / "s", pool24, slow, num_workers=2)
     killer.join()
@@ -188,7 +211,7 @@ def test_deaths_of_every_kind(whole: Path, pool24: Dataset, make_faulty: Any, tm
     assert caught.value.as_command_line().startswith(
         "--num-workers 2: shard-00000.parquet (rows 0 to 3): 3 workers died on it, the last one by signal SIGKILL;"
     )
-    assert len(list((tmp_path / "counted").iterdir())) == 5 + workers.TRIES
+    assert len(list((tmp_path / "counted").iterdir())) == 5 + making.TRIES
     assert files(tmp_path / "s").keys() == files(whole).keys() - {"shard-00000.parquet"}
 
 
@@ -228,13 +251,7 @@ def test_a_stop_by_hand_ends_the_workers(
     signal.signal(signal.SIGALRM, stop)
     slow = make_faulty({9: ("slow", 1)})
 
-    def alarm() -> None:
-        while not list((tmp_path / "counted").iterdir()):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGALRM)
-
-    thread = threading.Thread(target=alarm)
-    thread.start()
+    thread = once_marked(tmp_path / "counted", lambda _: os.kill(os.getpid(), signal.SIGALRM))
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "s", pool24, slow, num_workers=2)
     thread.join()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
 import tempfile
 import time
+import warnings
 import weakref
 from collections import OrderedDict
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import find_adapter_config_file
@@ -208,11 +212,15 @@ def _plain(config: ExtractorConfig) -> Any | None:
 def _whole(source: Source, options: dict[str, Any], *, plain: bool) -> Any:
     if not plain and _is_adapter(source) and fetched(source, "adapter_model.safetensors") is None:
         raise no_safetensors(source)  # PEFT would open the pickle
-    # Adapters and quantised models have tensors of their own: there transformers' report says what is missing.
+    adapter = not plain and _is_adapter(source)
+    base = (
+        _base_of(source) if adapter else {"pretrained_model_name_or_path": source.location, "revision": source.revision}
+    )
+    # Quantised models have tensors of their own: there transformers' report says what is missing.
     with quiet_report() if plain else nullcontext():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.location, revision=source.revision, trust_remote_code=False, use_safetensors=True,
+                **base, trust_remote_code=False, use_safetensors=True,
                 output_loading_info=True, ignore_mismatched_sizes=plain, **options,
             )  # fmt: skip
         except OSError as cause:
@@ -226,7 +234,45 @@ def _whole(source: Source, options: dict[str, Any], *, plain: bool) -> Any:
             option="model",
             value=source.id,
         )
-    return model
+    return load_adapter(model, source, source.id, "model") if adapter else model
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Peft 0.21 asks a transformers 5 model by an old name; its users can do nothing about that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
+
+
+def _base_of(adapter: Source) -> dict[str, Any]:
+    """The base of a PEFT adapter, as ``from_pretrained`` takes it."""
+    path = fetched(adapter, "adapter_config.json")
+    assert path is not None
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    return {"pretrained_model_name_or_path": stated["base_model_name_or_path"], "revision": stated.get("revision")}
+
+
+def load_adapter(model: Any, adapter: Source, name: str, option: str, token: str | bool | None = None) -> Any:
+    """The model with a PEFT adapter on it.
+
+    By peft itself: which versions of it transformers' own way takes changes with their releases.
+
+    Raises:
+        NeuronSelectError: the adapter, called ``name`` and given as ``option``, does not fit the model.
+    """
+    try:
+        with hub_errors(option, adapter.id), quiet_peft():
+            # Weights that are not there would stay as initialised, and the numbers would be the model's own.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, adapter.location, revision=adapter.revision, token=token)
+    except NeuronSelectError:
+        raise
+    except (RuntimeError, ValueError, KeyError, TypeError, UserWarning) as cause:
+        reason = " ".join(str(cause).split())[:240]
+        raise NeuronSelectError(
+            f"the adapter {name!r} does not fit the model: {reason}", option=option, value=adapter.id
+        ) from cause
 
 
 def _is_adapter(source: Source) -> bool:

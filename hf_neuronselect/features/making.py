@@ -74,7 +74,7 @@ class ShardMaker:
             flaw = flaw_of(self.folder / name, self.manifest, number, stop - start)
             return number, flaw, self._tokenized(range(start, stop)) if flaw else []
 
-        for number, flaw, samples in ahead(numbers, prepare):
+        for number, flaw, samples in ahead(numbers, prepare, wait=False):
             name, start, stop = ranges[number]
             path, tokens = self.folder / name, 0
             if flaw:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -153,6 +154,9 @@ def _work(pipe: Connection, rank: int, threads: int) -> None:
             pipe.send(event)
     except NeuronSelectError as error:
         pipe.send(error)
+    except Exception:  # after some of CUDA's only a new process can go on
+        traceback.print_exc()
+        os._exit(1)  # at once: the thread that waits for the number ahead would keep this process
 
 
 def _end_with_parent() -> None:

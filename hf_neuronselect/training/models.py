@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,12 +13,12 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .. import bundled
 from ..errors import NeuronSelectError, one_of
 from ..features.config import DTYPES
+from ..features.loading import load_adapter
 from ..sources import Source, hub_errors, resolve
 
 RECORD = "training.json"
@@ -152,14 +151,6 @@ def check_base(adapter: Source, name: str, base: Source, token: str | bool | Non
 
 
 @contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Peft 0.21 asks a transformers 5 model by an old name; its users can do nothing about that."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        yield
-
-
-@contextmanager
 def adapted(model: Any, adapter: Source | None, name: str, token: str | bool | None = None) -> Iterator[Any]:
     """The model with an adapter on it, which is taken off afterwards; None is the model itself.
 
@@ -169,18 +160,7 @@ def adapted(model: Any, adapter: Source | None, name: str, token: str | bool | N
     if adapter is None:
         yield model
         return
-    try:
-        with hub_errors("adapter", adapter.id), quiet_peft():
-            # Weights that are not there would stay as initialised, and the numbers would be the model's own.
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            found = PeftModel.from_pretrained(model, adapter.location, revision=adapter.revision, token=token)
-    except NeuronSelectError:
-        raise
-    except (RuntimeError, ValueError, KeyError, TypeError, UserWarning) as cause:
-        reason = " ".join(str(cause).split())[:240]
-        raise NeuronSelectError(
-            f"the adapter {name!r} does not fit the model: {reason}", option="adapter", value=adapter.id
-        ) from cause
+    found = load_adapter(model, adapter, name, "adapter", token)
     try:
         yield found.eval()
     finally:

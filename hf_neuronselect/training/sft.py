@@ -25,11 +25,12 @@ from trl import ModelConfig, SFTTrainer, get_quantization_config
 
 from ..cards import AdapterCard, read_text, write_card
 from ..errors import NeuronSelectError, NeuronSelectWarning
+from ..features.loading import quiet_peft
 from ..pools import with_messages
 from ..sources import Source
 from .callback import CardCallback
 from .config import TrainConfig
-from .models import RECORD, base_source, load_causal_lm, load_tokenizer, quiet_peft
+from .models import RECORD, base_source, load_causal_lm, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
