@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hf_neuronselect import Method, NeuronSelectError, NeuronSelectWarning, register_method
 from hf_neuronselect.features.columns import FeatureBatch
 from hf_neuronselect.methods import METHODS, make_method
+from hf_neuronselect.methods.kernels import widen
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens.json").read_text())
 
@@ -246,3 +247,30 @@ def test_third_party_method_in_three_lines() -> None:
             register_method(type("Other", (Method,), {"name": "shouting", "score": lambda *_: None}))
     finally:
         METHODS.remove("shouting")
+
+
+def test_every_float16_is_widened_exactly() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    np.testing.assert_array_equal(widen(halves), halves.astype(np.float32))
+    np.testing.assert_array_equal(np.signbit(widen(halves)), np.signbit(halves))
+    assert len(widen(halves[:0])) == 0
+
+
+@pytest.mark.parametrize("metric", ["jaccard", "cosine", "euclidean"])
+def test_several_targets_in_one_sweep(metric: str) -> None:
+    """Bit-equal to each target by itself, also where a row has latents that no prototype knows."""
+    draw = np.random.default_rng(0)
+    table = (draw.random((50, 40)) * (draw.random((50, 40)) > 0.6)).astype(np.float32)
+    mona = make_method("mona", {"metric": metric})
+    targets = {f"t{i}": mona.fit(sparse_batch(table[i : i + 4, : 20 + 4 * i])) for i in range(5)}
+    together = mona.scorer(targets)(sparse_batch(table))
+    assert list(together) == list(targets)
+    for name, target in targets.items():
+        np.testing.assert_array_equal(together[name], mona.score(sparse_batch(table), target))
+
+
+def test_values_that_are_not_finite_score_nan() -> None:
+    table = np.asarray([[1.0, 2.0], [np.nan, 2.0], [np.inf, 2.0], [0.0, 0.0]], dtype=np.float16)
+    mona = make_method("mona", {})
+    scores = mona.score(sparse_batch(table), mona.fit(sparse_batch(table[:1])))
+    np.testing.assert_array_equal(scores, [1.0, np.nan, np.nan, 0.0])

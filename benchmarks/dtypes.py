@@ -1,0 +1,163 @@
+"""What number formats do to a selection: rank correlation and overlap of the top 5 % against float32, on a real pool.
+
+- model dtype: the forward pass and the SAE in float32 or bfloat16, at the extractor's own token budget. bfloat16 once
+  more at four times that budget, on the pool's first rows: how far a score moves with the batch it stood in.
+- value dtype: stored MoNA values in float32 or float16. Exemplars are always in the pool's format.
+
+The stores are made in ``--work`` (resumed if they are there): an hour or so on two cores for the whole pool.
+
+    python benchmarks/dtypes.py --data DATA --work FOLDER --out benchmarks/dtypes.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import machine, plain_logging, write_json
+from datasets import Dataset, disable_progress_bars
+
+from hf_neuronselect import NeuronFeatureExtractor, NeuronSelector, NeuronSelectWarning, bundled
+from hf_neuronselect.features.columns import FeatureBatch
+from hf_neuronselect.features.store import FeatureStore, write_store
+from hf_neuronselect.pools import load_rows
+
+logger = logging.getLogger("dtypes")
+
+METHODS = ("mona", "nait")
+PART = 6000
+WIDER = 4
+
+
+def extractor_of(dtype: str, **options: Any) -> NeuronFeatureExtractor:
+    return NeuronFeatureExtractor.from_pretrained(
+        str(bundled.MODEL), sae=str(bundled.SAE), features=METHODS, dtype=dtype, value_dtype="float32", **options
+    )
+
+
+def stored(extractor: NeuronFeatureExtractor, rows: Dataset, about: Mapping[str, Any], folder: Path) -> FeatureStore:
+    done = write_store(rows, extractor, folder, pool_about=about)
+    logger.info("%s: %s", folder.name, done)
+    return FeatureStore(folder)
+
+
+def scores(
+    store: FeatureStore, extractor: NeuronFeatureExtractor, targets: Mapping[str, Dataset], value_dtype: str
+) -> dict[str, np.ndarray]:
+    """``method, target`` -> float64 ``[rows]``, NaN where a row has no features."""
+    options = replace(extractor.config.options, value_dtype=value_dtype)
+    same = NeuronFeatureExtractor(replace(extractor.config, options=options), batch_tokens=extractor.batch_tokens)
+    exemplars = {name: rows.map(same, batched=True) for name, rows in targets.items()}
+    selectors = {name: NeuronSelector(name).fit(exemplars) for name in METHODS}
+    scorers = {name: selector.method.scorer(selector.targets) for name, selector in selectors.items()}
+    found: dict[str, list[np.ndarray]] = {}
+    for table in store.tables(["mona_indices", "mona_values", "nait", "n_tokens", "neuron_skip"]):
+        n = len(table)
+        usable = np.asarray([not skip for skip in table["neuron_skip"].to_pylist()])
+        columns = {name: table[name] for name in table.column_names}
+        batch = FeatureBatch(np.arange(n), table["n_tokens"].to_numpy(), usable, columns).only_usable()
+        if value_dtype == "float16":
+            rounded = batch.sparse("mona").values.astype(np.float16).astype(np.float32)
+            batch = with_values(batch, rounded)
+        for method, scorer in scorers.items():
+            for target, one in scorer(batch).items():
+                full = np.full(n, np.nan)
+                full[usable] = one
+                found.setdefault(f"{method}, {target}", []).append(full)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def with_values(batch: FeatureBatch, values: np.ndarray) -> FeatureBatch:
+    rows = batch.sparse("mona")
+    parts = np.split(values, rows.indptr[1:-1])
+    indices = np.split(rows.indices, rows.indptr[1:-1])
+    return replace(batch, columns={**batch.columns, "mona_indices": indices, "mona_values": parts})
+
+
+def compared(one: np.ndarray, other: np.ndarray, ratio: float) -> dict[str, float]:
+    """Spearman's correlation, shared part of the two top ``ratio``, largest move of a score in parts of their spread."""
+    ok = np.isfinite(one) & np.isfinite(other)
+    a, b, k = one[ok], other[ok], max(1, int(ratio * len(one) + 0.5))
+    ranks = [np.argsort(np.argsort(-x, kind="stable"), kind="stable") for x in (a, b)]
+    return {
+        "rank_correlation": float(np.corrcoef(*ranks)[0, 1]),
+        "top_overlap": float(((ranks[0] < k) & (ranks[1] < k)).sum() / k),
+        "largest_move": float(np.abs(a - b).max() / a.std()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="pool.jsonl.gz and targets/")
+    parser.add_argument("--work", type=Path, required=True, help="where the stores are made")
+    parser.add_argument("--rows", type=int, help="a random sample of the pool; default all of it")
+    parser.add_argument("--ratio", type=float, default=0.05)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    plain_logging(logger)
+    disable_progress_bars()
+    warnings.simplefilter("ignore", NeuronSelectWarning)
+    pool = load_rows(str(args.data / "pool.jsonl.gz"))
+    rows = pool.data.shuffle(seed=0).select(range(args.rows)) if args.rows else pool.data
+    about = pool.about | {"split": f"{len(rows)} rows"}
+    part = rows.select(range(min(PART, len(rows))))
+    targets = {
+        path.name.split(".")[0]: load_rows(str(path)).data for path in sorted(args.data.glob("targets/*.jsonl.gz"))
+    }
+
+    extractors = {dtype: extractor_of(dtype) for dtype in ("float32", "bfloat16")}
+    stores = {dtype: stored(one, rows, about, args.work / dtype) for dtype, one in extractors.items()}
+    budget = WIDER * extractors["bfloat16"].token_budget(extractors["bfloat16"].runtime().backbone)
+    wide = extractor_of("bfloat16", batch_tokens=budget)
+    wide_store = stored(wide, part, about, args.work / "bfloat16-wide")
+
+    reference = scores(stores["float32"], extractors["float32"], targets, "float32")
+    result: dict[str, Any] = {
+        "machine": machine(torch.device("cpu")),
+        "rows": len(rows),
+        "ratio": args.ratio,
+        "against float32": {},
+    }
+    for dtype, values in (("float32", "float16"), ("bfloat16", "float32"), ("bfloat16", "float16")):
+        found = scores(stores[dtype], extractors[dtype], targets, values)
+        result["against float32"][f"model {dtype}, values {values}"] = {
+            name: compared(reference[name], found[name], args.ratio) for name in reference
+        }
+    own = scores(stores["bfloat16"], extractors["bfloat16"], targets, "float32")
+    other = scores(wide_store, extractors["bfloat16"], targets, "float32")
+    result[f"bfloat16, budget {budget} against its own, first {len(part)} rows"] = {
+        name: compared(own[name][: len(part)], other[name], args.ratio) for name in own
+    }
+    for line in as_markdown(result):
+        logger.info("%s", line)
+    if args.out is not None:
+        write_json(args.out, result)
+
+
+def as_markdown(result: Mapping[str, Any]) -> list[str]:
+    """Worst and median target of each method and format."""
+    lines = [
+        "| against | method | rank correlation: median (worst) | overlap of the top: median (worst) |",
+        "|---|---|--:|--:|",
+    ]
+    parts = {f"float32: {name}": part for name, part in result["against float32"].items()}
+    parts |= {name: part for name, part in result.items() if name.startswith("bfloat16, budget")}
+    for name, part in parts.items():
+        for method in METHODS:
+            rows = [found for label, found in part.items() if label.startswith(f"{method}, ")]
+            cells = [[row[key] for row in rows] for key in ("rank_correlation", "top_overlap")]
+            lines.append(
+                f"| {name} | {method} | " + " | ".join(f"{np.median(c):.4f} ({min(c):.4f})" for c in cells) + " |"
+            )
+    return lines
+
+
+if __name__ == "__main__":
+    main()

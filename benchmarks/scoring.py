@@ -1,0 +1,222 @@
+"""Scoring from a store: several targets over many rows of sparse codes, against decoding them, scipy.sparse and torch.
+
+Rows are random: sorted latents drawn evenly, values of a half normal, in shards as `extract` writes them (float16).
+
+- decode: what pyarrow takes to read the same columns of the same files, row group by row group, and nothing else.
+- ours: the shards checked (a digest of all bytes), decoded ahead in a thread, all targets in one sweep.
+- in memory, on the first rows: ours, scipy.sparse (one minimum and one sum a target over the CSR arrays) and dense
+  torch (``torch.minimum(rows, prototype).sum(1)``; the making of the dense rows does not count).
+- peak memory of a process that scores a part of the store, and the whole of it.
+
+Results are checked against each other first. Reads are from the page cache: the first, uncounted pass fills it.
+
+    python benchmarks/scoring.py --work FOLDER --rows 1000000 --out benchmarks/scoring.json      # needs scipy, 5 GB of disk
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.sparse
+import torch
+from common import RATIO, alternate, described, machine, plain_logging, ratio, spread, write_json
+
+from hf_neuronselect.features import store as stores
+from hf_neuronselect.features.columns import FeatureBatch
+from hf_neuronselect.features.shards import HEX, encode_shard, seal, shard_ranges, write_whole
+from hf_neuronselect.features.store import FeatureStore
+from hf_neuronselect.methods import make_method
+
+logger = logging.getLogger("scoring")
+
+LATENTS, SHARD_ROWS = 131_072, 4096
+COLUMNS = ["mona_indices", "mona_values", "n_tokens", "neuron_skip"]
+IN_MEMORY, DENSE = 20_000, 1000
+TOLERANCE = 1e-5
+
+
+def random_table(rows: int, nonzeros: int, seed: int) -> pa.Table:
+    draw = np.random.default_rng(seed)
+    # Steps whose sum stays below the number of latents.
+    steps = draw.integers(1, int(1.8 * LATENTS) // nonzeros, size=(rows, nonzeros), dtype=np.int32)
+    latents = np.cumsum(steps, axis=1, dtype=np.int32)
+    assert latents.max() < LATENTS
+    values = np.abs(draw.standard_normal((rows, nonzeros), dtype=np.float32)).astype(np.float16)
+    offsets = np.arange(0, rows * nonzeros + 1, nonzeros, dtype=np.int32)
+    lists = [pa.ListArray.from_arrays(offsets, pa.array(part.ravel())) for part in (latents, values)]
+    rest = [pa.array(np.full(rows, 200, np.int32)), pa.array([""] * rows)]
+    return pa.table([*lists, *rest], names=COLUMNS)
+
+
+def make_store(folder: Path, rows: int, nonzeros: int, seed: int) -> None:
+    """Shards that are there already stay."""
+    about = {"id": f"random-{seed}", "commit": f"{rows}x{nonzeros}"}
+    manifest = stores._open_store(folder, {
+        "format": stores.FORMAT, "extractor_hash": "0" * 16, "extractor": {}, "features": ["mona"], "pool": about,
+        "rows": rows, "shard_rows": SHARD_ROWS,
+    })  # fmt: skip
+    for number, (name, start, stop) in enumerate(shard_ranges(manifest)):
+        if not (folder / name).exists():
+            table = random_table(stop - start, nonzeros, seed + number)
+            raw = memoryview(encode_shard(table, {**manifest, "shard": number}))
+            at, digest = seal(raw)
+            write_whole(folder / name, (raw[:at], digest, raw[at + HEX :]))
+
+
+def batch_of(table: pa.Table) -> FeatureBatch:
+    n = len(table)
+    columns = {name: table[name] for name in COLUMNS}
+    return FeatureBatch(np.arange(n), table["n_tokens"].to_numpy(), np.ones(n, bool), columns)
+
+
+def sweep(folder: Path, targets: Mapping[str, Any], rows: int | None = None) -> np.ndarray:
+    """Scores of the store's first rows (default all): float64 ``[rows, targets]``."""
+    score = make_method("mona", {}).scorer(targets)
+    found: list[np.ndarray] = []
+    done = 0
+    for table in FeatureStore(folder).tables(COLUMNS):
+        found.append(np.stack([*score(batch_of(table)).values()], axis=1))
+        done += len(table)
+        if rows is not None and done >= rows:
+            break
+    return np.concatenate(found)
+
+
+def decode(folder: Path) -> None:
+    """The columns that scoring reads, and nothing else."""
+    for path in sorted(folder.glob("shard-*.parquet")):
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            file.read_row_group(group, COLUMNS)
+
+
+def csr_scores(rows: scipy.sparse.csr_array, targets: Mapping[str, Any]) -> np.ndarray:
+    """Jaccard by scipy: the minimum at each nonzero, a sum a row, for each target."""
+    sums, scores = rows.sum(axis=1), []
+    for target in targets.values():
+        proto = target["prototype"]
+        least = scipy.sparse.csr_array(
+            (np.minimum(rows.data, proto[rows.indices]), rows.indices, rows.indptr), rows.shape
+        )
+        shared = least.sum(axis=1)
+        scores.append(shared / (sums + proto.sum() - shared))
+    return np.stack(scores, axis=1)
+
+
+def dense_scores(rows: torch.Tensor, protos: torch.Tensor) -> np.ndarray:
+    scores = []
+    for proto in protos:
+        shared = torch.minimum(rows, proto).sum(1)
+        scores.append(shared / (rows.sum(1) + proto.sum() - shared))
+    return torch.stack(scores, dim=1).numpy()
+
+
+def some_targets(count: int, nonzeros: int) -> dict[str, Any]:
+    """Prototypes of ten random exemplars each."""
+    method = make_method("mona", {})
+    return {str(i): method.fit(batch_of(random_table(10, nonzeros, 10**6 + i))) for i in range(count)}
+
+
+def peak_mb(folder: Path, targets: int, nonzeros: int, rows: int) -> float:
+    """Peak memory of a process of its own that scores so many rows of the store."""
+    words = ["--work", str(folder.parent), "--targets", str(targets), "--nonzeros", str(nonzeros), "--peak", str(rows)]
+    said = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
+    return float(said.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="where the store is made, or is")
+    parser.add_argument("--rows", type=int, default=10**6)
+    parser.add_argument("--nonzeros", type=int, default=1000)
+    parser.add_argument("--targets", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    plain_logging(logger)
+    folder, targets = args.work / "store", some_targets(args.targets, args.nonzeros)
+    if args.peak is not None:
+        sweep(folder, targets, args.peak)
+        sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        return
+    device = torch.device("cpu")
+    make_store(folder, args.rows, args.nonzeros, 0)
+    about = machine(device) | {"numpy": np.__version__, "pyarrow": pa.__version__, "scipy": scipy.__version__}
+    settings = {"rows": args.rows, "nonzeros": args.nonzeros, "targets": args.targets, "latents": LATENTS,
+                "bytes": sum(path.stat().st_size for path in folder.iterdir()), "repeats": args.repeats}  # fmt: skip
+    logger.info("%s", described(about, settings))
+
+    parts = []
+    for table in FeatureStore(folder).tables(COLUMNS):
+        parts.append(table)
+        if sum(map(len, parts)) >= IN_MEMORY:
+            break
+    few = batch_of(pa.concat_tables(parts).combine_chunks())
+    rows = few.sparse("mona")
+    shape = (len(few), LATENTS)
+    csr = scipy.sparse.csr_array((rows.values.astype(np.float32), rows.indices, rows.indptr), shape)
+    dense = torch.from_numpy(csr[:DENSE].toarray())
+    protos = torch.zeros(args.targets, LATENTS)
+    padded = {}
+    for i, (name, target) in enumerate(targets.items()):
+        protos[i, : len(target["prototype"])] = torch.from_numpy(target["prototype"])
+        padded[name] = {"prototype": protos[i].numpy()}
+    score = make_method("mona", {}).scorer(targets)
+    ours = np.stack([*score(few).values()], axis=1)
+    gaps = {
+        "scipy.sparse": float(np.abs(csr_scores(csr, padded) / ours - 1).max()),
+        "dense torch": float(np.abs(dense_scores(dense, protos) / ours[:DENSE] - 1).max()),
+        "ours, from the store": float(np.abs(sweep(folder, targets, len(few))[: len(few)] / ours - 1).max()),
+    }
+    logger.info("largest relative difference: %s", gaps)
+    if not max(gaps.values()) <= TOLERANCE:
+        raise SystemExit(f"contenders disagree by more than {TOLERANCE}")
+
+    runs: dict[str, Callable[[], Any]] = {
+        "store: pyarrow decodes": partial(decode, folder),
+        f"store: ours scores {args.targets} targets": partial(sweep, folder, targets),
+    }
+    decode(folder)
+    timed = alternate(runs, args.repeats, device, logger)
+    first = {
+        "in memory: ours": lambda: score(few),
+        "in memory: scipy.sparse": partial(csr_scores, csr, padded),
+        "in memory: dense torch": partial(dense_scores, dense, protos),
+    }
+    timed |= alternate(first, args.repeats, device)
+    counts = dict.fromkeys(runs, args.rows) | dict.fromkeys(first, len(few)) | {"in memory: dense torch": DENSE}
+    pace = {name: [t / counts[name] for t in times] for name, times in timed.items()}
+    decoded, swept = runs
+    headline = {
+        "time of ours / decoding alone": ratio(pace[swept], pace[decoded]),
+        "time of scipy.sparse / ours, in memory": ratio(pace["in memory: scipy.sparse"], pace["in memory: ours"]),
+        "time of dense torch / ours, in memory": ratio(pace["in memory: dense torch"], pace["in memory: ours"]),
+    }
+    sizes = [size for size in (args.rows // 10, args.rows // 2, args.rows) if size]
+    peaks = {str(size): peak_mb(folder, args.targets, args.nonzeros, size) for size in sizes}
+    for name, times in pace.items():
+        logger.info("| %s | %s rows/s |", name, f"{1 / median(times):,.0f}")
+    for name, found in headline.items():
+        logger.info("%s: %s", name, RATIO.format(**found))
+    logger.info("peak MB by rows: %s", peaks)
+    if args.out is not None:
+        speeds = {name: spread([1 / p for p in times]) for name, times in pace.items()}
+        write_json(args.out, {"machine": about, "settings": settings, "relative_difference": gaps, "seconds": timed,
+                              "rows_per_s": speeds, "ratios": headline, "peak_mb_by_rows": peaks})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
