@@ -44,6 +44,7 @@ app.add_typer(sae_app, name="sae")
 
 PoolTokens = Literal["all", "no_special", "assistant", "user"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+ValueDtype = Literal["float16", "float32"]
 Quantize = Literal["4bit", "8bit"]
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 Trainer = Literal["trl", "axolotl", "llamafactory", "unsloth"]
@@ -103,6 +104,7 @@ TopK = Annotated[int | None, typer.Option("--top-k-features", help="Latents a to
 Pooled = Annotated[PoolTokens, typer.Option("--pool-tokens", help="Tokens whose activations are averaged.")]
 MaxLength = Annotated[int, typer.Option(help="Tokens kept of a row.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="auto: the checkpoint's on a GPU, float32 on a CPU.")]
+ValueDtypeOption = Annotated[ValueDtype, typer.Option(help="Of sparse features that are kept; dense ones are float32.")]
 QuantizeOption = Annotated[Quantize | None, typer.Option(help="4bit or 8bit (needs bitsandbytes).")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DeviceMapOption = Annotated[
@@ -121,7 +123,7 @@ MethodOption = Annotated[
 def _extractor(
     features: tuple[str, ...], model: str | None, revision: str | None, sae: str | None, sae_revision: str | None,
     layer: int, top_k: int | None, pool_tokens: PoolTokens, max_length: int, dtype: Dtype,
-    quantize: Quantize | None, device: str, device_map: DeviceMap | None, batch_tokens: str,
+    value_dtype: ValueDtype, quantize: Quantize | None, device: str, device_map: DeviceMap | None, batch_tokens: str,
 ) -> NeuronFeatureExtractor:  # fmt: skip
     if batch_tokens != "auto" and not batch_tokens.isdigit():
         raise NeuronSelectError("a number of tokens, or auto", option="batch_tokens", value=batch_tokens)
@@ -132,6 +134,7 @@ def _extractor(
         "pool_tokens": pool_tokens,
         "max_length": max_length,
         "dtype": dtype,
+        "value_dtype": value_dtype,
         "quantize": quantize,
         "device": device,
         "device_map": device_map,
@@ -259,6 +262,7 @@ def select(
     pool_tokens: Pooled = "all",
     max_length: MaxLength = 2048,
     dtype: DtypeOption = "auto",
+    value_dtype: ValueDtypeOption = "float16",
     quantize: QuantizeOption = None,
     device: Device = "auto",
     device_map: DeviceMapOption = None,
@@ -290,7 +294,7 @@ def select(
     named, capability = _targets(target)
     extractor = _extractor(
         _features_of(chosen), model, revision, sae, sae_revision, layer, top_k_features, pool_tokens, max_length,
-        dtype, quantize, device, device_map, batch_tokens,
+        dtype, value_dtype, quantize, device, device_map, batch_tokens,
     )  # fmt: skip
     if capability is not None:
         selector, selector.extractor = capability, extractor
@@ -350,6 +354,7 @@ def fit(
     pool_tokens: Pooled = "all",
     max_length: MaxLength = 2048,
     dtype: DtypeOption = "auto",
+    value_dtype: ValueDtypeOption = "float16",
     quantize: QuantizeOption = None,
     device: Device = "auto",
     device_map: DeviceMapOption = None,
@@ -365,7 +370,7 @@ def fit(
     named, _ = _targets(target)
     extractor = _extractor(
         _features_of(chosen), model, revision, sae, sae_revision, layer, top_k_features, pool_tokens, max_length,
-        dtype, quantize, device, device_map, batch_tokens,
+        dtype, value_dtype, quantize, device, device_map, batch_tokens,
     )  # fmt: skip
     selector = _fitted(method, options, named, extractor)
     selector.save_pretrained(out)
@@ -394,6 +399,7 @@ def extract(
     pool_tokens: Pooled = "all",
     max_length: MaxLength = 2048,
     dtype: DtypeOption = "auto",
+    value_dtype: ValueDtypeOption = "float16",
     quantize: QuantizeOption = None,
     device: Device = "auto",
     device_map: DeviceMapOption = None,
@@ -422,7 +428,7 @@ def extract(
     assert isinstance(rows.data, Dataset)
     extractor = _extractor(
         tuple(dict.fromkeys(names)), model, revision, sae, sae_revision, layer, top_k_features, pool_tokens, max_length,
-        dtype, quantize, device, device_map, batch_tokens,
+        dtype, value_dtype, quantize, device, device_map, batch_tokens,
     )  # fmt: skip
     if capability:
         extractor = extractor.with_features(extractor.features, _directions(capability, extractor))

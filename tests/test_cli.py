@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import rows
 from datasets import load_dataset
@@ -229,3 +231,16 @@ def test_a_device_map_changes_no_number(capsys, monkeypatch, files: dict[str, st
         capsys, monkeypatch, *base(files, tmp_path / "x"), "--k", "3", "--device-map", "auto", "--device", "cpu"
     )
     assert status == 2 and err.startswith("error: --device-map auto: stands instead of device, which is cpu")
+
+
+def test_a_store_of_other_values_is_refused(files: dict[str, str], tmp_path: Path, capsys, monkeypatch) -> None:
+    """--value-dtype is part of what a number is: a store in float32 does not serve a target in float16."""
+    words = ["extract", "--pool", files["pool.jsonl"], "--model", files["model"], "--sae", files["sae"]]
+    code, _, err = run(capsys, monkeypatch, *words, "--value-dtype", "float32", "--out", str(tmp_path / "store"))
+    assert code == 0, err
+    schema = pq.read_schema(tmp_path / "store" / "shard-00000.parquet")
+    assert schema.field("mona_values").type == pa.list_(pa.float32())
+    select = [*base(files, tmp_path / "out"), "--k", "3", "--features", str(tmp_path / "store")]
+    code, _, err = run(capsys, monkeypatch, *select)
+    assert code == 2 and "come from extractor" in err and err.count("\n") == 1
+    assert run(capsys, monkeypatch, *select, "--value-dtype", "float32")[0] == 0

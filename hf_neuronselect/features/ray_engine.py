@@ -104,7 +104,8 @@ def _import_ray() -> Any:
             "needs Ray: pip install 'hf-neuronselect[ray]'", option="engine", value="ray"
         ) from cause
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # its own log files keep everything
+        own = type(handler).__module__.startswith("ray.")  # others' handlers may be there as well
+        if own and isinstance(handler, logging.StreamHandler):  # Ray's log files keep everything
             handler.setLevel(logging.ERROR)
     return ray
 
