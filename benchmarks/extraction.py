@@ -119,14 +119,17 @@ class Floor:
     Takes the extractor's own decoder, cut after the SAE's block, without its final norm (ours never loads it).
     """
 
-    def __init__(self, backbone: Backbone, depth: int, sae: SparseAutoencoder, samples: Sequence[Sample]) -> None:
+    def __init__(
+        self, backbone: Backbone, depth: int, sae: SparseAutoencoder, samples: Sequence[Sample],
+        budgets: Sequence[int] = BUDGETS,
+    ) -> None:  # fmt: skip
         self.prefixes = {part: cut(backbone, blocks) for part, blocks in ((PREFIX, depth), (ALL_BLOCKS, None))}
         self.sae, self.rows, self.tokens = sae, len(samples), count(samples)
         self.batches = {}
-        for budget in BUDGETS:
+        for budget in budgets:
             plan = plan_batches([len(sample.input_ids) for sample in samples], budget)
             self.batches[budget] = [(rows, *pad([samples[i] for i in rows], sae.W_enc.device)) for rows in plan]
-        self.hidden = torch.cat([hidden[mask.bool()] for _, hidden, mask in self.forward(4096)])
+        self.hidden = torch.cat([hidden[mask.bool()] for _, hidden, mask in self.forward(max(budgets))])
         step = max(64, CHUNK_ELEMENTS // sae.num_latents)  # the extractor's own
         with torch.inference_mode():
             self.activations = [sae.activations(chunk) for chunk in self.hidden[: 8 * step].split(step)]
