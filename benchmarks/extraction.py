@@ -48,7 +48,7 @@ from transformers import AutoModelForCausalLM
 from hf_neuronselect import NeuronFeatureExtractor
 from hf_neuronselect.activations.backbone import Backbone
 from hf_neuronselect.activations.batching import plan_batches
-from hf_neuronselect.activations.sae import CHUNK_ELEMENTS, SparseAutoencoder, top_k
+from hf_neuronselect.activations.sae import SparseAutoencoder, top_k
 from hf_neuronselect.samples import Sample
 
 logger = logging.getLogger("extraction")
@@ -130,9 +130,9 @@ class Floor:
             plan = plan_batches([len(sample.input_ids) for sample in samples], budget)
             self.batches[budget] = [(rows, *pad([samples[i] for i in rows], sae.W_enc.device)) for rows in plan]
         self.hidden = torch.cat([hidden[mask.bool()] for _, hidden, mask in self.forward(max(budgets))])
-        step = max(64, CHUNK_ELEMENTS // sae.num_latents)  # the extractor's own
+        few = self.hidden[: 8 * sae.chunk_tokens].split(sae.chunk_tokens)
         with torch.inference_mode():
-            self.activations = [sae.activations(chunk) for chunk in self.hidden[: 8 * step].split(step)]
+            self.activations = [sae.activations(chunk) for chunk in few]
 
     @torch.inference_mode()
     def forward(self, budget: int, part: str = PREFIX) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:

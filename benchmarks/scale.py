@@ -223,7 +223,7 @@ def page(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"- *Measured* on the labelled pool: {found['tokens']:.0f} tokens a row ({found['length']:.0f} weighted by tokens), "
+        f"- *Measured* on rows of the bundled demo pool: {found['tokens']:.0f} tokens a row ({found['length']:.0f} weighted by tokens), "
         f"{found['nonzeros']:.0f} distinct latents a row in the bundled SAE, {found['bytes_a_nonzero']:.2f} bytes a stored "
         f"nonzero; NAIT drifts compress to {result['drift_ratio']:.2f} of their float32 bytes. MoNA's nonzeros at K = {K} "
         "take over the bundled SAE's share of distinct latents: an estimate.",
@@ -245,7 +245,7 @@ def page(result: dict[str, Any]) -> str:
         for method, flops in result["flops_a_row"][name].items():
             hours = [flops * rows * over.get(method, 1.0) / rate / 3600 for rows in ROWS]
             cells = [human(flops, ("flop", "kflop", "Mflop", "Gflop", "Tflop", "Pflop"))]
-            cells += [f"{h:,.3g}" for h in hours] + [f"{h * price:,.0f}" for h in hours]
+            cells += [f"{h:,.0f}" if h >= 100 else f"{h:.3g}" for h in hours] + [f"{h * price:,.0f}" for h in hours]
             cells += _sizes(kept[method])
             lines.append(f"| {method} | {' | '.join(cells)} |")
         lines.append(f"| nait, `extract --capability` |{' |' * 7} {' | '.join(_sizes(kept['nait, one capability']))} |")

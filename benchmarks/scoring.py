@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import resource
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -150,7 +150,9 @@ def main() -> None:
     folder, targets = args.work / "store", some_targets(args.targets, args.nonzeros)
     if args.peak is not None:
         sweep(folder, targets, args.peak)
-        sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        # Not ru_maxrss, which a process inherits from the one that started it.
+        peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        sys.stdout.write(str(int(peak[1]) / 1024 if peak else "nan"))
         return
     device = torch.device("cpu")
     make_store(folder, args.rows, args.nonzeros, 0)

@@ -28,7 +28,7 @@ from hf_neuronselect.activations.sae import Site, SparseAutoencoder, top_k
 logger = logging.getLogger("shape")
 
 SHAPE, REAL_BLOCKS, K = SHAPES["8B"], 31, 192
-BUDGETS, CHUNKS = (512, 1024), (256, 1024)
+BUDGETS, CHUNKS = (512,), (512, 1024)
 
 
 def random_model(blocks: int, vocabulary: int, dtype: torch.dtype, device: str) -> LlamaForCausalLM:

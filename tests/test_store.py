@@ -141,8 +141,8 @@ def child(tiny: Path, folder: Path, what: str, nth: int, options: dict[str, Any]
     if what == "slowly":  # so that a kill from outside meets writes too
         fsync = os.fsync
         os.fsync = lambda handle: (time.sleep(0.01), fsync(handle))[1]
-        extract = NeuronFeatureExtractor.extract
-        NeuronFeatureExtractor.extract = lambda *words: (extract(*words), time.sleep(0.01))[0]  # type: ignore
+        compute = NeuronFeatureExtractor.compute
+        NeuronFeatureExtractor.compute = lambda *words: (compute(*words), time.sleep(0.01))[0]  # type: ignore
     if barrier is not None:
         barrier.wait(60)
     try:
@@ -491,6 +491,28 @@ def test_a_store_without_checksums_is_still_read(
     Dataset.from_parquet(str(whole / "shard-00000.parquet")).to_parquet(tmp_path / "new" / "shard-00000.parquet")
     with pytest.raises(NeuronSelectError, match="shard-00000.parquet is damaged"):
         store.FeatureStore(tmp_path / "new").dataset()
+
+
+def test_a_store_with_the_first_digests_is_still_read(
+    whole: Path, forty: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "DIGEST", "shard_blake2b")
+        write(folder, forty, extractor)
+    shard = folder / "shard-00001.parquet"
+    right = shard.read_bytes()
+    assert b"shard_blake2b" in right and b"shard_blake2b" not in (whole / shard.name).read_bytes()
+    data = [store.FeatureStore(path, pool_about=ABOUT).dataset().with_format("arrow")[:] for path in (folder, whole)]
+    assert data[0].equals(data[1])
+    wrong = bytearray(right)
+    wrong[len(wrong) // 2] ^= 1
+    shard.write_bytes(wrong)
+    with pytest.raises(NeuronSelectError, match="shard-00001.parquet is damaged"):
+        store.FeatureStore(folder).dataset()
+    (folder / store.MANIFEST).unlink()
+    assert write(folder, forty, extractor)["healed_shards"] == 1
+    assert store._read_manifest(folder) == store._read_manifest(whole)
 
 
 def test_another_store_is_refused(

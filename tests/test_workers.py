@@ -10,25 +10,23 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import faulty
 import pytest
 from conftest import rows
 from datasets import Dataset
 from families import tiny_model, tiny_tokenizer
+from faulty import STEP
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError
 from hf_neuronselect.errors import NeuronSelectWarning
 from hf_neuronselect.features import making, store, workers
-from hf_neuronselect.samples import Sample
 
 ABOUT = {"id": "pool", "commit": "content:1"}
-N, STEP = 24, 4  # six shards
-DO = "deed:"  # what a sample is marked with, in place of a reason to skip it
+N = 24  # six shards
 
 
 def write(folder: Path, pool: Dataset, extractor: NeuronFeatureExtractor, **options: Any) -> dict[str, Any]:
@@ -39,69 +37,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-class Faulty(NeuronFeatureExtractor):
-    """In a worker, does the deed of a row when it computes that row's shard; so many times, counted in a folder."""
-
-    deeds: dict[int, tuple[str, int]] = {}
-    counted = ""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return faulty, (super().__reduce__()[1], self.deeds, self.counted)
-
-    def tokenize(self, conversations: Any) -> list[Sample]:
-        samples = super().tokenize(conversations)
-        for row in self.deeds:
-            if len(samples) == STEP and any(f"#0.{row}?" in str(c.messages) for c in conversations):
-                samples[0] = replace(samples[0], skip=f"{DO} {row}")
-        return samples
-
-    def compute(self, samples: Any, rank: int | None = None) -> dict[str, Any]:
-        if samples and samples[0].skip.startswith(DO):
-            row = int(samples[0].skip.removeprefix(DO))
-            samples[0] = replace(samples[0], skip="")
-            deed, times = self.deeds[row]
-            tried = len(list(Path(self.counted).glob(f"{row}.*")))
-            if tried < times:
-                (Path(self.counted) / f"{row}.{tried}.{rank}").touch()
-                do(deed)
-        return super().compute(samples, rank)
-
-
-def do(deed: str) -> None:
-    if deed == "exit":
-        os._exit(7)
-    elif deed == "raise":
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    elif deed == "refuse":
-        raise NeuronSelectError("too long a row", option="max_length", value=9)
-    elif deed == "warn":
-        warnings.warn("out of memory: a smaller batch", NeuronSelectWarning, stacklevel=2)
-    elif deed == "full disk":
-        os.fsync = full
-    elif deed == "slow":
-        time.sleep(60)
-    else:
-        os.kill(os.getpid(), getattr(signal, deed))
-
-
-def full(handle: int) -> None:
-    raise OSError(28, "No space left on device")
-
-
-def faulty(words: tuple[Any, ...], deeds: dict[int, tuple[str, int]], counted: str) -> Faulty:
-    config, device, device_map, batch_tokens = words
-    made = Faulty(config, device=device, device_map=device_map, batch_tokens=batch_tokens)
-    made.deeds, made.counted = deeds, counted
-    return made
-
-
 @pytest.fixture
-def make_faulty(extractor: NeuronFeatureExtractor, tmp_path: Path) -> Callable[..., Faulty]:
-    def make(deeds: dict[int, tuple[str, int]]) -> Faulty:
-        (tmp_path / "counted").mkdir()
-        return faulty((extractor.config, "cpu", None, "auto"), deeds, str(tmp_path / "counted"))
-
-    return make
+def make_faulty(extractor: NeuronFeatureExtractor, tmp_path: Path) -> Callable[..., faulty.Faulty]:
+    return lambda deeds: faulty.make_faulty(extractor, deeds, tmp_path / "counted")
 
 
 @pytest.fixture(scope="module")

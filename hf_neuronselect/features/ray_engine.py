@@ -87,10 +87,13 @@ def run_ray(
                 batch_size=1, batch_format="pyarrow", num_cpus=share, num_gpus=int(on_gpu),
                 compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
             )  # fmt: skip
-            # Closed, so that no actor goes on with the shards that are left when one's error is raised here.
-            with contextlib.closing(iter(reports.iter_rows())) as rows:
-                for row in rows:
-                    yield from _events(json.loads(row["report"]), maker, count)
+            # Nothing prefetched: else a report would wait for the next shard's. Closed, so that no actor goes on with
+            # the shards that are left when one's error is raised here.
+            blocks = reports.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            with contextlib.closing(iter(blocks)) as tables:
+                for table in tables:
+                    for report in table["report"].to_pylist():
+                        yield from _events(json.loads(report), maker, count)
     _check_seen(maker, numbers)
 
 

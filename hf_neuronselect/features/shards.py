@@ -9,19 +9,23 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from ..errors import NeuronSelectError
 
 MANIFEST = "manifest.json"
 STAMP = b"neuron_shard"  # the parquet key of what a shard says of itself
-MARK = b'"shard_blake2b": "'  # the digest follows; it is of all bytes but its own
 HEX = 32
+# Of all of a shard's bytes but the digest's own, against damage: what is written now, and what was before.
+DIGESTS = {"shard_xxh3": xxhash.xxh3_128, "shard_blake2b": partial(hashlib.blake2b, digest_size=HEX // 2)}
+DIGEST = "shard_xxh3"
 ROW_GROUP = 64 << 20  # bytes in memory, so that a reader never holds a whole shard of wide rows
 PIECE = 4 << 20  # bytes hashed at a time
 DAY = 86400.0
@@ -128,8 +132,17 @@ def encode_shard(table: pa.Table, stamp: Mapping[str, Any]) -> pa.Buffer:
         write_statistics=False,
     ) as writer:  # fmt: skip
         writer.write_table(table, row_group_size=max(1, ROW_GROUP * len(table) // max(1, table.nbytes)))
-        writer.add_key_value_metadata({STAMP.decode(): json.dumps({**stamp, "shard_blake2b": "0" * HEX})})
+        writer.add_key_value_metadata({STAMP.decode(): json.dumps({**stamp, DIGEST: "0" * HEX})})
     return sink.getvalue()
+
+
+def _mark_in(footer: bytes) -> tuple[int, Callable[..., Any] | None]:
+    """Where a shard's digest stands in its footer, and what makes one."""
+    for name, make in DIGESTS.items():
+        mark = f'"{name}": "'.encode()
+        if (found := footer.rfind(mark)) >= 0:
+            return found + len(mark), make
+    return -1, None
 
 
 def seal(raw: memoryview) -> tuple[int, bytes]:
@@ -137,11 +150,11 @@ def seal(raw: memoryview) -> tuple[int, bytes]:
     footer = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
     if raw[-4:] != b"PAR1" or footer < 0:
         raise ValueError("the end of a parquet file is missing")
-    found = bytes(raw[footer:]).rfind(MARK)
-    if found < 0:
+    found, make = _mark_in(bytes(raw[footer:]))
+    if make is None:
         return 0, b""
-    at = footer + found + len(MARK)
-    digest = hashlib.blake2b(raw[:at], digest_size=HEX // 2)
+    at = footer + found
+    digest = make(raw[:at])
     digest.update(raw[at + HEX :])
     return at, digest.hexdigest().encode()
 
@@ -157,11 +170,10 @@ def stamp_of(file: pa.NativeFile) -> dict[str, Any] | None:
     footer = size - 8 - int.from_bytes(end[:4], "little")
     if end[4:] != b"PAR1" or footer < 0:
         raise ValueError("the end of a parquet file is missing")
-    found = file.read_at(size - footer, footer).rfind(MARK)
-    if found < 0:
+    found, make = _mark_in(file.read_at(size - footer, footer))
+    if make is None:
         return None
-    at = footer + found + len(MARK)
-    digest = hashlib.blake2b(digest_size=HEX // 2)
+    at, digest = footer + found, make()
     for start, stop in ((0, at), (at + HEX, size)):
         for piece in range(start, stop, PIECE):
             file.seek(piece)

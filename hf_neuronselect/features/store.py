@@ -30,6 +30,7 @@ from .ahead import ahead
 from .extractor import NeuronFeatureExtractor
 from .making import ShardMaker, Size
 from .shards import (
+    DIGESTS,
     HEX,
     MANIFEST,
     PART,
@@ -75,7 +76,7 @@ def _from_shards(folder: Path, cause: NeuronSelectError) -> dict[str, Any]:
     for path in sorted(folder.glob("shard-*.parquet")):
         with contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException):
             if (stamp := read_stamp(path)) is not None:
-                return {name: value for name, value in stamp.items() if name not in ("shard", "shard_blake2b")}
+                return {name: value for name, value in stamp.items() if name not in ("shard", *DIGESTS)}
     raise NeuronSelectError(
         "exists and is not a feature store; name another", option="out", value=folder.name
     ) from cause
@@ -173,7 +174,7 @@ def write_store(
         from .ray_engine import run_ray
 
         events = run_ray(maker, mine, num_workers, load_pool)
-    elif (count := num_workers or gpu_count(extractor.device)) > 1:
+    elif (count := num_workers or (1 if extractor.device_map else gpu_count(extractor.device))) > 1:
         events = run_workers(maker, mine, count)
     else:
         events = maker.work(mine)

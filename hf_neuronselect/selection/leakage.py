@@ -26,6 +26,49 @@ def key(text: str) -> bytes:
     return hashlib.blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
 
 
+class Seen:
+    """A set of keys that only grows, at 16 bytes a key: a pool may have a hundred million rows.
+
+    Sorted runs, of which two of about one size become one; twice the size of the largest while that is made.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[np.ndarray] = []  # uint64 [2, n] each: first and second half of each key, sorted by the first
+
+    def __len__(self) -> int:
+        return sum(run.shape[1] for run in self._runs)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(run.nbytes for run in self._runs)
+
+    def add(self, keys: Iterable[bytes]) -> None:
+        """Keys that are not there yet, each once."""
+        run = _sorted(_halves(keys))
+        while self._runs and self._runs[-1].shape[1] <= run.shape[1]:
+            run = _sorted(np.concatenate([self._runs.pop(), run], axis=1))
+        if run.size:
+            self._runs.append(run)
+
+    def contains(self, keys: Sequence[bytes]) -> np.ndarray:
+        """Bool ``[n]``: which keys are there."""
+        asked = _halves(keys)
+        found = np.zeros(asked.shape[1], dtype=bool)
+        for run in self._runs:
+            first, behind = (np.searchsorted(run[0], asked[0], side) for side in ("left", "right"))
+            for i in np.flatnonzero(behind > first).tolist():
+                found[i] |= bool((run[1, first[i] : behind[i]] == asked[1, i]).any())
+        return found
+
+
+def _halves(keys: Iterable[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(keys), dtype=np.uint64).reshape(-1, 2).T.copy()
+
+
+def _sorted(run: np.ndarray) -> np.ndarray:
+    return run[:, np.argsort(run[0], kind="stable")]  # stable: two sorted runs are only merged
+
+
 class Leakage:
     """Finds pool rows that ARE an exemplar, ask an exemplar's question, or hold it in their text.
 

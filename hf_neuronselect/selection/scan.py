@@ -22,7 +22,7 @@ from ..features.store import FeatureStore
 from ..methods import Method
 from ..methods.base import Target
 from ..samples import Conversation, read_row, row_format, rows_of
-from .leakage import Leakage, key
+from .leakage import Leakage, Seen, key
 
 # Codes of `excluded`, in the order they are decided.
 EXCLUDED = ("", "empty", "error", "duplicate", "leak", "null")
@@ -279,7 +279,7 @@ def scan(
     tally: Tally,
 ) -> Iterator[Scored]:
     """Score every row of ``data``, in order. Rows that cannot be selected carry why in ``excluded``."""
-    seen: set[bytes] = set()
+    seen = Seen()
     score = method.scorer(targets)
     started = time.perf_counter()
     total = len(data) if isinstance(data, Dataset) else None
@@ -306,17 +306,17 @@ def scan(
 
 
 def _mark_known(
-    excluded: np.ndarray,
-    conversations: Sequence[Conversation],
-    leakage: Leakage,
-    exclude: Sequence[str],
-    seen: set[bytes],
+    excluded: np.ndarray, conversations: Sequence[Conversation], leakage: Leakage, exclude: Sequence[str], seen: Seen
 ) -> None:
     """Exemplars and rows that were ``seen`` before, among those not excluded yet."""
-    for i in np.flatnonzero(excluded == 0).tolist():
-        row_key = key(conversations[i].content())
+    rows = np.flatnonzero(excluded == 0).tolist()
+    keys = [key(conversations[i].content()) for i in rows]
+    before, new = seen.contains(keys), set[bytes]()
+    for i, row_key, known in zip(rows, keys, before.tolist(), strict=True):
         if "leak" in exclude and leakage.find(conversations[i], row_key):
             excluded[i] = _LEAK
-        elif "duplicate" in exclude and row_key in seen:
+        elif "duplicate" in exclude and (known or row_key in new):
             excluded[i] = _DUPLICATE
-        seen.add(row_key)
+        if not known:
+            new.add(row_key)
+    seen.add(new)
