@@ -24,7 +24,10 @@ MANIFEST = "manifest.json"
 STAMP = b"neuron_shard"  # the parquet key of what a shard says of itself
 HEX = 32
 # Of all of a shard's bytes but the digest's own, against damage: what is written now, and what was before.
-DIGESTS = {"shard_xxh3": xxhash.xxh3_128, "shard_blake2b": partial(hashlib.blake2b, digest_size=HEX // 2)}
+DIGESTS: dict[str, Callable[..., Any]] = {
+    "shard_xxh3": xxhash.xxh3_128,
+    "shard_blake2b": partial(hashlib.blake2b, digest_size=HEX // 2),
+}
 DIGEST = "shard_xxh3"
 ROW_GROUP = 64 << 20  # bytes in memory, so that a reader never holds a whole shard of wide rows
 PIECE = 4 << 20  # bytes hashed at a time
