@@ -2,6 +2,7 @@
 
 - model dtype: the forward pass and the SAE in float32 or bfloat16, at the extractor's own token budget. bfloat16 once
   more at four times that budget, on the pool's first rows: how far a score moves with the batch it stood in.
+- their time on some of the rows, alternating runs.
 - value dtype: stored MoNA values in float32 or float16. Exemplars are always in the pool's format.
 
 The stores are made in ``--work`` (resumed if they are there): an hour or so on two cores for the whole pool.
@@ -16,12 +17,13 @@ import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import machine, plain_logging, write_json
+from common import RATIO, alternate, count, described, machine, plain_logging, ratio, read_pool, write_json
 from datasets import Dataset, disable_progress_bars
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelector, NeuronSelectWarning, bundled
@@ -34,6 +36,7 @@ logger = logging.getLogger("dtypes")
 METHODS = ("mona", "nait")
 PART = 6000
 WIDER = 4
+TIMED = 64
 
 
 def extractor_of(dtype: str, **options: Any) -> NeuronFeatureExtractor:
@@ -106,31 +109,35 @@ def main() -> None:
     warnings.simplefilter("ignore", NeuronSelectWarning)
     pool = load_rows(str(args.data / "pool.jsonl.gz"))
     rows = pool.data.shuffle(seed=0).select(range(args.rows)) if args.rows else pool.data
-    about = pool.about | {"split": f"{len(rows)} rows"}
+    sample_about = pool.about | {"split": f"{len(rows)} rows"}
     part = rows.select(range(min(PART, len(rows))))
     targets = {
         path.name.split(".")[0]: load_rows(str(path)).data for path in sorted(args.data.glob("targets/*.jsonl.gz"))
     }
 
     extractors = {dtype: extractor_of(dtype) for dtype in ("float32", "bfloat16")}
-    stores = {dtype: stored(one, rows, about, args.work / dtype) for dtype, one in extractors.items()}
+    stores = {dtype: stored(one, rows, sample_about, args.work / dtype) for dtype, one in extractors.items()}
     budget = WIDER * extractors["bfloat16"].token_budget(extractors["bfloat16"].runtime().backbone)
     wide = extractor_of("bfloat16", batch_tokens=budget)
-    wide_store = stored(wide, part, about, args.work / "bfloat16-wide")
+    wide_store = stored(wide, part, sample_about, args.work / "bfloat16-wide")
+
+    samples = extractors["float32"].tokenize(read_pool(args.data / "pool.jsonl.gz", TIMED))
+    timed = alternate({name: partial(one.compute, samples) for name, one in extractors.items()}, 5, torch.device("cpu"))
+    faster = ratio(timed["float32"], timed["bfloat16"])
+    logger.info("%s; time of float32 / bfloat16: %s", described(machine(torch.device("cpu"))), RATIO.format(**faster))
 
     reference = scores(stores["float32"], extractors["float32"], targets, "float32")
     result: dict[str, Any] = {
-        "machine": machine(torch.device("cpu")),
-        "rows": len(rows),
-        "ratio": args.ratio,
-        "against float32": {},
-    }
+        "machine": machine(torch.device("cpu")), "rows": len(rows), "ratio": args.ratio, "timed_tokens": count(samples),
+        "time of float32 / bfloat16": faster, "against float32": {},
+    }  # fmt: skip
+    found = {}
     for dtype, values in (("float32", "float16"), ("bfloat16", "float32"), ("bfloat16", "float16")):
-        found = scores(stores[dtype], extractors[dtype], targets, values)
-        result["against float32"][f"model {dtype}, values {values}"] = {
-            name: compared(reference[name], found[name], args.ratio) for name in reference
-        }
-    own = scores(stores["bfloat16"], extractors["bfloat16"], targets, "float32")
+        name = f"model {dtype}, values {values}"
+        found[name] = scores(stores[dtype], extractors[dtype], targets, values)
+        compare = {label: compared(one, found[name][label], args.ratio) for label, one in reference.items()}
+        result["against float32"][name] = compare
+    own = found["model bfloat16, values float32"]
     other = scores(wide_store, extractors["bfloat16"], targets, "float32")
     result[f"bfloat16, budget {budget} against its own, first {len(part)} rows"] = {
         name: compared(own[name][: len(part)], other[name], args.ratio) for name in own
