@@ -5,7 +5,7 @@
 - their time on some of the rows, alternating runs.
 - value dtype: stored MoNA values in float32 or float16. Exemplars are always in the pool's format.
 
-The stores are made in ``--work`` (resumed if they are there): an hour or so on two cores for the whole pool.
+The stores are made in ``--work`` (resumed if they are there), which takes most of the time.
 
     python benchmarks/dtypes.py --data DATA --work FOLDER --out benchmarks/dtypes.json
 """

@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # The clients read these when they are imported. Nothing of the developer's own: no token, no cache, no real Hub. The
@@ -36,6 +36,7 @@ if "PYTEST_CURRENT_TEST" not in os.environ:  # else a worker that a test started
     }
 
 import datasets.config
+import faulty
 import huggingface_hub.constants
 import numpy as np
 import pytest
@@ -128,3 +129,14 @@ def pool() -> Dataset:
 @pytest.fixture(scope="session")
 def target() -> Dataset:
     return rows(6, seed=1)
+
+
+@pytest.fixture(scope="session")
+def pool24() -> Dataset:
+    """The pool of six shards, in which a faulty extractor knows its rows."""
+    return rows(faulty.N)
+
+
+@pytest.fixture
+def make_faulty(extractor: NeuronFeatureExtractor, tmp_path: Path) -> Callable[..., faulty.Faulty]:
+    return lambda deeds: faulty.make_faulty(extractor, deeds, tmp_path / "counted")

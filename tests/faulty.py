@@ -14,7 +14,7 @@ from typing import Any
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelectWarning
 from hf_neuronselect.samples import Conversation, Sample
 
-STEP = 4  # rows of a shard: other numbers of rows are no shard
+N, STEP = 24, 4  # rows of the pool, and of its six shards: other numbers of rows are no shard
 DO = "deed:"  # what a sample is marked with, in place of a reason to skip it
 
 

@@ -17,9 +17,8 @@ from typing import Any
 import faulty
 import pyarrow as pa
 import pytest
-from conftest import rows
 from datasets import Dataset
-from faulty import STEP
+from faulty import STEP, N
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelectWarning, cli
 from hf_neuronselect.features import ray_engine, store
@@ -29,7 +28,6 @@ ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
 
 ABOUT = {"id": "pool", "commit": "content:1"}
-N = 24  # six shards
 DEADLINE = 180  # seconds a test may take
 
 
@@ -76,16 +74,6 @@ def cluster(environment: None) -> None:
             "local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
             object_store_memory=100 << 20,
         )  # fmt: skip
-
-
-@pytest.fixture
-def make_faulty(extractor: NeuronFeatureExtractor, tmp_path: Path) -> Callable[..., faulty.Faulty]:
-    return lambda deeds: faulty.make_faulty(extractor, deeds, tmp_path / "counted")
-
-
-@pytest.fixture(scope="module")
-def pool24() -> Dataset:
-    return rows(N)
 
 
 @pytest.fixture(scope="module")

@@ -229,3 +229,10 @@ def test_k_beyond_the_width_keeps_everything() -> None:
     assert torch.equal(values, sae.activations(x)) and torch.equal(indices, torch.arange(24).expand(6, 24))
     row = torch.zeros(6, dtype=torch.int64)
     assert torch.equal(sae.sum_rows(x, row, 1, 1000)[0], sae.activations(x).sum(0))
+
+
+@pytest.mark.parametrize(("latents", "tokens"), [(5120, 819), (131_072, 512), (1 << 20, 64), (1 << 24, 64)])
+def test_tokens_encoded_at_once(latents: int, tokens: int) -> None:
+    """Wide encoders take more than what stays near the caches, and no more than 64 M elements while a chunk can be less."""
+    sae = SparseAutoencoder(torch.empty(latents, 1, device="meta"), torch.empty(0), Site("layers.0"), "relu")
+    assert sae.chunk_tokens == tokens

@@ -14,19 +14,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import faulty
 import pytest
 from conftest import rows
 from datasets import Dataset
 from families import tiny_model, tiny_tokenizer
-from faulty import STEP
+from faulty import STEP, N
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError
 from hf_neuronselect.errors import NeuronSelectWarning
 from hf_neuronselect.features import making, store, workers
 
 ABOUT = {"id": "pool", "commit": "content:1"}
-N = 24  # six shards
 
 
 def write(folder: Path, pool: Dataset, extractor: NeuronFeatureExtractor, **options: Any) -> dict[str, Any]:
@@ -35,16 +33,6 @@ def write(folder: Path, pool: Dataset, extractor: NeuronFeatureExtractor, **opti
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture
-def make_faulty(extractor: NeuronFeatureExtractor, tmp_path: Path) -> Callable[..., faulty.Faulty]:
-    return lambda deeds: faulty.make_faulty(extractor, deeds, tmp_path / "counted")
-
-
-@pytest.fixture(scope="module")
-def pool24() -> Dataset:
-    return rows(N)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ ACTIVATIONS = ("relu", "topk", "groupmax", "jumprelu", "gated")
 INPUT_NORMS = ("none", "constant_norm_rescale", "layer_norm")
 # Pre-activations held at once, in elements: 4 M float32 = 16 MB, which stays near the caches.
 CHUNK_ELEMENTS = 1 << 22
-# But not fewer tokens: a wide encoder's weights are read once a chunk (131,072 latents: 64 tokens took twice the time).
-CHUNK_TOKENS = 512
+# Of a wide encoder that is few tokens, and its weights are read once a chunk: so many tokens then (131,072 latents: 64 took
+# nearly twice the time), as long as they take no more than 64 M elements.
+CHUNK_TOKENS, CHUNK_MOST = 512, 1 << 26
 ROW_MULTIPLE = 64
 
 
@@ -127,7 +128,8 @@ class SparseAutoencoder:
     @property
     def chunk_tokens(self) -> int:
         """Tokens encoded at once."""
-        return max(CHUNK_TOKENS, CHUNK_ELEMENTS // self.num_latents)
+        m = self.num_latents
+        return max(ROW_MULTIPLE, CHUNK_ELEMENTS // m, min(CHUNK_TOKENS, CHUNK_MOST // m))
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> SparseAutoencoder:
         """The encoder on a device and in a dtype; the decoder stays behind."""

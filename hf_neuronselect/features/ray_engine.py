@@ -43,8 +43,8 @@ def run_ray(
         load_pool: loads the pool on a node; None: the pool is sent (of a memory-mapped one, the files' paths).
 
     Raises:
-        NeuronSelectError: Ray is not installed or not reached; what an actor raised; a shard whose actors died three
-            times; files that the actors wrote and that are not seen from here.
+        NeuronSelectError: Ray is not installed or not reached, or has nothing to run an actor on; what an actor
+            raised; a shard whose actors died three times; files that the actors wrote and that are not seen from here.
     """
     ray, device = _import_ray(), maker.extractor.device
     if device not in ("auto", "cuda", "cpu"):
