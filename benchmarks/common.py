@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from hf_neuronselect.samples import Conversation, Sample, read_row, row_format
+from hf_neuronselect.rows.encode import Sample
+from hf_neuronselect.rows.formats import Conversation, read_row, row_format
 
 RATIO = "{median:.2f} ({min:.2f} to {max:.2f})"
 

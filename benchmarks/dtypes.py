@@ -26,10 +26,11 @@ import torch
 from common import RATIO, alternate, count, described, machine, plain_logging, ratio, read_pool, write_json
 from datasets import Dataset, disable_progress_bars
 
-from hf_neuronselect import NeuronFeatureExtractor, NeuronSelector, NeuronSelectWarning, bundled
-from hf_neuronselect.features.columns import FeatureBatch
-from hf_neuronselect.features.store import FeatureStore, write_store
-from hf_neuronselect.pools import load_rows
+from hf_neuronselect import NeuronFeatureExtractor, NeuronSelector, NeuronSelectWarning
+from hf_neuronselect.core import bundled
+from hf_neuronselect.rows.load import load_rows
+from hf_neuronselect.signals.columns import FeatureBatch
+from hf_neuronselect.store.store import FeatureStore, write_store
 
 logger = logging.getLogger("dtypes")
 

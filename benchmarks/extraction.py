@@ -46,10 +46,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from hf_neuronselect import NeuronFeatureExtractor
-from hf_neuronselect.activations.backbone import Backbone
-from hf_neuronselect.activations.batching import plan_batches
-from hf_neuronselect.activations.sae import SparseAutoencoder, top_k
-from hf_neuronselect.samples import Sample
+from hf_neuronselect.models.backbone import Backbone
+from hf_neuronselect.models.batching import plan_batches
+from hf_neuronselect.models.sae import SparseAutoencoder, top_k
+from hf_neuronselect.rows.encode import Sample
 
 logger = logging.getLogger("extraction")
 

@@ -26,10 +26,11 @@ from extraction import cut, dense_mona, pad
 from transformers import AutoModelForCausalLM
 
 from hf_neuronselect import NeuronFeatureExtractor
-from hf_neuronselect.activations.batching import plan_batches
-from hf_neuronselect.activations.sae import SparseAutoencoder
-from hf_neuronselect.features.ahead import ahead
-from hf_neuronselect.samples import Conversation, Sample
+from hf_neuronselect.core.prefetch import ahead
+from hf_neuronselect.models.batching import plan_batches
+from hf_neuronselect.models.sae import SparseAutoencoder
+from hf_neuronselect.rows.encode import Sample
+from hf_neuronselect.rows.formats import Conversation
 
 logger = logging.getLogger("levers")
 

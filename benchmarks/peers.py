@@ -52,8 +52,9 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM
 
-from hf_neuronselect import bundled
-from hf_neuronselect.samples import Sample
+from hf_neuronselect.core import bundled as paths
+from hf_neuronselect.pipelines import bundled
+from hf_neuronselect.rows.encode import Sample
 
 logger = logging.getLogger("peers")
 
@@ -75,7 +76,7 @@ def need(module: str) -> None:
 
 
 def load_model(kind: Any, dtype: torch.dtype) -> Any:
-    return kind.from_pretrained(bundled.MODEL, dtype=dtype).eval()
+    return kind.from_pretrained(paths.MODEL, dtype=dtype).eval()
 
 
 # ----------------------------------------------------------------------------------- padded forwards
@@ -146,7 +147,7 @@ class Embedder:
         # Told that it reads text: with a chat template it would take every text for a user's turn.
         reads = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
         options = {"modality_config": reads, "module_output_name": "token_embeddings", "max_seq_length": 2048}
-        lm = Transformer(str(bundled.MODEL), model_kwargs={"dtype": dtype}, **options)
+        lm = Transformer(str(paths.MODEL), model_kwargs={"dtype": dtype}, **options)
         self.model = SentenceTransformer(modules=[lm, Pooling(width, "mean")], device="cpu")
         self.texts = [text.removeprefix(self.model.tokenizer.bos_token) for text in texts]
 

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 from datasets import disable_progress_bars
 
-from hf_neuronselect import NeuronSelector, NeuronSelectWarning, bundled
-from hf_neuronselect.features.store import FeatureStore
-from hf_neuronselect.pools import load_rows
+from hf_neuronselect import NeuronSelector, NeuronSelectWarning
+from hf_neuronselect.pipelines import bundled
+from hf_neuronselect.rows.load import load_rows
+from hf_neuronselect.store.store import FeatureStore
 
 METHODS = {
     "mona": {},

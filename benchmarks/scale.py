@@ -28,10 +28,11 @@ from common import described, machine, plain_logging, read_pool, write_json
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel
 
-from hf_neuronselect import bundled
-from hf_neuronselect.activations.batching import plan_batches
-from hf_neuronselect.activations.sae_formats import load_sae
-from hf_neuronselect.features.shards import encode_shard
+from hf_neuronselect.core import bundled as paths
+from hf_neuronselect.models.batching import plan_batches
+from hf_neuronselect.models.sae_formats import load_sae
+from hf_neuronselect.pipelines import bundled
+from hf_neuronselect.store.shards import encode_shard
 
 logger = logging.getLogger("scale")
 
@@ -179,7 +180,7 @@ def flops_a_row(shape: Shape, tokens: float, length: float) -> dict[str, float]:
 def bytes_a_row(shape: Shape, found: dict[str, float], drift: float) -> dict[str, float]:
     """What each method keeps of a row to score any later target."""
     # Distinct latents grow less than the tokens times K; the bundled SAE's share of its n * k is taken over.
-    share = found["nonzeros"] / (found["tokens"] * load_sae(bundled.SAE, layer=3).k)
+    share = found["nonzeros"] / (found["tokens"] * load_sae(paths.SAE, layer=3).k)
     nonzeros = min(share * found["tokens"] * K, shape.latents)
     return {
         "mona": nonzeros * found["bytes_a_nonzero"],

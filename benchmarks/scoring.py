@@ -33,11 +33,11 @@ import scipy.sparse
 import torch
 from common import RATIO, alternate, described, machine, plain_logging, ratio, spread, write_json
 
-from hf_neuronselect.features import store as stores
-from hf_neuronselect.features.columns import FeatureBatch
-from hf_neuronselect.features.shards import HEX, encode_shard, seal, shard_ranges, write_whole
-from hf_neuronselect.features.store import FeatureStore
 from hf_neuronselect.methods import make_method
+from hf_neuronselect.signals.columns import FeatureBatch
+from hf_neuronselect.store import store as stores
+from hf_neuronselect.store.shards import HEX, encode_shard, seal, shard_ranges, write_whole
+from hf_neuronselect.store.store import FeatureStore
 
 logger = logging.getLogger("scoring")
 

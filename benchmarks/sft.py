@@ -23,9 +23,10 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from extraction import cpu_name
 
-from hf_neuronselect import NeuronSelector, bundled
-from hf_neuronselect.features.store import FeatureStore
-from hf_neuronselect.pools import load_rows
+from hf_neuronselect import NeuronSelector
+from hf_neuronselect.pipelines import bundled
+from hf_neuronselect.rows.load import load_rows
+from hf_neuronselect.store.store import FeatureStore
 from hf_neuronselect.training.config import TrainConfig
 from hf_neuronselect.training.evaluation import evaluate_models, without_trained
 from hf_neuronselect.training.models import base_source

@@ -22,8 +22,9 @@ from extraction import PREFIX, Floor
 from scale import SHAPES
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from hf_neuronselect import NeuronFeatureExtractor, bundled
-from hf_neuronselect.activations.sae import Site, SparseAutoencoder, top_k
+from hf_neuronselect import NeuronFeatureExtractor
+from hf_neuronselect.core import bundled
+from hf_neuronselect.models.sae import Site, SparseAutoencoder, top_k
 
 logger = logging.getLogger("shape")
 

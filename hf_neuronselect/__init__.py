@@ -1,12 +1,12 @@
 """Select the instruction data that makes a model better at a task, by the model's own neurons."""
 
-from .errors import NeuronSelectError, NeuronSelectWarning
-from .features.extractor import NeuronFeatureExtractor
-from .features.features import Feature, register_feature
-from .features.store import FeatureStore
-from .library import FeatureLibrary
+from .core.errors import NeuronSelectError, NeuronSelectWarning
 from .methods import Method, register_method
 from .selection import NeuronSelector, Selection
+from .selection.library import FeatureLibrary
+from .signals.extractor import NeuronFeatureExtractor
+from .signals.forward import Feature, register_feature
+from .store.store import FeatureStore
 
 __version__ = "0.1.0"
 

@@ -8,10 +8,9 @@ A third party adds one in three lines::
         def score(self, batch, target): return np.asarray([text.count("!") for text in batch.texts])
 """
 
-from . import hidden, mona, nait, polysemantic, routing
+from . import full, hidden, longest, mona, nait, polysemantic, random, routing
 from .base import METHODS, Method, make_method, register_method
-from .baselines import full, length, random
 
 __all__ = ["METHODS", "Method", "make_method", "register_method"]
 
-_ = (hidden, mona, nait, polysemantic, routing, full, length, random)  # imported to register themselves
+_ = (hidden, mona, nait, polysemantic, routing, full, longest, random)  # imported to register themselves

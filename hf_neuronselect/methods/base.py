@@ -9,10 +9,10 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from ..errors import unknown
-from ..features.columns import FeatureBatch
-from ..features.features import Directions
-from ..registry import Registry
+from ..core.errors import unknown
+from ..core.registry import Registry
+from ..signals.columns import FeatureBatch
+from ..signals.forward import Directions
 
 Target: TypeAlias = Mapping[str, np.ndarray]
 """What a method keeps of a target's exemplars: a few named arrays, saved as safetensors."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..features.columns import FeatureBatch
+from ..signals.columns import FeatureBatch
 from .base import Method, Target, register_method
 
 

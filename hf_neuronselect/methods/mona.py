@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base import register_method
-from .similarity import SparsePrototypeMethod
+from .prototype import SparsePrototypeMethod
 
 
 @register_method

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..errors import NeuronSelectError, NeuronSelectWarning, one_of
-from ..features.columns import FeatureBatch
-from ..features.features import Directions
+from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
+from ..signals.columns import FeatureBatch
+from ..signals.forward import Directions
 from .base import Method, Target, register_method
 
 CANDIDATES = {"drift": "nait", "mean": "nait_mean", "last": "nait_last"}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import unknown
+from ..core.errors import unknown
 
 METRICS = ("answer_match", "mtld", "precision_at_budget", "selection_overlap", "target_loss")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import NeuronSelectError, one_of
+from ..core.errors import NeuronSelectError, one_of
 
 AGGREGATES = ("quota", "round_robin", "mean", "max", "weighted")
 

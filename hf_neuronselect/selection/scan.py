@@ -13,16 +13,16 @@ import pyarrow as pa
 from datasets import Dataset, IterableDataset
 from datasets.utils import tqdm
 
-from ..errors import NeuronSelectError
-from ..features.ahead import ahead
-from ..features.columns import BOOKKEEPING, FeatureBatch
-from ..features.extractor import NeuronFeatureExtractor
-from ..features.features import FEATURES, PROJECTION
-from ..features.store import FeatureStore
+from ..core.errors import NeuronSelectError
+from ..core.prefetch import ahead
 from ..methods import Method
 from ..methods.base import Target
-from ..samples import Conversation, read_row, row_format, rows_of
-from .leakage import Leakage, Seen, key
+from ..rows.formats import Conversation, read_row, row_format, rows_of
+from ..rows.leakage import Leakage, Seen, key
+from ..signals.columns import BOOKKEEPING, FeatureBatch
+from ..signals.extractor import NeuronFeatureExtractor
+from ..signals.forward import FEATURES, PROJECTION
+from ..store.store import FeatureStore
 
 # Codes of `excluded`, in the order they are decided.
 EXCLUDED = ("", "empty", "error", "duplicate", "leak", "null")

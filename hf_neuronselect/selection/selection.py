@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from huggingface_hub import snapshot_download
 
-from ..errors import NeuronSelectError
-from ..pools import with_messages
-from ..samples import row_format
-from ..sources import content_hash, hub_errors
+from ..core.errors import NeuronSelectError
+from ..core.sources import content_hash, hub_errors
+from ..hub.pushable import PushToHub
+from ..rows.formats import row_format
+from ..rows.load import with_messages
 from .budget import Budget, Picked
-from .pushing import PushToHub
 from .scan import EXCLUDED, Reader
 
 if TYPE_CHECKING:
@@ -220,8 +220,8 @@ class Selection(PushToHub):
 
     def write_pages(self, folder: Path, examples: bool) -> None:
         """``README.md`` (what was added to it stays) and ``report.html`` of a selection folder."""
-        from ..cards import SelectionCard, write_card
-        from ..report import excerpt, selection_report
+        from ..explain.report import excerpt, selection_report
+        from ..hub.cards import SelectionCard, write_card
 
         shown = [excerpt(self, i) for i in range(min(3, len(self)))] if examples else []
         write_card(folder, SelectionCard(self.provenance, self.provenance["files"][DATA_FILE], shown))

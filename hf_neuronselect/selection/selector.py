@@ -21,18 +21,18 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ..errors import NeuronSelectError, NeuronSelectWarning, one_of
-from ..features.columns import FeatureBatch
-from ..features.extractor import NeuronFeatureExtractor
-from ..features.features import Directions
-from ..features.store import FeatureStore
+from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
+from ..core.sources import commit_of, hub_errors
+from ..hub.pushable import PushToHub
 from ..methods import Method, make_method
 from ..methods.base import Target
-from ..pools import source_of
-from ..sources import commit_of, hub_errors
+from ..rows.leakage import Leakage, as_array, from_array
+from ..rows.load import source_of
+from ..signals.columns import FeatureBatch
+from ..signals.extractor import NeuronFeatureExtractor
+from ..signals.forward import Directions
+from ..store.store import FeatureStore
 from .budget import AGGREGATES, Budget, Picked, pick
-from .leakage import Leakage, as_array, from_array
-from .pushing import PushToHub
 from .scan import Reader, Scored, Tally, added_columns, scan
 from .selection import Selection, score_table
 
@@ -450,7 +450,7 @@ class NeuronSelector(PushToHub):
         Raises:
             NeuronSelectError: nothing is fitted.
         """
-        from ..cards import CapabilityCard, write_card
+        from ..hub.cards import CapabilityCard, write_card
 
         if not self.targets:
             raise NeuronSelectError("fit a target first: there is nothing to save")

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..cards import AdapterCard
+from ..hub.cards import AdapterCard
 
 _SHOWN = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -15,7 +15,7 @@ _SHOWN = (
 
 
 class CardCallback(TrainerCallback):
-    """Hyperparameters, losses and results go into an :class:`~hf_neuronselect.cards.AdapterCard`."""
+    """Hyperparameters, losses and results go into an :class:`~hf_neuronselect.hub.cards.AdapterCard`."""
 
     def __init__(self, card: AdapterCard) -> None:
         self.card = card

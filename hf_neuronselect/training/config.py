@@ -16,7 +16,7 @@ from peft import LoraConfig
 from transformers import HfArgumentParser
 from trl import ModelConfig, SFTConfig, get_peft_config
 
-from ..errors import NeuronSelectError, one_of, unknown
+from ..core.errors import NeuronSelectError, one_of, unknown
 
 CONTROLS = ("random", "longest", "shortest", "full")
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..errors import NeuronSelectError, NeuronSelectWarning
-from ..samples import Conversation, read_row, row_format
-from ..selection.leakage import Leakage, key, normalised
-from ..sources import Source
+from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.sources import Source
+from ..models.loss import answer_losses
+from ..rows.formats import Conversation, read_row, row_format
+from ..rows.leakage import Leakage, key, normalised
 from .figures import results_figure
-from .loss import answer_losses
 from .models import adapted, adapter_source, check_base, load_for_evaluation, load_tokenizer
 
 logger = logging.getLogger(__name__)

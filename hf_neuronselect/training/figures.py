@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..explain import COLOURS
+from ..explain.pictures import COLOURS
 
 BASE = "base"
 

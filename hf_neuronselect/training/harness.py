@@ -14,9 +14,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from ..errors import NeuronSelectError, one_of
-from ..features.config import DTYPES
-from ..sources import Source, hub_errors, resolve
+from ..core.errors import NeuronSelectError, one_of
+from ..core.sources import Source, hub_errors, resolve
+from ..signals.config import DTYPES
 from .models import adapted, adapter_source, base_source, load_for_evaluation
 
 # Metrics that are a share of right answers: these are shown in percent and may be averaged with each other.

@@ -15,11 +15,11 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .. import bundled
-from ..errors import NeuronSelectError, one_of
-from ..features.config import DTYPES
-from ..features.loading import load_adapter
-from ..sources import Source, hub_errors, resolve
+from ..core import bundled
+from ..core.errors import NeuronSelectError, one_of
+from ..core.sources import Source, hub_errors, resolve
+from ..signals.config import DTYPES
+from ..signals.loading import load_adapter
 
 RECORD = "training.json"
 BUNDLED = "hf_neuronselect-bundled"

@@ -23,11 +23,11 @@ from transformers import PrinterCallback, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import ModelConfig, SFTTrainer, get_quantization_config
 
-from ..cards import AdapterCard, read_text, write_card
-from ..errors import NeuronSelectError, NeuronSelectWarning
-from ..features.loading import quiet_peft
-from ..pools import with_messages
-from ..sources import Source
+from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.sources import Source
+from ..hub.cards import AdapterCard, read_text, write_card
+from ..rows.load import with_messages
+from ..signals.loading import quiet_peft
 from .callback import CardCallback
 from .config import TrainConfig
 from .models import RECORD, base_source, load_causal_lm, load_tokenizer

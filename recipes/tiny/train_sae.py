@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
-from hf_neuronselect.sae_training import measure_sae, packed_rows, train_sae
+from hf_neuronselect.training.sae import measure_sae, packed_rows, train_sae
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from hf_neuronselect import bundled
+from hf_neuronselect.core import bundled as paths
+from hf_neuronselect.pipelines import bundled
 
 ROOT = Path(__file__).parent.parent.parent
 LICENCES = {
@@ -42,7 +43,7 @@ LICENCES = {
 
 
 def main() -> None:
-    model = bundled.MODEL / "model.safetensors"
+    model = paths.MODEL / "model.safetensors"
     with safe_open(model, framework="np") as tensors:
         shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]
     parameters = 0
@@ -51,7 +52,7 @@ def main() -> None:
         for length in shape:
             size *= length
         parameters += size
-    sae = next(bundled.SAE.glob("*/training.json"))
+    sae = next(paths.SAE.glob("*/training.json"))
     counts = Counter(bundled.pool()["source"])
     loader = FileSystemLoader(ROOT / "model_cards")
     text = (
@@ -61,10 +62,10 @@ def main() -> None:
             card_data=ModelCardData(
                 license="apache-2.0", language=["en", "multilingual"], tags=["neuronselect", "sparse-autoencoder"]
             ).to_yaml(),
-            config=AutoConfig.from_pretrained(bundled.MODEL),
+            config=AutoConfig.from_pretrained(paths.MODEL),
             parameters=parameters,
             model_bytes=model.stat().st_size,
-            model=json.loads((bundled.MODEL / "training.json").read_text()),
+            model=json.loads((paths.MODEL / "training.json").read_text()),
             sae=json.loads(sae.read_text()),
             pool_rows=counts.total(),
             targets=", ".join(bundled.targets()),

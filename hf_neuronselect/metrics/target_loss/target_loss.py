@@ -14,10 +14,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import has_file
 
-from hf_neuronselect.errors import NeuronSelectError, NeuronSelectWarning
-from hf_neuronselect.samples import Conversation, read_row, row_format
-from hf_neuronselect.sources import hub_errors, resolve
-from hf_neuronselect.training.loss import answer_losses
+from hf_neuronselect.core.errors import NeuronSelectError, NeuronSelectWarning
+from hf_neuronselect.core.sources import hub_errors, resolve
+from hf_neuronselect.models.loss import answer_losses
+from hf_neuronselect.rows.formats import Conversation, read_row, row_format
 
 _DESCRIPTION = """\
 The mean negative log-likelihood, in nats per token, that a causal LM gives to the answers of held-out rows, each answer

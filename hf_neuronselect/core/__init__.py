@@ -1,0 +1,1 @@
+"""Options, errors, sources and records: what every other folder builds on."""

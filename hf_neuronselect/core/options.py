@@ -1,0 +1,329 @@
+"""Options, declared once.
+
+A job's options are one frozen dataclass. Command-line flags, YAML keys, Python keywords, the record of a run and the
+command printed in a card are all derived from it, so none of them can fall behind. Importing this module is cheap: it
+must stay so, because every ``--help`` imports it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+from .errors import NeuronSelectError, unknown
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+PoolTokens = Literal["all", "no_special", "assistant", "user"]
+DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
+Drift = Literal["endpoints", "mean", "per_token"]
+
+
+def opt(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    default_factory: Any = MISSING,
+    unit: str = "",
+    flag: str = "",
+    metavar: str = "",
+    minimum: float | None = None,
+    moves: bool = True,
+) -> Any:
+    """A field of an options dataclass.
+
+    Args:
+        help: one sentence, shown by ``--help`` and in generated docstrings.
+        unit: what a number counts, e.g. ``tokens``.
+        flag: command-line name without dashes, where it differs from the field's (``private/public`` for a pair).
+        metavar: form of the value, e.g. ``NAME=VALUE``.
+        minimum: smallest value allowed.
+        moves: whether it can change a score or a pick. Options that cannot (``device``) are left out of identities
+            and of the command in a card.
+    """
+    metadata = {"help": help, "unit": unit, "flag": flag, "metavar": metavar, "minimum": minimum, "moves": moves}
+    if default_factory is not MISSING:
+        return field(default_factory=default_factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One declared option.
+
+    Attributes:
+        kind: the annotated type without ``None``. optional: whether ``None`` is allowed.
+        choices: allowed values of a ``Literal``. repeated: a tuple. pairs: a mapping, ``NAME=VALUE`` on the command line.
+    """
+
+    name: str
+    kind: Any
+    optional: bool
+    default: Any
+    help: str
+    unit: str
+    flag: str
+    metavar: str
+    minimum: float | None
+    moves: bool
+
+    @property
+    def required(self) -> bool:
+        return self.default is MISSING
+
+    @property
+    def repeated(self) -> bool:
+        return get_origin(self.kind) is tuple
+
+    @property
+    def pairs(self) -> bool:
+        return get_origin(self.kind) in (dict, Mapping)
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    def read(self, value: Any) -> Any:
+        """A value of Python, YAML or the command line in the option's own type.
+
+        Raises:
+            NeuronSelectError: a value the option cannot have.
+        """
+        if value is None and self.optional:
+            return None
+        if self.repeated:
+            given = [value] if isinstance(value, (str, int, float)) else list(value or ())
+            return tuple(_scalar(get_args(self.kind)[0], one, self) for one in given)
+        if self.pairs:
+            kind = get_args(self.kind)[1]
+            return {name: _scalar(kind, one, self) for name, one in _pairs(value, self).items()}
+        return _scalar(self.kind, value, self)
+
+
+def _error(option: Option, message: str, value: Any) -> NeuronSelectError:
+    return NeuronSelectError(message, option=option.name, value=value)
+
+
+def _pairs(value: Any, option: Option) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {str(name): one for name, one in value.items()}
+    found: dict[str, Any] = {}
+    for text in [value] if isinstance(value, str) else value or ():
+        name, equals, one = str(text).partition("=")
+        if not equals or not name:
+            raise _error(option, f"{option.metavar or 'NAME=VALUE'} is needed", text)
+        if name in found:
+            raise _error(option, f"{name!r} is given twice", text)
+        found[name] = one
+    return found
+
+
+def _scalar(kind: Any, value: Any, option: Option) -> Any:  # noqa: C901 (one branch a type)
+    if kind is Any:
+        return value
+    origin = get_origin(kind)
+    if origin is Literal:
+        if value not in get_args(kind):
+            raise _error(option, f"must be one of {', '.join(map(str, get_args(kind)))}", value)
+        return value
+    if origin in (Union, types.UnionType):  # e.g. int | Literal["auto"]
+        words = [word for part in get_args(kind) if get_origin(part) is Literal for word in get_args(part)]
+        if value in words:
+            return value
+        plain = next(part for part in get_args(kind) if get_origin(part) is not Literal)
+        try:
+            return _scalar(plain, value, option)
+        except NeuronSelectError as cause:
+            raise _error(option, f"{cause.message}, or {', '.join(words)}", value) from None
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise _error(option, "must be true or false", value)
+        return value
+    if kind in (int, float):
+        return _number(kind, value, option)
+    if kind is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    if kind is str and isinstance(value, (str, Path, int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise _error(option, f"must be {'text' if kind is str else kind.__name__}", value)
+
+
+def _number(kind: type, value: Any, option: Option) -> int | float:
+    counted = f" ({option.unit})" if option.unit else ""
+    wanted = f"must be a {'whole ' if kind is int else ''}number{counted}"
+    try:
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise ValueError
+        found: float = float(value) if kind is float or isinstance(value, float) else int(value)
+        if kind is int and found != int(found):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise _error(option, wanted, value) from None
+    if not math.isfinite(found):
+        raise _error(option, "must be a finite number", value)
+    if option.minimum is not None and found < option.minimum:
+        raise _error(option, f"must be at least {option.minimum:g}", value)
+    return kind(found)
+
+
+@functools.cache
+def options_of(cls: Any) -> dict[str, Option]:
+    """The declared options of a dataclass, by name, in their order."""
+    hints = get_type_hints(cls)
+    found = {}
+    for one in fields(cls):
+        kind, optional = hints[one.name], False
+        if get_origin(kind) in (Union, types.UnionType) and type(None) in get_args(kind):
+            rest = [part for part in get_args(kind) if part is not type(None)]
+            kind, optional = (rest[0] if len(rest) == 1 else Union[tuple(rest)]), True  # noqa: UP007
+        default = one.default_factory() if one.default_factory is not MISSING else one.default
+        about: dict[str, Any] = {
+            "help": "",
+            "unit": "",
+            "flag": "",
+            "metavar": "",
+            "minimum": None,
+            "moves": True,
+        } | dict(one.metadata)
+        found[one.name] = Option(one.name, kind, optional, default, **about)
+    return found
+
+
+def check_names(cls: type, values: Mapping[str, Any], kind: str, option: str) -> None:
+    """Refuse names that are no option of ``cls``.
+
+    Raises:
+        NeuronSelectError: an unknown name; the near ones are given.
+    """
+    for name in values:
+        if name not in options_of(cls):
+            raise unknown(kind, name, options_of(cls) or ["none"], option)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of all options: values are checked and converted when it is made."""
+
+    def __post_init__(self) -> None:
+        for option in options_of(type(self)).values():
+            object.__setattr__(self, option.name, option.read(getattr(self, option.name)))
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that do not go together."""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, kind: str = "option", option: str = "option") -> Self:
+        """Options from names and values, as of a YAML section; dashes in names are underscores.
+
+        Raises:
+            NeuronSelectError: an unknown or missing name, or a value the option cannot have.
+        """
+        values = {str(name).replace("-", "_"): value for name, value in values.items()}
+        check_names(cls, values, kind, option)
+        for name, one in options_of(cls).items():
+            if one.required and name not in values:
+                raise NeuronSelectError("is needed", option=name)
+        return cls(**values)
+
+    def changed(self, *, moving: bool = False) -> dict[str, Any]:
+        """Options that differ from their defaults.
+
+        Args:
+            moving: only those that can change a score or a pick.
+        """
+        return {
+            name: value
+            for name, option in options_of(type(self)).items()
+            if (option.moves or not moving) and (value := getattr(self, name)) != option.default
+        }
+
+
+def part_of(options: Options, kind: type[Options]) -> dict[str, Any]:
+    """The values that ``options`` has for the options of ``kind``."""
+    return {name: getattr(options, name) for name in options_of(kind)}
+
+
+def flag_words(kind: type, values: Mapping[str, Any]) -> list[str]:
+    """Command-line words that set these options of ``kind``."""
+    words: list[str] = []
+    for name, value in values.items():
+        option = options_of(kind)[name]
+        on, _, off = (option.flag or name.replace("_", "-")).partition("/")
+        if value is True:
+            words.append(f"--{on}")
+        elif value is False:
+            words += [f"--{off}"] if off else []
+        elif option.pairs:
+            words += [word for key, one in value.items() for word in (f"--{on}", f"{key}={_text(one)}")]
+        elif option.repeated:
+            words += [word for one in value for word in (f"--{on}", _text(one))]
+        elif value is not None:
+            words += [f"--{on}", _text(value)]
+    return words
+
+
+def _text(value: Any) -> str:
+    return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else str(value)
+
+
+# ------------------------------------------------------------------------------------------ rows to columns
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    """The model that reads the rows, and its SAE."""
+
+    model: str | None = opt(None, "Causal LM or PEFT adapter: folder or Hub id. Without it, the bundled model and SAE.")
+    revision: str | None = opt(None, "Branch, tag or commit of the model.")
+    sae: str | None = opt(None, "Sparse autoencoder: folder, org/repo or org/repo/folder.")
+    sae_revision: str | None = opt(None, "Branch, tag or commit of the SAE.")
+    dtype: Dtype = opt("auto", "Weights and activations; auto: the checkpoint's on a GPU, float32 on a CPU.")
+    quantize: Literal["4bit", "8bit"] | None = opt(None, "Load the model quantised (needs bitsandbytes).")
+    attn_implementation: str | None = opt(None, "Attention kernel, as transformers names it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOptions(Options):
+    """How a row becomes tokens."""
+
+    row_format: str = opt("auto", "auto, messages, prompt, alpaca, sharegpt, qa or text.")
+    columns: dict[str, str] = opt(
+        default_factory=dict, help="Column of the format = column of the data; repeatable.", metavar="OURS=THEIRS"
+    )
+    chat_template: str | None = opt(None, "Chat template (Jinja text) used instead of the tokenizer's own.")
+    max_length: int = opt(2048, "Tokens kept of a row.", unit="tokens", minimum=1)
+    truncation_side: Literal["right", "left"] = opt("right", "Side that is cut off a longer row.")
+    pool_tokens: PoolTokens = opt("all", "Tokens whose activations are averaged.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions(Options):
+    """What is read from the model."""
+
+    layer: int = opt(-2, "0-based block; negative counts from the end. -2 is the penultimate (both papers').")
+    top_k_features: int | None = opt(None, "Latents a token keeps; default the SAE's own (MoNA: 192).", minimum=1)
+    pooling: Literal["mean", "sum"] = opt("mean", "How the tokens' features become a row's (sum: MoNA, App. D.5).")
+    site: Literal["residual", "mlp"] = opt("residual", "What nait reads: block outputs, or the MLPs' neurons.")
+    drift: Drift = opt("endpoints", "nait's drift: last minus first token, mean minus first, or per token.")
+    value_dtype: Literal["float16", "float32"] = opt("float16", "Type of stored sparse values; dense ones are float32.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions(Options):
+    """Where and in which batches the model runs; no number depends on these."""
+
+    device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps.", moves=False)
+    device_map: DeviceMap | dict[str, Any] | None = opt(
+        None, "Spread a model too large for one GPU over all of them, instead of device.", moves=False
+    )
+    batch_tokens: int | Literal["auto"] = opt("auto", "Padded tokens a batch, or auto.", minimum=1, moves=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionOptions(ModelOptions, RowOptions, ReadOptions, DeviceOptions):
+    """Everything between a row and its columns."""

@@ -1,0 +1,105 @@
+"""Pictures and words: which latents two targets use, and on which tokens a latent fires."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..core.errors import NeuronSelectError
+from ..models.batching import TokenBatch
+from ..rows.formats import Conversation
+from ..signals.columns import SparseRows
+from ..signals.extractor import NeuronFeatureExtractor
+
+COLOURS = ("#1f6feb", "#d4572a")
+
+
+def feature_tokens(
+    extractor: NeuronFeatureExtractor, conversation: Conversation, latents: Sequence[int], *, top: int = 3
+) -> dict[int, list[str]]:
+    """The tokens of one row on which each SAE latent is strongest.
+
+    Returns:
+        latent -> up to ``top`` different tokens, strongest first; none where it never fires.
+    """
+    runtime = extractor.runtime()
+    if runtime.sae is None or runtime.backbone is None:
+        raise NeuronSelectError("tokens of latents need an extractor with an SAE", option="sae")
+    sample = runtime.encoder.encode([conversation])[0]
+    if sample.skip:
+        return {latent: [] for latent in latents}
+    batch = TokenBatch.of([sample], 0, runtime.backbone.device)
+    seen: list[np.ndarray] = []
+
+    def observe(hidden: object) -> None:
+        values, indices = runtime.sae.encode(hidden[0], extractor.config.options.top_k)  # type: ignore[union-attr,index]
+        if indices is not None:
+            dense = values.new_zeros(len(values), runtime.sae.num_latents)  # type: ignore[union-attr]
+            values = dense.scatter_(1, indices, values)
+        seen.append(values[:, list(latents)].float().cpu().numpy())
+
+    runtime.backbone.run(batch, [(runtime.sae.site, observe)])
+    found: dict[int, list[str]] = {}
+    for column, latent in enumerate(latents):
+        words: dict[str, None] = {}
+        strengths = seen[0][:, column]
+        for position in np.argsort(-strengths, kind="stable"):
+            if strengths[position] <= 0 or len(words) == top:
+                break
+            word = runtime.tokenizer.decode([int(sample.input_ids[position])])
+            if "\ufffd" not in word:  # a part of a character says nothing
+                words[word.strip() or "␣"] = None
+        found[latent] = list(words)
+    return found
+
+
+def _dense(rows: SparseRows, width: int) -> np.ndarray:
+    table = np.zeros((len(rows), width), dtype=np.float32)
+    for i in range(len(rows)):
+        indices, values = rows.row(i)
+        table[i, indices] = values
+    return table
+
+
+def activation_profiles(panels: Mapping[str, Mapping[str, SparseRows]], *, units: int = 80, samples: int = 24) -> bytes:
+    """Activation profiles of two targets, one panel a kind of unit (as the MoNA paper's figure 4).
+
+    Args:
+        panels: panel title -> {target -> its exemplars' activations}; two targets.
+        units: the most active ones shown, ordered by which target they favour.
+        samples: faint lines of each target; the bold line is the mean over all.
+
+    Returns:
+        A PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(10, 3.1 * len(panels)), dpi=110, layout="constrained")
+    for axis, (title, targets) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        width = 1 + max(int(rows.indices.max(initial=0)) for rows in targets.values())
+        tables = {name: _dense(rows, width) for name, rows in targets.items()}
+        means = np.stack([table.mean(axis=0) for table in tables.values()])
+        shown = np.argsort(-means.max(axis=0), kind="stable")[:units]
+        shown = shown[np.argsort(means[1, shown] - means[0, shown], kind="stable")]
+        for colour, (name, table) in zip(COLOURS, tables.items(), strict=True):
+            for line in table[:samples]:
+                axis.plot(line[shown], color=colour, alpha=0.12, linewidth=0.7)
+            axis.plot(table[:, shown].mean(axis=0), color=colour, linewidth=2.2, label=name)
+        union = np.maximum(means[0], means[1]).sum()
+        overlap = np.minimum(means[0], means[1]).sum() / union if union else 0.0
+        axis.set_title(f"{title}: overlap of the two means (Jaccard) {overlap:.2f}", loc="left", fontsize=11)
+        axis.set_xlabel(f"the {len(shown)} most active units, ordered by the target they favour", fontsize=9)
+        axis.set_ylabel("mean activation", fontsize=9)
+        axis.set_ylim(0, float(np.percentile(np.concatenate([t[:, shown] for t in tables.values()]), 99.5)) * 1.05 or 1)
+        axis.margins(x=0.01)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, loc="upper center", ncols=2)
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    pyplot.close(figure)
+    return out.getvalue()

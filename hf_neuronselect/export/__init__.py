@@ -1,0 +1,1 @@
+"""Selections as other trainers read them."""

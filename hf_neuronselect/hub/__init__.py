@@ -1,0 +1,1 @@
+"""Cards, and pushing folders to the Hub."""

@@ -1,1 +1,0 @@
-"""Controls that stand in every table: random, longest, shortest, full."""

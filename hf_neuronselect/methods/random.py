@@ -1,0 +1,41 @@
+"""Random rows: the control no table goes without."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..core.errors import NeuronSelectError
+from ..signals.columns import FeatureBatch
+from .base import Method, Target, register_method
+
+
+@register_method
+class Random(Method):
+    """A uniform number in [0, 1) keyed by (seed, row number), never by call order.
+
+    Args:
+        seed: another seed, another draw.
+    """
+
+    name = "random"
+    needs_target = False
+
+    def __init__(self, seed: int = 0) -> None:
+        if not 0 <= seed < 1 << 63:
+            raise NeuronSelectError("must be a nonnegative 64-bit integer", option="seed", value=seed)
+        self.seed = seed
+
+    def score(self, batch: FeatureBatch, target: Target) -> np.ndarray:
+        # splitmix64 of the row number, from a start that is itself splitmix64 of the seed.
+        start = _splitmix64(np.asarray([self.seed], dtype=np.uint64))
+        bits = _splitmix64(start + batch.index.astype(np.uint64))
+        return (bits >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+
+
+def _splitmix64(x: np.ndarray) -> np.ndarray:
+    """A bijection of 64-bit numbers that looks random (Steele et al., OOPSLA 2014)."""
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

@@ -1,0 +1,1 @@
+"""Loading causal LMs and SAEs, running their blocks, and taking losses."""

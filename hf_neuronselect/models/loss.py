@@ -1,0 +1,212 @@
+"""The loss of a model on answers it was not trained on: nats per answer token."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ..core.errors import NeuronSelectError
+from ..rows.encode import Sample, SampleEncoder
+from ..rows.formats import Conversation
+from .batching import plan_batches
+
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_CHUNK = 1 << 25  # float32 logits held at once while the cross entropy is taken: 128 MB
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerLoss:
+    """The loss of each row's answers.
+
+    Attributes:
+        nll: float64 ``[n]``, negative log-likelihood in nats, summed over the row's answer tokens; NaN where unusable.
+        tokens: int64 ``[n]``, answer tokens counted; 0 where unusable.
+        skips: why a row is unusable, ``""`` for a usable one.
+    """
+
+    nll: np.ndarray
+    tokens: np.ndarray
+    skips: list[str]
+
+    @property
+    def mean(self) -> float:
+        """Nats per answer token over all usable rows; NaN where there is none."""
+        total = int(self.tokens.sum())
+        return float(np.nansum(self.nll)) / total if total else math.nan
+
+
+def answer_losses(
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[Conversation],
+    *,
+    max_length: int = 2048,
+    batch_tokens: int = 4096,
+) -> AnswerLoss:
+    """The loss of a causal LM on the answers of conversations, given all that stands before them.
+
+    The answer tokens are those that TRL trains with ``assistant_only_loss=True``: what the chat template marks with
+    ``{% generation %}`` (the template's own marks, or those of TRL's training template for it). Without marks they
+    are the assistant turns' own tokens and the special token that ends each turn. The end-of-turn token is what
+    ``pool_tokens="assistant"`` leaves out. A token at position 0 is never predicted and not counted.
+
+    Args:
+        model: a loaded causal LM or a ``PeftModel`` of one; put in eval mode for the call, then as it was.
+        tokenizer: its tokenizer, a fast one.
+        conversations: rows as :func:`~hf_neuronselect.rows.samples.read_row` gives them.
+        max_length: tokens kept of a row, from its beginning.
+        batch_tokens: padded tokens a batch; bounds the memory, changes no number (a longer row stands alone).
+
+    Raises:
+        NeuronSelectError: an option out of range, a tokenizer without offsets, an adapter of prompt learning, no row
+            with an answer (option ``data``), or a loss that is not finite (it names the row).
+    """
+    if batch_tokens < 1:
+        raise NeuronSelectError("must be at least 1", option="batch_tokens", value=batch_tokens)
+    peft_config = getattr(model, "active_peft_config", None)
+    if peft_config is not None and peft_config.is_prompt_learning:
+        raise NeuronSelectError(
+            "prompt and prefix tuning shift the tokens and are not supported; use an adapter in the layers (LoRA)",
+            option="model",
+            value=str(peft_config.peft_type),
+        )
+    rows, skips = _tokenise(tokenizer, conversations, max_length)
+    usable = [i for i, skip in enumerate(skips) if not skip]
+    if not usable:
+        first = next((f"; row {i}: {skip}" for i, skip in enumerate(skips)), "")
+        raise NeuronSelectError(
+            f"no row has an answer whose loss could be taken{first}", option="data", value=f"{len(skips)} rows"
+        )
+    nll = np.full(len(rows), np.nan)
+    tokens = np.zeros(len(rows), dtype=np.int64)
+    with _evaluating(model):
+        for batch in plan_batches([len(rows[i].input_ids) for i in usable], batch_tokens):
+            chosen = [usable[j] for j in batch]
+            nll[chosen], tokens[chosen] = _batch_losses(model, [rows[i] for i in chosen])
+            for i in sorted(chosen):
+                if not math.isfinite(nll[i]):
+                    raise NeuronSelectError(
+                        f"the loss of this row is {nll[i]}: look at the weights for NaN, or load the model in "
+                        "float32 or bfloat16 (float16 overflows)",
+                        option="data",
+                        value=f"row {i}",
+                    )
+    return AnswerLoss(nll, tokens, skips)
+
+
+def _tokenise(tokenizer: Any, conversations: Sequence[Conversation], max_length: int) -> tuple[list[Sample], list[str]]:
+    """Rows as samples whose ``pooled`` are the answer tokens, and why the others cannot be used."""
+    if not tokenizer.is_fast:
+        raise NeuronSelectError(
+            "finding the answers needs a fast tokenizer (offsets)", option="tokenizer", value=type(tokenizer).__name__
+        )
+    template, marked = _template(tokenizer)
+    encoder = SampleEncoder(
+        tokenizer,
+        pool_tokens="all" if marked else "assistant",
+        max_length=max_length,
+        chat_template=template,
+    )
+    ends = np.asarray(sorted({*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}), dtype=np.int64)
+    samples, skips = [], []
+    for conversation, sample in zip(conversations, encoder.encode(conversations), strict=True):
+        skip = sample.skip
+        if not skip and not any(message["role"] == "assistant" for message in conversation.messages):
+            skip = "error: no assistant turn"
+        if not skip:
+            if marked:
+                answer = _generated(tokenizer, template, conversation)[: len(sample.input_ids)]
+            else:
+                answer = _with_ends(sample, ends)
+            answer[0] = False
+            skip = "" if answer.any() else f"error: no answer token within max_length={max_length}"
+            sample = Sample(sample.input_ids, answer, sample.content, sample.n_total)
+        samples.append(sample)
+        skips.append(skip)
+    return samples, skips
+
+
+def _template(tokenizer: Any) -> tuple[str | None, bool]:
+    """The chat template, TRL's training form of it if it has one, and whether it marks what the assistant says."""
+    if not tokenizer.chat_template:
+        return None, False
+    template = tokenizer.get_chat_template()
+    if _GENERATION.search(template):
+        return template, True
+    from trl import get_training_chat_template  # seconds to import, and seldom needed
+
+    try:
+        return get_training_chat_template(tokenizer), True
+    except ValueError:  # not a template TRL knows
+        return template, False
+
+
+def _generated(tokenizer: Any, template: str | None, conversation: Conversation) -> np.ndarray:
+    """Which tokens stand in the template's ``{% generation %}`` blocks: bool ``[n]``."""
+    encoded = tokenizer.apply_chat_template(
+        conversation.messages,
+        tools=conversation.tools,
+        chat_template=template,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    return np.asarray(encoded["assistant_masks"], dtype=bool)
+
+
+def _with_ends(sample: Sample, ends: np.ndarray) -> np.ndarray:
+    """The pooled tokens and the special token right behind each run of them: bool ``[n]``."""
+    answer = sample.pooled.copy()
+    answer[1:] |= sample.pooled[:-1] & np.isin(sample.input_ids[1:], ends)
+    return answer
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """No gradients and eval mode; each module's own mode comes back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _batch_losses(model: Any, rows: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """One forward: nats summed over each row's answer, float64 ``[B]``, and answer tokens, int64 ``[B]``."""
+    width = max(len(row.input_ids) for row in rows)
+    # Padded on the right, without a mask: no real token sees what stands to its right.
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    answer = np.zeros((len(rows), width), dtype=bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.input_ids)] = row.input_ids
+        answer[i, : len(row.pooled)] = row.pooled
+    row_of, position = np.nonzero(answer)
+    target = torch.from_numpy(ids[row_of, position])
+    before = position - 1  # the position whose logits predict the token
+    device = next(model.parameters()).device
+    given: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(device), "use_cache": False}
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "logits_to_keep" in inspect.signature(base.forward).parameters:  # only where some row has an answer token
+        kept, before = np.unique(before, return_inverse=True)
+        given["logits_to_keep"] = torch.from_numpy(kept).to(device)
+    logits = model(**given).logits
+    at = torch.from_numpy(row_of * logits.shape[1] + before).to(logits.device)
+    flat, target = logits.flatten(0, 1), target.to(logits.device)
+    chunk = max(1, _CHUNK // flat.shape[-1])
+    losses = [
+        F.cross_entropy(flat[at[i : i + chunk]].float(), target[i : i + chunk], reduction="none").double().cpu()
+        for i in range(0, len(at), chunk)
+    ]
+    nll = np.bincount(row_of, weights=torch.cat(losses).numpy(), minlength=len(rows))
+    return nll, answer.sum(axis=1)

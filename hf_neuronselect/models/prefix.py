@@ -1,0 +1,189 @@
+"""A model's weights from safetensors, and of those only what its first blocks need.
+
+A checkpoint's index says which file holds which tensor: the others are neither downloaded nor read, and what lies
+behind the last block that must run (deeper blocks, final norm, lm_head) never takes any memory.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from ..core.errors import NeuronSelectError
+from ..core.sources import Source
+from .backbone import find_decoder
+
+logger = logging.getLogger(__name__)
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f")
+
+
+def load_prefix(source: Source, lm_config: Any, depth: int, **options: Any) -> Any | None:
+    """A causal LM of the first blocks only; no final norm, and no lm_head unless it is the embedding.
+
+    Args:
+        lm_config: its configuration; stays as it is (some blocks look at the number of all blocks).
+        depth: blocks kept. options: as of ``from_pretrained``.
+
+    Returns:
+        The model in eval mode; None if its names are not understood, so that the whole model must be loaded.
+
+    Raises:
+        NeuronSelectError: no safetensors; a damaged or missing file.
+    """
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(lm_config, trust_remote_code=False)
+    decoder, blocks = find_decoder(whole)
+    unused = {name for name in _FINAL_NORMS if hasattr(decoder, name)}
+    head = whole.get_output_embeddings()
+    if not whole.all_tied_weights_keys:
+        unused |= {name.rpartition(".")[2] for name, module in whole.named_modules() if module is head}
+    files = {name: file for name, file in tensor_files(source).items() if _needed(name, blocks, depth, unused)}
+    if isinstance(device_map := options.get("device_map"), dict):  # of the whole model's modules
+        options["device_map"] = {k: v for k, v in device_map.items() if _needed(f"{k}.", blocks, depth, unused)}
+    with quiet_report():
+        model, info = _prefix_of(type(whole), depth).from_pretrained(
+            None, config=whole.config, state_dict=_read(source, files), output_loading_info=True,
+            ignore_mismatched_sizes=True, **options,
+        )  # fmt: skip
+    if lost := lost_tensors(model, info):
+        logger.info("%s is loaded whole: %s is not where it was looked for", source.id, lost[0])
+        return None
+    return model
+
+
+def _needed(name: str, blocks: str, depth: int, unused: set[str]) -> bool:
+    """Whether a checkpoint's tensor may belong to the prefix: only what surely does not is left out."""
+    if block := re.search(rf"(?:^|\.){blocks}\.(\d+)\.", name):
+        return int(block[1]) < depth
+    return unused.isdisjoint(name.split(".")[-2:-1])
+
+
+def _prefix_of(family: type, depth: int) -> Any:
+    """The class whose models end at a block. Its name stays: transformers' renamings of tensors go by it."""
+
+    def init(self: Any, config: Any, *words: Any, **more: Any) -> None:
+        family.__init__(self, config, *words, **more)  # type: ignore[misc]
+        decoder, blocks = find_decoder(self)
+        setattr(decoder, blocks, getattr(decoder, blocks)[:depth])
+        for name in _FINAL_NORMS:
+            if hasattr(decoder, name):
+                delattr(decoder, name)
+        if self.get_output_embeddings() is not None and not self.all_tied_weights_keys:
+            self.set_output_embeddings(nn.Identity())
+
+    return type(family.__name__, (family,), {"__init__": init, "__module__": family.__module__})
+
+
+def lost_tensors(model: Any, info: Mapping[str, Any]) -> list[str]:
+    """Tensors of the decoder that the checkpoint does not hold, or in another shape, by ``output_loading_info``."""
+    decoder, blocks = find_decoder(model)
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    found = [*info["missing_keys"], *(f"{name} (of shape {tuple(has)}, the model's is {tuple(needs)})"
+                                      for name, has, needs in info["mismatched_keys"])]  # fmt: skip
+    inside = [name for name in sorted(found) if name.startswith(f"{path}." if path else "")]
+    return [
+        name for name in inside if _needed(name.split(" ")[0], blocks, len(getattr(decoder, blocks)), set(_FINAL_NORMS))
+    ]
+
+
+@contextmanager
+def quiet_report() -> Iterator[None]:
+    """No table of unused tensors from transformers: the caller looks at what is missing itself."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    reporter = logging.getLogger("transformers.modeling_utils")
+    reporter.addFilter(keep)
+    try:
+        yield
+    finally:
+        reporter.removeFilter(keep)
+
+
+# ---------------------------------------------------------------------------------------------- files
+def fetched(source: Source, *names: str) -> Path | None:
+    """The first of these files that the model has, downloaded where it must be; None: it has none of them."""
+    if source.revision is None:
+        return next((path for name in names if (path := Path(source.location) / name).is_file()), None)
+    for name in names:
+        if isinstance(cached := try_to_load_from_cache(source.location, name, revision=source.revision), str):
+            return Path(cached)
+    for name in names:
+        try:
+            return Path(hf_hub_download(source.location, name, revision=source.revision))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            continue
+    return None
+
+
+def no_safetensors(source: Source) -> NeuronSelectError:
+    return NeuronSelectError(
+        "holds no safetensors weights, and a pickle (.bin) is never opened: save it again with save_pretrained, or name "
+        "a revision that has them",
+        option="model",
+        value=source.id,
+    )
+
+
+def tensor_files(source: Source) -> dict[str, str]:
+    """Tensor name -> the file that holds it.
+
+    Raises:
+        NeuronSelectError: no safetensors, or an index that cannot be read.
+    """
+    path = fetched(source, _SINGLE, _INDEX)
+    if path is None:
+        raise no_safetensors(source)
+    if path.name == _SINGLE:
+        return dict.fromkeys(_opened(source, path, lambda tensors: list(tensors.keys())), _SINGLE)
+    try:
+        return {str(name): str(file) for name, file in json.loads(path.read_bytes())["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as cause:
+        raise NeuronSelectError(f"{_INDEX} cannot be read: {cause!r}"[:200], option="model", value=source.id) from cause
+
+
+def _read(source: Source, files: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Tensors by name, mapped from their files: what nobody touches is never read."""
+    shards: dict[str, set[str]] = {}
+    for name, file in files.items():
+        shards.setdefault(file, set()).add(name)
+    if source.revision is not None and len(shards) > 1:  # several at a time
+        snapshot_download(source.location, revision=source.revision, allow_patterns=sorted(shards))
+    state: dict[str, torch.Tensor] = {}
+    for file, names in sorted(shards.items()):
+        path = fetched(source, file)
+        if path is None:
+            raise NeuronSelectError(
+                f"the file {file}, which holds {min(names)}, is missing", option="model", value=source.id
+            )
+        state |= _opened(
+            source, path, lambda held, names=names: {k: held.get_tensor(k) for k in names.intersection(held.keys())}
+        )
+    return state
+
+
+def _opened(source: Source, path: Path, read: Callable[..., Any]) -> Any:
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return read(tensors)
+    except SafetensorError as cause:
+        raise NeuronSelectError(
+            f"the file {path.name} is damaged ({cause}); get it again", option="model", value=source.id
+        ) from cause

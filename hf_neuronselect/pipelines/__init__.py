@@ -1,0 +1,1 @@
+"""Whole jobs as functions on typed options; the command line and recipes call them."""

@@ -1,0 +1,1 @@
+"""Rows of any instruction format: loading, reading, tokenising, duplicates and leakage."""

@@ -1,0 +1,232 @@
+"""Messages to token ids, and which of the tokens are pooled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+
+from ..core.errors import NeuronSelectError, one_of
+from .formats import ROLES, Conversation
+
+POOL_TOKENS = ("all", "no_special", "assistant", "user")
+# What running a chat template on a row can raise.
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+# Private-use characters: what stands in for a turn's text is one that the rendered row does not hold.
+_SENTINELS = tuple(map(chr, range(0xE000, 0xF900)))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tokenised row.
+
+    Attributes:
+        input_ids: int64 ``[n]``, what the model is fed.
+        pooled: bool ``[n]``, the tokens whose activations are averaged.
+        content: ``(first, last)`` position of the turns' own text, template tokens left out; the
+            whole sequence where spans were not asked for.
+        n_total: length before truncation.
+        skip: why the row has no tokens (``empty`` or ``error: …``), else ``""``.
+    """
+
+    input_ids: np.ndarray
+    pooled: np.ndarray
+    content: tuple[int, int]
+    n_total: int
+    skip: str = ""
+
+    @property
+    def truncated(self) -> bool:
+        return self.n_total > len(self.input_ids)
+
+
+def _skipped(reason: str, n_total: int = 0) -> Sample:
+    return Sample(np.zeros(0, np.int64), np.zeros(0, bool), (0, 0), n_total, reason)
+
+
+def _difference(text: str, other: str) -> tuple[int, int]:
+    """Where ``text`` differs from ``other``: both agree before ``start`` and after ``end``."""
+
+    def agreeing(limit: int, same: Any) -> int:
+        low, high = 0, limit
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if same(middle) else (low, middle - 1)
+        return low
+
+    limit = min(len(text), len(other))
+    start = agreeing(limit, lambda n: text[:n] == other[:n])
+    tail = agreeing(limit - start, lambda n: n == 0 or text[-n:] == other[-n:])
+    return start, len(text) - tail
+
+
+class SampleEncoder:
+    r"""Messages to token ids, by the tokenizer's chat template or the plain one.
+
+    Without a chat template a conversation becomes ``<|role|>\n{content}\n`` per turn, with the
+    tokenizer's own BOS first and its EOS after each assistant turn (choice, Tulu's form).
+
+    Where a turn begins and ends is read off the *rendered* text: the conversation is rendered once
+    more with that turn replaced, and what differs is the turn. So a template may strip, trim or
+    reorder what it likes, and no text is ever tokenised twice.
+
+    Args:
+        tokenizer: a transformers tokenizer; spans need a fast one (offsets).
+        pool_tokens: ``all``, ``no_special``, ``assistant`` or ``user``.
+        max_length: tokens kept of a row.
+        truncation_side: the side that is cut: ``right`` keeps the beginning.
+        chat_template: overrides the tokenizer's own.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        pool_tokens: str = "all",
+        max_length: int = 2048,
+        truncation_side: str = "right",
+        content_spans: bool = False,
+        chat_template: str | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.pool_tokens = one_of(pool_tokens, POOL_TOKENS, "pool_tokens")
+        self.truncation_side = one_of(truncation_side, ("right", "left"), "truncation_side")
+        if max_length < 1:
+            raise NeuronSelectError("must be at least 1", option="max_length", value=max_length)
+        self.max_length = max_length
+        self.content_spans = content_spans
+        self.template = chat_template or tokenizer.chat_template
+        self.special_ids = np.asarray(sorted(set(tokenizer.all_special_ids)), dtype=np.int64)
+        self.needs_offsets = content_spans or pool_tokens in ("assistant", "user")
+        if self.needs_offsets and not tokenizer.is_fast:
+            raise NeuronSelectError(
+                "finding the turns needs a fast tokenizer (offsets); use pool_tokens='all' or 'no_special'",
+                option="pool_tokens",
+                value=pool_tokens,
+            )
+
+    def render(self, conversation: Conversation) -> str:
+        """The text the model is fed, special tokens written out."""
+        if conversation.text is not None:
+            return conversation.text
+        if self.template is None:
+            return self._render_plain(conversation.messages)
+        return self.tokenizer.apply_chat_template(
+            conversation.messages, tools=conversation.tools, chat_template=self.template, tokenize=False
+        )
+
+    def _render_plain(self, messages: list[dict[str, Any]]) -> str:
+        eos = self.tokenizer.eos_token or ""
+        turns = (f"<|{m['role']}|>\n{m['content']}{eos if m['role'] == 'assistant' else ''}\n" for m in messages)
+        return (self.tokenizer.bos_token or "") + "".join(turns)
+
+    def spans(self, conversation: Conversation, rendered: str, roles: Iterable[str]) -> list[tuple[int, int]]:
+        """Character spans ``[start, end)`` in ``rendered`` of the turns of ``roles``."""
+        if conversation.text is not None:
+            return [(0, len(rendered))]
+        roles, found = set(roles), []
+        sentinel = next(s for s in _SENTINELS if s not in rendered)
+        for i, message in enumerate(conversation.messages):
+            if message["role"] in roles:
+                start, end = _difference(rendered, self._render_replaced(conversation, i, sentinel))
+                if end > start:
+                    found.append((start, end))
+        return found
+
+    def _render_replaced(self, conversation: Conversation, i: int, sentinel: str) -> str:
+        """The conversation with turn ``i``'s own text replaced; what else the turn carries (ids, names) stays."""
+        before, turn, after = conversation.messages[:i], conversation.messages[i], conversation.messages[i + 1 :]
+        turn = turn | {k: sentinel for k in ("content", "reasoning_content") if k in turn}
+
+        def render(turn: dict[str, Any]) -> str:
+            return self.render(Conversation(messages=[*before, turn, *after], tools=conversation.tools))
+
+        if not turn.get("tool_calls"):
+            return render(turn)
+        try:
+            return render({k: v for k, v in turn.items() if k != "tool_calls"})
+        except _TEMPLATE_ERRORS:  # a template that wants calls before their results: keep them, without their text
+            calls = [call | {"function": {"name": sentinel, "arguments": {}}} for call in turn["tool_calls"]]
+            return render(turn | {"tool_calls": calls})
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[Sample]:
+        """Tokenise; a row that cannot be used comes back with ``skip`` set, never dropped."""
+        samples: list[Sample | None] = [None] * len(conversations)
+        rendered: dict[int, str] = {}
+        spans: dict[int, tuple[list, list]] = {}
+        for i, conversation in enumerate(conversations):
+            if conversation.skip:
+                samples[i] = _skipped(conversation.skip)
+                continue
+            if self.pool_tokens in ("assistant", "user") and not any(
+                m["role"] == self.pool_tokens for m in conversation.messages
+            ):
+                samples[i] = _skipped(f"error: no {self.pool_tokens} turn to pool")
+                continue
+            try:
+                text = self.render(conversation)
+                if self.needs_offsets:
+                    pooled_roles = [self.pool_tokens] if self.pool_tokens in ("assistant", "user") else []
+                    spans[i] = (
+                        self.spans(conversation, text, pooled_roles) if pooled_roles else [],
+                        self.spans(conversation, text, ROLES) if self.content_spans else [],
+                    )
+            except _TEMPLATE_ERRORS as error:
+                reason = re.sub(r"\s+", " ", str(error))[:200]
+                samples[i] = _skipped(f"error: the chat template refused the row: {reason}")
+                continue
+            rendered[i] = text
+
+        # A bare text gets the tokenizer's own BOS; a rendered one has it already.
+        for is_text in (False, True):
+            rows = [i for i in rendered if (conversations[i].text is not None) == is_text]
+            if not rows:
+                continue
+            bos = self.tokenizer.bos_token
+            plain = [rendered[i].removeprefix(bos) if is_text and bos else rendered[i] for i in rows]
+            encoded = self.tokenizer(
+                plain,
+                add_special_tokens=is_text,
+                return_attention_mask=False,
+                return_offsets_mapping=self.needs_offsets,
+                truncation=False,
+                verbose=False,
+            )
+            for j, i in enumerate(rows):
+                offsets = np.asarray(encoded["offset_mapping"][j]).reshape(-1, 2) if self.needs_offsets else None
+                samples[i] = self._sample(np.asarray(encoded["input_ids"][j], np.int64), offsets, spans.get(i))
+        return [sample for sample in samples if sample is not None]
+
+    def _sample(self, ids: np.ndarray, offsets: np.ndarray | None, spans: tuple[list, list] | None) -> Sample:
+        n_total = len(ids)
+        if n_total == 0:
+            return _skipped("empty")
+        if self.pool_tokens == "no_special":
+            pooled = ~np.isin(ids, self.special_ids)
+        else:
+            pooled = np.ones(n_total, bool)
+        content = np.ones(n_total, bool)
+        if offsets is not None and spans is not None:
+            if self.pool_tokens in ("assistant", "user"):
+                pooled = _inside(offsets, spans[0])
+            if self.content_spans:
+                content = _inside(offsets, spans[1])
+        keep = slice(0, self.max_length) if self.truncation_side == "right" else slice(-self.max_length, None)
+        ids, pooled, content = ids[keep], pooled[keep], content[keep]
+        if not pooled.any():
+            return _skipped(f"error: no {self.pool_tokens} token within max_length={self.max_length}", n_total)
+        where = np.flatnonzero(content)
+        ends = (int(where[0]), int(where[-1])) if len(where) else (0, len(ids) - 1)
+        return Sample(ids, pooled, ends, n_total)
+
+
+def _inside(offsets: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
+    """Which tokens overlap any of the character spans: offsets ``[n, 2]`` -> bool ``[n]``."""
+    inside = np.zeros(len(offsets), bool)
+    for start, end in spans:
+        inside |= (offsets[:, 0] < end) & (offsets[:, 1] > start) & (offsets[:, 1] > offsets[:, 0])
+    return inside

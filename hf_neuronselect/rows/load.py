@@ -1,0 +1,210 @@
+"""Pools and targets by name: a local file or folder, else a Hub id with revision, config and split."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, List, ReadInstruction, Value, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from huggingface_hub import DatasetInfo, HfApi, constants
+
+from ..core.errors import NeuronSelectError
+from ..core.sources import content_hash, hub_errors
+from ..store.shards import identity
+from .formats import RowFormat, read_row, row_format
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_PACKED = (".gz", ".xz", ".zst")
+# Where `datasets` keeps what it loaded from the Hub: org___name_in_snake_case/config/version/commit/.
+_CACHED = re.compile(r"/(?P<org>[^/]+?)___[^/]+/(?P<config>[^/]+)/\d+\.\d+\.\d+/(?P<commit>[0-9a-f]{40})/[^/]+$")
+_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^:]+))?(:(?P<rest>.+))?")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A pool or target, loaded.
+
+    Attributes:
+        data: the rows. about: what goes into the provenance: id, revision or content hash, config, split.
+    """
+
+    data: Dataset | IterableDataset
+    about: dict[str, Any]
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    """``config:train[:100]`` -> ``["config", "train[:100]"]``: brackets protect their colon."""
+    return re.split(r":(?![^\[]*\])", text)
+
+
+def load_rows(spec: str, *, option: str = "pool", streaming: bool = False, token: str | bool | None = None) -> Rows:
+    """Load rows.
+
+    Args:
+        spec: an existing path wins (.jsonl, .json, .csv, .parquet, also .gz, .xz, .zst; a
+            ``save_to_disk`` folder; a folder of parquet or JSON), else
+            ``org/name[@revision][:config[:split]]``; the default split is ``train``.
+        option: what errors call it. streaming: an IterableDataset, nothing downloaded at once.
+
+    Raises:
+        NeuronSelectError: not there, not readable, several splits.
+    """
+    path = Path(spec)
+    if path.exists():
+        return _load_local(path, option, streaming)
+    match = _HUB.fullmatch(spec)
+    if match is None or spec.startswith((".", "/", "~")):
+        raise NeuronSelectError(
+            "no such file or folder, and not a Hub id (org/name[@revision][:config[:split]])", option=option, value=spec
+        )
+    parts = _split_outside_brackets(match["rest"]) if match["rest"] else []
+    if len(parts) > 2:
+        raise NeuronSelectError("more than config:split after the id", option=option, value=spec)
+    split = parts[1] if len(parts) == 2 else "train"
+    config = parts[0] if parts else None
+    revision = match["revision"]
+    with hub_errors(option, spec):
+        try:
+            commit, terms = None, {"restricted": "its terms were not asked for, offline"}
+            if not constants.HF_HUB_OFFLINE:
+                info = HfApi(token=token).dataset_info(match["id"], revision=revision)
+                commit, terms = info.sha, _terms(info)
+            data = load_dataset(
+                match["id"], config, split=split, revision=commit or revision, streaming=streaming, token=token
+            )
+        except (DatasetNotFoundError, DatasetGenerationError, ValueError) as cause:
+            reason = " ".join(str(cause).split())[:300]
+            raise NeuronSelectError(f"cannot be loaded: {reason}", option=option, value=spec) from cause
+    cached = source_of(data)
+    commit = commit or (cached.get("derived_from") or cached).get("commit") or revision
+    return Rows(data, {"id": match["id"], "commit": commit, "config": config, "split": split} | terms)
+
+
+def load_again(spec: str, about: Mapping[str, Any]) -> Dataset:
+    """The rows of a spec, on another machine.
+
+    Raises:
+        NeuronSelectError: it is not seen there, or these are other rows than ``about`` says.
+    """
+    rows = load_rows(spec)
+    if identity(rows.about) != identity(about):
+        raise NeuronSelectError(
+            f"the node {platform.node()} has other rows there: {rows.about}, not {dict(about)}", option="pool",
+            value=Path(spec).name,
+        )  # fmt: skip
+    assert isinstance(rows.data, Dataset)
+    return rows.data
+
+
+def _terms(info: DatasetInfo) -> dict[str, Any]:
+    """What the source says about its use: ``license`` as it states it, ``restricted`` (private or gated)."""
+    stated = info.card_data.get("license") if info.card_data else None
+    restricted = "private" if info.private else "gated" if info.gated else None
+    return {name: value for name, value in (("license", stated), ("restricted", restricted)) if value}
+
+
+def spec_of(about: Mapping[str, Any]) -> str:
+    """What to type after ``--pool`` to get these rows again: ``id@commit[:config[:split]]``, or a file's name."""
+    name, commit = str(about.get("id") or "ROWS"), str(about.get("commit") or "")
+    if not commit or ":" in commit:
+        return name
+    config, split = about.get("config"), about.get("split") or "train"
+    # A split other than train needs the config before it; the first one is called `default`.
+    rest = f":{config or 'default'}:{split}" if config or split != "train" else ""
+    return f"{name}@{commit}{rest}"
+
+
+def source_of(data: Dataset | IterableDataset) -> dict[str, Any]:
+    """Which Hub data set rows come from, as far as their cache files tell.
+
+    Returns:
+        ``id``, ``commit``, ``config``, ``split`` of a whole split; ``{"derived_from": …}`` of rows that were taken from
+        one; ``{}`` where nothing is known.
+    """
+    files = getattr(data, "cache_files", None) or []
+    found = next((m for f in files if (m := _CACHED.search(Path(f["filename"]).as_posix()))), None)
+    if found is None:
+        return {}
+    # That folder's name is in snake case; the Hub's own cache has the name as it is, under the same commit.
+    kept = Path(constants.HF_HUB_CACHE).glob(f"datasets--{found['org']}--*/snapshots/{found['commit']}")
+    names = {path.parent.parent.name.split("--", 2)[2] for path in kept}
+    if len(names) != 1:
+        return {}
+    about = {"id": f"{found['org']}/{names.pop()}", "commit": found["commit"], "config": found["config"],
+             "split": str(data.split)}  # fmt: skip
+    lengths = {name: split.num_examples for name, split in (data.info.splits or {}).items()}
+    try:
+        parts = ReadInstruction.from_spec(str(data.split)).to_absolute(lengths)
+        rows = sum((p.to or lengths[p.splitname]) - (p.from_ or 0) for p in parts)
+    except (AssertionError, ValueError, KeyError):  # a split of another name
+        rows = -1
+    whole = rows == len(data) and data._indices is None
+    return about if whole else {"derived_from": about}
+
+
+def _load_local(path: Path, option: str, streaming: bool) -> Rows:
+    about: dict[str, Any] = {"id": path.resolve().name, "commit": f"content:{content_hash(path)}"}
+    try:
+        if path.is_dir() and (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            loaded = load_from_disk(str(path))
+            if isinstance(loaded, DatasetDict):
+                raise NeuronSelectError(
+                    f"holds the splits {', '.join(loaded)}; name one of their folders", option=option, value=path.name
+                )
+            return Rows(loaded.to_iterable_dataset() if streaming else loaded, about)
+        files = [path]
+        if path.is_dir():
+            root = path
+            if (path / "selection.json").is_file():  # rows of rows: the first source's terms go on holding
+                root = path / "data"
+                first = json.loads((path / "selection.json").read_text(encoding="utf-8")).get("pool", {})
+                about |= {name: first[name] for name in ("license", "restricted") if first.get(name)}
+            files = sorted(p for p in root.rglob("*") if _builder(p) and p.is_file() and p.name != "selection.json")
+        builders = {_builder(file) for file in files}
+        if not files or None in builders or len(builders) > 1:
+            raise NeuronSelectError(
+                f"needs {', '.join(_BUILDERS)} (also {', '.join(_PACKED)}), a save_to_disk folder, or a folder of one kind",
+                option=option, value=path.name,
+            )  # fmt: skip
+        data = load_dataset(
+            str(builders.pop()), data_files=[os.fspath(file) for file in files], split="train", streaming=streaming
+        )
+    except NeuronSelectError:
+        raise
+    except StopIteration as cause:  # what the JSON reader raises for an empty file
+        raise NeuronSelectError("there are no rows", option=option, value=path.name) from cause
+    except (DatasetGenerationError, ValueError, OSError, TypeError) as cause:
+        reason = " ".join(str(cause.__cause__ or cause).split())[:240]
+        raise NeuronSelectError(f"cannot be read: {reason}", option=option, value=path.name) from cause
+    return Rows(data, about)
+
+
+def with_messages(data: Dataset, fmt: RowFormat | None = None) -> Dataset:
+    """Rows of any format with a ``messages`` column (roles and contents); one that is there stays as it is.
+
+    Raises:
+        NeuronSelectError: columns missing, or plain texts, which have no turns.
+    """
+    if "messages" in data.column_names:
+        return data
+    fmt = fmt or row_format(data.column_names)
+    if fmt.name == "text":
+        raise NeuronSelectError("plain texts have no turns; name columns with messages, or prompt and completion",
+                                option="row_format", value="text")  # fmt: skip
+    turns = [
+        [{"role": m["role"], "content": m["content"]} for m in read_row(row, fmt).messages]
+        for row in data.select_columns(fmt.used)
+    ]
+    return data.add_column("messages", turns, feature=List({"role": Value("string"), "content": Value("string")}))
+
+
+def _builder(path: Path) -> str | None:
+    suffixes = [s for s in path.suffixes if s not in _PACKED]
+    return _BUILDERS.get(suffixes[-1]) if suffixes else None

@@ -1,0 +1,160 @@
+"""FeatureLibrary: one repository of many capabilities, with an index and a card."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+
+from ..core.errors import NeuronSelectError, unknown
+from ..core.sources import commit_of, hub_errors
+from ..hub.cards import LibraryCard, write_card
+from ..hub.pushable import PushToHub
+from .selector import NeuronSelector
+
+INDEX = "library.json"
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+
+class FeatureLibrary(PushToHub, MutableMapping[str, NeuronSelector]):
+    """Capabilities by name; those of a folder or the Hub are read when they are asked for.
+
+    Args:
+        capabilities: name -> fitted selector.
+
+    Example:
+        >>> library = FeatureLibrary({"gsm8k": selector})
+        >>> library.push_to_hub("me/lib")  # those the repository has and this library has not are deleted
+        >>> FeatureLibrary.from_pretrained("me/lib")["gsm8k"].select(pool, extractor=extractor, ratio=0.05)
+    """
+
+    def __init__(self, capabilities: Mapping[str, NeuronSelector] | None = None) -> None:
+        self._loaded: dict[str, NeuronSelector] = {}
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._source: tuple[str, str | None, str | bool | None] | None = None
+        self.update(capabilities or {})
+
+    def __repr__(self) -> str:
+        return f"FeatureLibrary({', '.join(self) or 'empty'})"
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __getitem__(self, name: str) -> NeuronSelector:
+        """A capability.
+
+        Raises:
+            NeuronSelectError: no such name (the near ones are given).
+        """
+        if name not in self._entries:
+            raise unknown("capability of this library", name, self._entries, "target")
+        if name not in self._loaded:
+            assert self._source is not None
+            source, revision, token = self._source
+            self._loaded[name] = NeuronSelector.from_pretrained(
+                source, revision=revision, token=token, subfolder=_place(name)
+            )
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, selector: NeuronSelector) -> None:
+        if not _NAME.fullmatch(name):
+            raise NeuronSelectError("a capability's name is letters, digits, _, - and .", option="name", value=name)
+        if not selector.targets or not selector.method.needs_target:
+            raise NeuronSelectError("fit a target first: there is nothing to keep", option="name", value=name)
+        self._loaded[name] = selector
+        self._entries[name] = selector.about()
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self._entries:
+            raise unknown("capability of this library", name, self._entries, "target")
+        del self._entries[name]
+        self._loaded.pop(name, None)
+
+    def about(self, name: str) -> dict[str, Any]:
+        """Method, targets and extractor of a capability, off the index."""
+        if name not in self._entries:
+            raise unknown("capability of this library", name, self._entries, "target")
+        return self._entries[name]
+
+    # -------------------------------------------------------------------------------- persistence
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``library.json``, ``capabilities/<name>/`` and ``README.md``; capabilities not in it are removed.
+
+        Raises:
+            NeuronSelectError: the library is empty, or the folder holds something else.
+        """
+        if not self._entries:
+            raise NeuronSelectError("the library is empty: library['name'] = selector")
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()) and not (folder / INDEX).exists():
+            raise NeuronSelectError("exists and is not a feature library; name another", option="out",
+                                    value=folder.name)  # fmt: skip
+        selectors = dict(self)  # read before anything of the folder, which may be the source, is replaced
+        (folder / "capabilities").mkdir(parents=True, exist_ok=True)
+        for path in (folder / "capabilities").iterdir():
+            if path.name not in selectors:
+                shutil.rmtree(path)
+        for name, selector in selectors.items():
+            selector.save_pretrained(folder / _place(name), card=False)
+        index = {"format": FORMAT, "capabilities": {name: self._entries[name] for name in self}}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_card(folder, LibraryCard(self._entries))
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None
+    ) -> FeatureLibrary:
+        """A library's index, from a folder or the Hub; capabilities are fetched when they are asked for.
+
+        Raises:
+            NeuronSelectError: not a feature library.
+        """
+        path = Path(source) / INDEX
+        if not Path(source).is_dir():
+            with hub_errors("target", str(source)):
+                path = Path(hf_hub_download(str(source), INDEX, revision=revision, token=token))
+                revision = commit_of(path)  # what is fetched later is of the same commit
+        library = cls()
+        try:
+            library._entries = dict(json.loads(path.read_text(encoding="utf-8"))["capabilities"])
+        except (OSError, KeyError, TypeError, ValueError) as cause:
+            raise NeuronSelectError(
+                f"not a feature library ({type(cause).__name__} in {INDEX})", option="target", value=str(source)
+            ) from cause
+        if bad := [name for name in library._entries if not _NAME.fullmatch(name)]:
+            raise NeuronSelectError(f"bad capability name {bad[0]!r} in {INDEX}", option="target", value=str(source))
+        library._source = (str(source), revision, token)
+        return library
+
+
+def _place(name: str) -> str:
+    return f"capabilities/{name}"
+
+
+def load_capability(spec: str, token: str | bool | None = None) -> NeuronSelector:
+    """What stands after ``capability:``: ``FOLDER_OR_ID[@revision]``, with ``:NAME`` for one of a feature library.
+
+    Raises:
+        NeuronSelectError: no such capability, or a library without the name of one.
+    """
+    where, name = (spec, "") if Path(spec).exists() or ":" not in spec else spec.rsplit(":", 1)
+    place, _, revision = (where, "", "") if Path(where).exists() else where.partition("@")
+    if name:
+        return FeatureLibrary.from_pretrained(place, revision=revision or None, token=token)[name]
+    if (Path(place) / INDEX).is_file():
+        known = ", ".join(FeatureLibrary.from_pretrained(place))
+        raise NeuronSelectError(f"is a feature library; name one of it: capability:{spec}:NAME ({known})",
+                                option="target", value=spec)  # fmt: skip
+    return NeuronSelector.from_pretrained(place, revision=revision or None, token=token)

@@ -1,0 +1,1 @@
+"""Columns computed per row, and the engines that compute them."""

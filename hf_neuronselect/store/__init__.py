@@ -1,0 +1,1 @@
+"""Signals on disk: shards, resume, worker processes and Ray actors."""

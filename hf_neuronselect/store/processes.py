@@ -1,0 +1,166 @@
+"""Worker processes, one extractor each (one GPU each, where there are some): they make a store's shards.
+
+A worker has one shard's number in hand and one ahead. One that dies (out of memory, a kill, a crash of the driver) takes
+nothing with it but these, which go to the one that takes its place. None outlives the process that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import torch
+import transformers
+
+from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from .shard_maker import Events, Shard, ShardMaker, Size
+
+START = "spawn"  # CUDA cannot be used in a fork
+AHEAD = 2  # shards in a worker's hands
+PATIENCE = 10.0  # seconds to end in, for one that was told to
+
+
+def gpu_count(device: str) -> int:
+    """GPUs that an extractor on this ``device`` can be spread over: 1 unless it is ``auto`` or ``cuda``, or on a CPU."""
+    return max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
+
+
+def run_workers(maker: ShardMaker, numbers: Iterable[int], num_workers: int) -> Events:
+    """As ``maker.work(numbers)``, in worker processes: shards come as they are done.
+
+    The workers are ranks 0 to ``num_workers - 1``; on a CPU they share this process's threads. Their
+    :class:`NeuronSelectWarning` are given here again. Close the generator to stop them.
+
+    Raises:
+        NeuronSelectError: what a worker raised; or a shard whose workers died three times in a row.
+    """
+    waiting, deaths = deque(numbers), Counter[int]()
+    count = min(num_workers, len(waiting))
+    threads = max(1, torch.get_num_threads() // max(1, count))
+    workers: dict[Connection, _Worker] = {}
+    try:
+        for rank in range(count):
+            worker = _Worker(maker, rank, threads)
+            workers[worker.pipe] = worker
+            worker.give(waiting, count)
+        while workers:
+            for pipe in wait(list(workers)):
+                worker = workers[pipe]  # type: ignore[index]
+                event = worker.receive()
+                if isinstance(event, NeuronSelectError):
+                    raise event
+                elif isinstance(event, NeuronSelectWarning):
+                    warnings.warn(event, stacklevel=3)
+                elif event is not None:
+                    if isinstance(event, Shard):
+                        worker.numbers.remove(event.number)
+                        worker.give(waiting, count)
+                    yield event
+                else:
+                    del workers[worker.pipe]
+                    cause = worker.end()
+                    if worker.numbers:
+                        number = worker.numbers[0]
+                        deaths[number] += 1
+                        maker.after_death(number, cause, deaths[number], num_workers)
+                        waiting.extendleft(reversed(worker.numbers))
+                        worker = _Worker(maker, worker.rank, threads)
+                        workers[worker.pipe] = worker
+                        worker.give(waiting, count)
+    finally:
+        for worker in workers.values():
+            worker.process.terminate()
+        for worker in workers.values():
+            worker.end()
+
+
+class _Worker:
+    """A process and the ``numbers`` of its shards: the one it is at and the one ahead."""
+
+    def __init__(self, maker: ShardMaker, rank: int, threads: int) -> None:
+        context: Any = multiprocessing.get_context(START)
+        self.rank = rank
+        self.pipe, end = context.Pipe()
+        self.process = context.Process(
+            target=_work, args=(end, rank, threads), name=f"neuronselect-{rank}", daemon=True
+        )
+        self.process.start()
+        end.close()  # so that its death is seen: the pipe's other end is its alone
+        self.numbers: list[int] = []
+        self._send(maker)
+
+    def give(self, waiting: deque[int], count: int) -> None:
+        """A shard to be at; one ahead only while there are enough for the other workers."""
+        while waiting and (not self.numbers or (len(self.numbers) < AHEAD and len(waiting) >= count)):
+            self.numbers.append(waiting.popleft())
+            self._send(self.numbers[-1])
+        if not waiting and not self.numbers:
+            self._send(None)
+
+    def _send(self, value: Any) -> None:
+        with contextlib.suppress(OSError):  # it is dead: that is seen when it is read from
+            self.pipe.send(value)
+
+    def receive(self) -> Size | Shard | NeuronSelectError | NeuronSelectWarning | None:
+        """What it says; None: nothing any more."""
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            return None
+
+    def end(self) -> str:
+        """Wait for its end; what it died of."""
+        self.pipe.close()
+        self.process.join(PATIENCE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        code = self.process.exitcode
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+# ----------------------------------------------------------------------------------- in the worker
+def _work(pipe: Connection, rank: int, threads: int) -> None:
+    """What a worker runs: shards by number, until it is sent None."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this one
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception, so that no half-written file stays
+    torch.set_num_threads(threads)
+    pa.set_cpu_count(threads)
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if isinstance(message, NeuronSelectWarning):  # what others warn of, the parent warns of too
+            pipe.send(message)
+
+    warnings.showwarning = show
+    try:
+        maker: ShardMaker = pipe.recv()
+        for event in maker.work(iter(pipe.recv, None), rank):
+            pipe.send(event)
+    except NeuronSelectError as error:
+        pipe.send(error)
+    except Exception:  # after some of CUDA's only a new process can go on
+        traceback.print_exc()
+        os._exit(1)  # at once: the thread that waits for the number ahead would keep this process
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,272 @@
+"""Scores against the goldens and against slow float64 references written from the papers' formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import GOLDENS
+
+from hf_neuronselect import Method, NeuronSelectError, NeuronSelectWarning, register_method
+from hf_neuronselect.methods import METHODS, make_method
+from hf_neuronselect.methods.kernels import widen
+from hf_neuronselect.signals.columns import FeatureBatch
+
+
+def sparse_batch(table: np.ndarray, column: str = "mona", arrow: bool = False) -> FeatureBatch:
+    """Rows of a dense table as the sparse columns of a batch."""
+    indices = [np.flatnonzero(row).astype(np.int32) for row in table]
+    values = [row[i] for row, i in zip(table, indices, strict=True)]
+    columns: dict = {f"{column}_indices": indices, f"{column}_values": values}
+    if arrow:
+        columns = {name: pa.array([v.tolist() for v in col]) for name, col in columns.items()}
+    n = len(table)
+    return FeatureBatch(np.arange(n), np.full(n, 5), np.ones(n, bool), columns)
+
+
+def dense_batch(column: str, table: np.ndarray) -> FeatureBatch:
+    n = len(table)
+    return FeatureBatch(np.arange(n), np.full(n, 5), np.ones(n, bool), {column: list(table)})
+
+
+def jaccard_reference(z: np.ndarray, target: np.ndarray) -> float:
+    top = sum(min(float(a), float(b)) for a, b in zip(z, target, strict=True))
+    bottom = sum(max(float(a), float(b)) for a, b in zip(z, target, strict=True))
+    return top / bottom if bottom else 0.0
+
+
+@pytest.mark.parametrize("arrow", [False, True])
+def test_mona_golden(arrow: bool) -> None:
+    golden = GOLDENS["mona"]
+    samples = np.asarray([np.mean(tokens, axis=0) for tokens in golden["sample_token_features"]])
+    exemplars = np.asarray([np.mean(tokens, axis=0) for tokens in golden["target_token_features"]])
+    np.testing.assert_allclose(samples, golden["sample_embeddings"], atol=1e-12)
+    mona = make_method("mona", {})
+    fitted = mona.fit(sparse_batch(exemplars, arrow=arrow))
+    np.testing.assert_allclose(np.pad(fitted["prototype"], (0, 1))[:4], golden["prototype"], atol=1e-12)
+    np.testing.assert_allclose(mona.score(sparse_batch(samples, arrow=arrow), fitted), golden["jaccard"], rtol=1e-12)
+
+
+def test_nait_golden() -> None:
+    golden = GOLDENS["nait"]
+    nait = make_method("nait", {})
+    fitted = nait.fit(dense_batch("nait", np.asarray(golden["exemplar_drifts"])))
+    np.testing.assert_allclose(fitted["directions"], golden["directions"], atol=1e-9)
+    scores = nait.score(dense_batch("nait", np.asarray(golden["candidate_drifts"])), fitted)
+    np.testing.assert_allclose(scores, golden["scores"], atol=1e-9)
+
+
+vectors = st.lists(st.floats(0, 50, width=32).map(lambda x: x if x > 1e-3 else 0.0), min_size=5, max_size=5)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(vectors, min_size=1, max_size=4), vectors)
+def test_jaccard_properties(samples: list[list[float]], target: list[float]) -> None:
+    """In [0, 1], symmetric, J(0, 0) = 0, 1 iff equal and nonzero, scale-free together; equal to the slow sum."""
+    mona = make_method("mona", {})
+    table, proto = np.asarray(samples), np.asarray(target)
+    fitted = mona.fit(sparse_batch(proto[None]))
+    scores = mona.score(sparse_batch(table), fitted)
+    for row, score in zip(table, scores, strict=True):
+        assert -1e-12 <= score <= 1 + 1e-12
+        assert score == pytest.approx(jaccard_reference(row, proto), rel=1e-9, abs=1e-12)
+        turned = mona.score(sparse_batch(proto[None]), mona.fit(sparse_batch(row[None])))[0]
+        assert score == pytest.approx(turned, rel=1e-9, abs=1e-12)
+        if np.array_equal(row, proto):
+            assert score == pytest.approx(1.0 if row.any() else 0.0)
+        elif row.any() or proto.any():
+            assert score < 1 or np.allclose(row, proto, rtol=1e-6)
+        doubled = mona.score(sparse_batch(2 * row[None]), mona.fit(sparse_batch(2 * proto[None])))[0]
+        assert doubled == pytest.approx(score, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_other_metrics(metric: str) -> None:
+    draw = np.random.default_rng(0)
+    table = draw.random((7, 20)) * (draw.random((7, 20)) > 0.5)
+    proto = table[:3].mean(axis=0)
+    method = make_method("mona", {"metric": metric})
+    scores = method.score(sparse_batch(table), method.fit(sparse_batch(table[:3])))
+    for row, score in zip(table, scores, strict=True):
+        cosine = row @ proto / np.sqrt((row @ row) * (proto @ proto))
+        expected = cosine if metric == "cosine" else -np.sqrt(((row - proto) ** 2).sum())
+        assert score == pytest.approx(expected, rel=1e-9)
+
+
+def test_mona_explain_shares() -> None:
+    table = np.asarray([[0.0, 2.0, 0.0, 1.0]])
+    mona = make_method("mona", {})
+    fitted = mona.fit(sparse_batch(np.asarray([[0.0, 1.0, 4.0, 3.0]])))
+    why = mona.explain(sparse_batch(table), fitted)[0]
+    assert why["latent"].tolist() == [1, 3]
+    np.testing.assert_allclose(why["share"], [0.5, 0.5])
+    assert why["share"].sum() == pytest.approx(1)
+
+
+def nait_reference(drifts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """By the eigenvectors of the covariance matrix instead of an SVD of the samples."""
+    total = np.zeros(len(candidates))
+    for block in range(drifts.shape[1]):
+        d = drifts[:, block].astype(np.float64)
+        mean = d.mean(axis=0)
+        values, axes = np.linalg.eigh(np.cov((d - mean).T))
+        v = axes[:, np.argmax(values)]
+        v = -v if mean @ v < 0 else v
+        total += candidates[:, block].astype(np.float64) @ v
+    return total
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10_000), st.booleans())
+def test_nait_reference(seed: int, normalize: bool) -> None:
+    draw = np.random.default_rng(seed)
+    # One strong direction a block, so that the first component is well determined.
+    axis = draw.normal(size=(3, 6))
+    drifts = (draw.normal(size=(9, 3, 1)) * 3 + 1) * axis + 0.1 * draw.normal(size=(9, 3, 6))
+    candidates = draw.normal(size=(5, 3, 6))
+    nait = make_method("nait", {"normalize": normalize})
+    scores = nait.score(dense_batch("nait", candidates), nait.fit(dense_batch("nait", drifts)))
+    if normalize:
+        drifts = drifts / np.linalg.norm(drifts, axis=2, keepdims=True)
+        candidates = candidates / np.linalg.norm(candidates, axis=2, keepdims=True)
+    np.testing.assert_allclose(scores, nait_reference(drifts, candidates), rtol=1e-7, atol=1e-8)
+
+
+def test_nait_sign_and_centring_matter() -> None:
+    """Mutants: without the sign step, or with PCA about zero, the scores are others."""
+    draw = np.random.default_rng(3)
+    drifts = draw.normal(size=(8, 2, 5)) + 2.0
+    nait = make_method("nait", {})
+    fitted = nait.fit(dense_batch("nait", drifts))
+    means = drifts.mean(axis=0)
+    assert ((means * fitted["directions"]).sum(axis=1) >= 0).all()
+    np.testing.assert_allclose(np.linalg.norm(fitted["directions"], axis=1), 1)
+    about_zero = np.stack([np.linalg.svd(drifts[:, b], full_matrices=False)[2][0] for b in range(2)])
+    assert np.abs(np.abs((about_zero * fitted["directions"]).sum(axis=1)) - 1).max() > 0.05
+
+
+def test_nait_refuses_too_little() -> None:
+    nait = make_method("nait", {})
+    with pytest.raises(NeuronSelectError, match="at least 2 exemplars"):
+        nait.fit(dense_batch("nait", np.ones((1, 2, 3))))
+    with pytest.raises(NeuronSelectError, match="identical"):
+        nait.fit(dense_batch("nait", np.ones((4, 2, 3))))
+
+
+def test_nait_warns_of_a_flat_spectrum() -> None:
+    square = np.asarray([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])[:, None] + 0.01
+    with pytest.warns(NeuronSelectWarning, match="not well determined"):
+        make_method("nait", {}).fit(dense_batch("nait", square))
+
+
+def test_nait_reports_signs_that_would_turn() -> None:
+    draw = np.random.default_rng(0)
+    axis = np.asarray([[1.0, 0.0], [0.0, 1.0]])
+    drifts = (draw.normal(size=(9, 1, 1)) + 5) * axis
+    content = drifts * np.asarray([[[1.0], [-1.0]]])
+    batch = FeatureBatch(
+        np.arange(9), np.full(9, 4), np.ones(9, bool), {"nait": list(drifts), "nait_content": list(content)}
+    )
+    with pytest.warns(NeuronSelectWarning, match="1 of 2 block directions"):
+        fitted = make_method("nait", {}).fit(batch)
+    assert fitted["content_sign_changes"].tolist() == [1]
+
+
+def test_hidden_is_cosine() -> None:
+    draw = np.random.default_rng(0)
+    vectors, exemplars = draw.normal(size=(6, 4)), draw.normal(size=(3, 4))
+    hidden = make_method("hidden", {})
+    scores = hidden.score(dense_batch("hidden", vectors), hidden.fit(dense_batch("hidden", exemplars)))
+    proto = exemplars.mean(axis=0)
+    expected = [v @ proto / np.linalg.norm(v) / np.linalg.norm(proto) for v in vectors]
+    np.testing.assert_allclose(scores, expected, rtol=1e-9)
+
+
+def test_routing_is_jaccard() -> None:
+    draw = np.random.default_rng(0)
+    weights, exemplars = draw.random((4, 6)), draw.random((2, 6))
+    routing = make_method("routing", {})
+    scores = routing.score(dense_batch("routing", weights), routing.fit(dense_batch("routing", exemplars)))
+    np.testing.assert_allclose(scores, [jaccard_reference(w, exemplars.mean(axis=0)) for w in weights], rtol=1e-9)
+
+
+def test_random_is_keyed_by_seed_and_row() -> None:
+    def score(index: list[int], seed: int) -> np.ndarray:
+        n = len(index)
+        batch = FeatureBatch(np.asarray(index), np.zeros(n), np.ones(n, bool), {})
+        return make_method("random", {"seed": seed}).score(batch, {})
+
+    whole = score(list(range(1000)), 0)
+    np.testing.assert_array_equal(score([7, 3], 0), whole[[7, 3]])
+    assert len(np.unique(whole)) == 1000 and 0 <= whole.min() and whole.max() < 1
+    assert abs(whole.mean() - 0.5) < 0.03
+    assert abs(np.corrcoef(whole, score(list(range(1000)), 1))[0, 1]) < 0.1
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    """Bit-equal whatever batch it stands in."""
+    draw = np.random.default_rng(0)
+    table = (draw.random((40, 30)) * (draw.random((40, 30)) > 0.6)).astype(np.float16)
+    mona = make_method("mona", {})
+    fitted = mona.fit(sparse_batch(table[:5]))
+    whole = mona.score(sparse_batch(table), fitted)
+    parts = np.concatenate([mona.score(sparse_batch(table[i : i + 3]), fitted) for i in range(0, 40, 3)])
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_unknown_names_give_the_near_ones() -> None:
+    with pytest.raises(NeuronSelectError, match="did you mean mona"):
+        make_method("mone", {})
+    with pytest.raises(NeuronSelectError, match="did you mean metric"):
+        make_method("mona", {"metrik": "cosine"})
+    with pytest.raises(NeuronSelectError, match="jaccard, cosine"):
+        make_method("mona", {"metric": "dot"})
+
+
+def test_third_party_method_in_three_lines() -> None:
+    @register_method
+    class Shouting(Method):
+        name, features, needs_target, needs_texts = "shouting", (), False, True
+        score = lambda self, batch, target: np.asarray([float(text.count("!")) for text in batch.texts])  # noqa: E731
+
+    try:
+        from datasets import Dataset
+
+        from hf_neuronselect import NeuronSelector
+
+        pool = Dataset.from_dict({"text": ["no", "yes!!", "well!"]})
+        assert "shouting" in METHODS.names()
+        assert NeuronSelector("shouting").select(pool, k=2).indices.tolist() == [1, 2]
+        with pytest.raises(NeuronSelectError, match="registered already"):
+            register_method(type("Other", (Method,), {"name": "shouting", "score": lambda *_: None}))
+    finally:
+        METHODS.remove("shouting")
+
+
+def test_every_float16_is_widened_exactly() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    np.testing.assert_array_equal(widen(halves), halves.astype(np.float32))
+    np.testing.assert_array_equal(np.signbit(widen(halves)), np.signbit(halves))
+    assert len(widen(halves[:0])) == 0
+
+
+@pytest.mark.parametrize("metric", ["jaccard", "cosine", "euclidean"])
+def test_several_targets_in_one_sweep(metric: str) -> None:
+    """Bit-equal to each target by itself, also where a row has latents that no prototype knows."""
+    draw = np.random.default_rng(0)
+    table = (draw.random((50, 40)) * (draw.random((50, 40)) > 0.6)).astype(np.float32)
+    mona = make_method("mona", {"metric": metric})
+    targets = {f"t{i}": mona.fit(sparse_batch(table[i : i + 4, : 20 + 4 * i])) for i in range(5)}
+    together = mona.scorer(targets)(sparse_batch(table))
+    assert list(together) == list(targets)
+    for name, target in targets.items():
+        np.testing.assert_array_equal(together[name], mona.score(sparse_batch(table), target))
+
+
+def test_values_that_are_not_finite_score_nan() -> None:
+    table = np.asarray([[1.0, 2.0], [np.nan, 2.0], [np.inf, 2.0], [0.0, 0.0]], dtype=np.float16)
+    mona = make_method("mona", {})
+    scores = mona.score(sparse_batch(table), mona.fit(sparse_batch(table[:1])))
+    np.testing.assert_array_equal(scores, [1.0, np.nan, np.nan, 0.0])

@@ -1,0 +1,75 @@
+"""The bundled default does its job: the right rows win, in float32, on a slice of the demo's own pool."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import concatenate_datasets, load_dataset
+
+from hf_neuronselect import NeuronSelector
+from hf_neuronselect.core import bundled as paths
+from hf_neuronselect.pipelines import bundled, demo
+from hf_neuronselect.pipelines.demo import precision
+
+
+@pytest.mark.slow
+def test_mona_beats_chance_and_length_on_the_bundled_pool() -> None:
+    pool, related = bundled.pool(), paths.related_sources()
+    sources = np.asarray(pool["source"])
+    rows = np.concatenate([np.flatnonzero(sources == name)[:12] for name in np.unique(sources)])
+    small = pool.select(rows)
+    extractor = bundled.extractor(features=["mona"])
+    for name in ("gsm8k", "mbpp"):
+        target = bundled.targets()[name].select(range(20))
+        base = float(np.isin(np.asarray(small["source"]), related[name]).mean())
+        selection = NeuronSelector("mona").fit({name: target}, extractor=extractor).select(small, ratio=base)
+        longest = NeuronSelector("longest").select(small, ratio=base, extractor=extractor)
+        assert precision(selection, related[name]) > max(3 * base, precision(longest, related[name]))
+
+
+@pytest.mark.slow
+def test_the_demo_says_and_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = np.asarray(bundled.pool()["source"])
+    rows = np.concatenate([np.flatnonzero(sources == name)[:8] for name in np.unique(sources)])
+    small, targets = bundled.pool().select(rows), bundled.targets()
+    monkeypatch.setattr(demo.bundled, "pool", lambda: small)
+    monkeypatch.setattr(demo.bundled, "targets", lambda: {n: targets[n].select(range(8)) for n in ("gsm8k", "mbpp")})
+    said: list[str] = []
+    report = demo.run_demo(tmp_path, said.append)
+    text = "\n".join(said)
+    for label in demo.METHODS:
+        assert sum(line.startswith(label + " ") for line in text.splitlines()) >= 2, label
+    assert "of the overlap" in text and "tokens/s" in text
+    for name in ("gsm8k", "mbpp"):
+        assert len(load_dataset(str(tmp_path / name), split="train")) == 8
+        made = json.loads((tmp_path / name / "selection.json").read_text())
+        assert made["pool"]["id"] == "bundled demo pool" and made["extractor"]["options"]["layer"] == 3
+    assert (tmp_path / "profiles.png").read_bytes().startswith(b"\x89PNG")
+    assert "data:image/png;base64" in report.read_text()
+
+
+def test_the_bundle_is_permissive_complete_and_small() -> None:
+    size = sum(p.stat().st_size for p in paths.ASSETS.rglob("*") if p.is_file())
+    assert size < 38_000_000
+    allowed = {"xquad", "bbh"}
+    assert not allowed & set(bundled.targets()), "share-alike or canary data"
+    assert set(paths.related_sources()) == set(bundled.targets())
+    everything = concatenate_datasets([bundled.pool(), *bundled.targets().values()])
+    assert 2000 <= len(bundled.pool()) <= 5000 and everything.num_rows > 4000
+    # Share-alike and non-commercial sources of the pool the demo was drawn from.
+    restricted = {"dolly_3k", "alpaca_random9k", "codealpaca_2k", "sgd_dialogue", "jaquad", "cmrc2018", "nusax_mt"}
+    assert not restricted & set(bundled.pool()["source"])
+
+
+def test_the_template_marks_what_the_assistant_says() -> None:
+    extractor = bundled.extractor(features=[], pool_tokens="assistant")
+    tokenizer = extractor.runtime().tokenizer
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
+    out = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+    ids = np.asarray(out["input_ids"]).ravel()
+    mask = np.asarray(out["assistant_masks"]).ravel().astype(bool)
+    assert tokenizer.decode(ids[mask]) == "Hello there<|end|>"
+    assert (ids == tokenizer.bos_token_id).sum() == 1

@@ -1,0 +1,134 @@
+"""One number per block and capability in place of a drift: the same scores, a hundredth of the bytes, no mix-ups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from tiny import make_extractor, rows
+
+from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
+from hf_neuronselect.cli import main as cli
+from hf_neuronselect.signals.forward import PROJECTION, Directions, merge_directions
+from hf_neuronselect.store.store import write_store
+
+OPTIONS = [
+    {},
+    {"normalize": True},
+    {"candidate": "mean"},
+    {"candidate": "last", "normalize": True},
+    {"direction": "mean"},
+]
+
+
+def fitted(extractor: NeuronFeatureExtractor, seeds: tuple[int, ...] = (1,), **params: object) -> NeuronSelector:
+    targets = {f"t{seed}": rows(6, seed=seed) for seed in seeds}
+    return NeuronSelector("nait", **params).fit(targets, extractor=extractor)
+
+
+@pytest.mark.parametrize("params", OPTIONS, ids=str)
+def test_scores_are_those_of_the_drifts(params: dict, pool: Dataset, extractor: NeuronFeatureExtractor) -> None:
+    selector = fitted(extractor, (1, 2), **params)
+    whole = selector.score(pool, extractor=extractor)
+    narrow = extractor.with_features([], selector.directions())
+    projected = pool.map(narrow, batched=True)
+    assert sorted(name for name in projected.column_names if name.startswith("nait")) == sorted(narrow.config.made)
+    assert narrow.hash == extractor.hash
+    selector.extractor = None  # nothing but the columns
+    got = selector.score(projected)
+    for name in ("neuron_score_t1", "neuron_score_t2"):
+        np.testing.assert_allclose(got[name], whole[name], rtol=2e-5, atol=1e-6)
+    kept = NeuronSelector.select(selector, projected, k=9).dataset
+    assert not [name for name in kept.column_names if name.startswith(PROJECTION)]
+
+
+def test_a_projection_is_the_dot_product_of_each_block(pool: Dataset, extractor: NeuronFeatureExtractor) -> None:
+    selector = fitted(extractor)
+    (column,) = selector.directions().vectors
+    drifts = np.asarray(extractor.with_features(["nait"])(pool[:8])["nait"], dtype=np.float64)
+    got = np.asarray(extractor.with_features([], selector.directions())(pool[:8])[column])
+    assert got.dtype == np.float32 and got.shape == drifts.shape[:2]
+    want = (drifts * selector.targets["t1"]["directions"]).sum(axis=2)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_size_moves_nothing(pool: Dataset, extractor: NeuronFeatureExtractor, tiny_folder: Path) -> None:
+    selector = fitted(extractor)
+    (column,) = selector.directions().vectors
+    one, many = (
+        np.asarray(
+            make_extractor(tiny_folder, batch_tokens=n).with_features([], selector.directions())(pool[:])[column]
+        )
+        for n in (1, 4096)
+    )
+    np.testing.assert_allclose(one, many, rtol=1e-5, atol=1e-6)
+
+
+def run(*words: str | Path) -> None:
+    cli.app([str(word) for word in words], standalone_mode=False)
+
+
+@pytest.fixture
+def said(tiny_folder: Path, tmp_path: Path) -> dict[str, Path]:
+    """A pool, exemplars and two capabilities as files."""
+    rows(40).to_json(tmp_path / "pool.jsonl")
+    for name, seed in (("a", 1), ("b", 2)):
+        rows(6, seed=seed).to_json(tmp_path / f"{name}.jsonl")
+        run("fit", "--method", "nait", "--model", tiny_folder / "model", "--target", tmp_path / f"{name}.jsonl",
+            "--out", tmp_path / f"cap-{name}")  # fmt: skip
+    return {"model": tiny_folder / "model", "here": tmp_path, "pool": tmp_path / "pool.jsonl"}
+
+
+def test_a_store_of_projections_selects_what_a_store_of_drifts_does(said: dict[str, Path]) -> None:
+    here, given = said["here"], ("--pool", said["pool"], "--model", said["model"])
+    run("extract", *given, "--method", "nait", "--out", here / "drifts")
+    run("extract", *given, "--capability", here / "cap-a", "--capability", here / "cap-b", "--out", here / "narrow")
+    for name in "ab":
+        for store in ("drifts", "narrow"):
+            run("select", *given, "--method", "nait", "--target", f"capability:{here / f'cap-{name}'}", "--k", 7,
+                "--features", here / store, "--out", here / f"{store}-{name}")  # fmt: skip
+        one, two = (Selection.from_pretrained(here / f"{store}-{name}") for store in ("drifts", "narrow"))
+        assert one.indices.tolist() == two.indices.tolist() and len(one) == 7
+    size = {name: sum(p.stat().st_size for p in (here / name).glob("*.parquet")) for name in ("drifts", "narrow")}
+    assert size["narrow"] < size["drifts"] / 2
+
+
+def test_a_capability_the_store_was_not_made_for_is_refused(said: dict[str, Path]) -> None:
+    here, given = said["here"], ("--pool", said["pool"], "--model", said["model"])
+    run("extract", *given, "--capability", here / "cap-a", "--out", here / "narrow")
+    with pytest.raises(NeuronSelectError, match="another feature") as refused:
+        run("extract", *given, "--capability", here / "cap-b", "--out", here / "narrow")
+    assert "nait_on_" in str(refused.value)
+    selector = NeuronSelector.from_pretrained(here / "cap-b")
+    narrow = NeuronSelector.from_pretrained(here / "cap-a").directions()
+    extractor = NeuronFeatureExtractor.from_pretrained(str(said["model"]), features=[])
+    projected = rows(9).map(extractor.with_features([], narrow), batched=True)
+    with pytest.raises(NeuronSelectError, match="projections on other directions"):
+        selector.score(projected)
+
+
+def test_what_has_no_directions_or_fits_not_is_refused(said: dict[str, Path], tiny_folder: Path) -> None:
+    here, given = said["here"], ("--pool", said["pool"], "--model", said["model"])
+    with pytest.raises(NeuronSelectError, match="the options here make"):
+        run("extract", *given, "--max-length", 64, "--capability", here / "cap-a", "--out", here / "x")
+    run("fit", "--method", "hidden", "--model", said["model"], "--target", here / "a.jsonl", "--out", here / "hid")
+    with pytest.raises(NeuronSelectError, match="which has no directions"):
+        run("extract", *given, "--capability", here / "hid", "--out", here / "x")
+    a, b = (Directions.of("nait", normalize, [np.eye(4)]) for normalize in (False, True))
+    with pytest.raises(NeuronSelectError, match="a store of its own"):
+        merge_directions([a, b])
+    assert list(merge_directions([a, a]).vectors) == list(a.vectors) and a == merge_directions([a]) and a != b
+    deep = make_extractor(tiny_folder).with_features([], Directions.of("nait", False, [np.ones((9, 32))]))
+    with pytest.raises(NeuronSelectError, match="of 9 blocks, the model has 4"):
+        deep(rows(2)[:])
+    assert not (here / "x").exists()
+
+
+def test_features_and_projections_come_from_one_pass(tmp_path: Path, extractor: NeuronFeatureExtractor) -> None:
+    selector = fitted(extractor)
+    both = extractor.with_features(["mona"], selector.directions())
+    write_store(rows(8), both, tmp_path / "s", pool_about={"id": "p", "commit": "content:1"})
+    columns = both(rows(8)[:])
+    assert {"mona_indices", *selector.directions().vectors} <= set(columns)
