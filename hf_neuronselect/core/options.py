@@ -7,7 +7,6 @@ must stay so, because every ``--help`` imports it.
 
 from __future__ import annotations
 
-import functools
 import math
 import types
 from collections.abc import Mapping
@@ -21,6 +20,8 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 PoolTokens = Literal["all", "no_special", "assistant", "user"]
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 Drift = Literal["endpoints", "mean", "per_token"]
+
+_KNOWN: dict[Any, dict[str, Option]] = {}
 
 
 def opt(
@@ -85,7 +86,8 @@ class Option:
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+        kind = get_args(self.kind)[0] if self.repeated else self.kind
+        return get_args(kind) if get_origin(kind) is Literal else ()
 
     def read(self, value: Any) -> Any:
         """A value of Python, YAML or the command line in the option's own type.
@@ -96,6 +98,8 @@ class Option:
         if value is None and self.optional:
             return None
         if self.repeated:
+            if isinstance(value, Mapping):  # {name: rows} says what [name=rows] does
+                value = [f"{name}={one}" for name, one in value.items()]
             given = [value] if isinstance(value, (str, int, float)) else list(value or ())
             return tuple(_scalar(get_args(self.kind)[0], one, self) for one in given)
         if self.pairs:
@@ -142,6 +146,7 @@ def _scalar(kind: Any, value: Any, option: Option) -> Any:  # noqa: C901 (one br
     if origin is dict and isinstance(value, Mapping):
         return dict(value)
     if kind is bool:
+        value = {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
         if not isinstance(value, bool):
             raise _error(option, "must be true or false", value)
         return value
@@ -172,9 +177,10 @@ def _number(kind: type, value: Any, option: Option) -> int | float:
     return kind(found)
 
 
-@functools.cache
-def options_of(cls: Any) -> dict[str, Option]:
+def options_of(cls: type) -> dict[str, Option]:
     """The declared options of a dataclass, by name, in their order."""
+    if cls in _KNOWN:
+        return _KNOWN[cls]
     hints = get_type_hints(cls)
     found = {}
     for one in fields(cls):
@@ -192,6 +198,7 @@ def options_of(cls: Any) -> dict[str, Option]:
             "moves": True,
         } | dict(one.metadata)
         found[one.name] = Option(one.name, kind, optional, default, **about)
+    _KNOWN[cls] = found
     return found
 
 

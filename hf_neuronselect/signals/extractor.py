@@ -17,7 +17,9 @@ from datasets import Features, List
 from datasets.utils._dill import pklregister
 from transformers import AutoConfig
 
+from ..core import bundled
 from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
+from ..core.options import ExtractionOptions, part_of
 from ..core.sources import Source, commit_of, content_hash, hub_errors, resolve
 from ..models.backbone import Backbone, resolve_layer
 from ..models.batching import TokenBatch, plan_batches
@@ -149,6 +151,20 @@ class NeuronFeatureExtractor:
         if sae_source is not None:
             extractor._check_sae(load_sae(sae_source.location, layer=resolved), lm_config)
         return extractor
+
+    @classmethod
+    def from_options(
+        cls, options: ExtractionOptions, features: Iterable[str], *, token: str | bool | None = None
+    ) -> NeuronFeatureExtractor:
+        """An extractor by its options; without a model, of the bundled model and SAE."""
+        values = part_of(options, ExtractionOptions)
+        values["pool"] = values.pop("pooling")
+        model = values.pop("model")
+        if model is None:
+            if options.sae is not None:
+                raise NeuronSelectError("belongs to a model: name it with model", option="sae", value=options.sae)
+            model, values["sae"] = str(bundled.MODEL), str(bundled.SAE)
+        return cls.from_pretrained(model, features=features, token=token, **values)
 
     @classmethod
     def from_model(

@@ -18,6 +18,9 @@ if __name__ == "__main__":
     os.environ |= {
         "HF_HOME": HOME.name,
         "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
@@ -34,6 +37,7 @@ import json
 import shlex
 import shutil
 import time
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,14 +63,30 @@ QUERIES = {"row_format": "qa", "columns": {"question": "query", "answer": "reply
 PLAIN_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n\n{% endfor %}"
 
 
-# -------------------------------------------------------------------------------------------- rows
-def assets() -> Path:
-    """The package's bundled files."""
+# ----------------------------------------------------------------------------------------- package
+def package() -> Path:
+    """The package's folder."""
     spec = importlib.util.find_spec("hf_neuronselect")
     assert spec is not None and spec.submodule_search_locations
-    return Path(next(iter(spec.submodule_search_locations))) / "assets"
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
+def assets() -> Path:
+    """The package's bundled files."""
+    return package() / "assets"
+
+
+def entry_point() -> importlib.metadata.EntryPoint:
+    """The command: of a checkout as its own ``pyproject.toml`` says, for another one may be installed."""
+    group, name = "console_scripts", "neuronselect"
+    project = package().parent / "pyproject.toml"
+    if project.is_file():
+        value = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["scripts"][name]
+        return importlib.metadata.EntryPoint(name, value, group)
+    return next(iter(importlib.metadata.entry_points(group=group, name=name)))
+
+
+# -------------------------------------------------------------------------------------------- rows
 def _chat(*turns: str, first: str = "user") -> list[Row]:
     roles = ("user", "assistant") if first == "user" else (first, "user", "assistant")
     return [{"role": roles[i % len(roles)], "content": turn} for i, turn in enumerate(turns)]
@@ -175,8 +195,7 @@ class Lab:
         Raises:
             RuntimeError: it ended with an error.
         """
-        (entry,) = importlib.metadata.entry_points(group="console_scripts", name="neuronselect")
-        command, before, said = entry.load(), sys.argv, io.StringIO()
+        command, before, said = entry_point().load(), sys.argv, io.StringIO()
         sys.argv = ["neuronselect", *(word.replace("{lab}", str(self.folder)) for word in words)]
         try:
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -213,7 +232,15 @@ class Lab:
         folder, draw = self.folder / "moe", np.random.default_rng(7)
         shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
         config = AutoConfig.for_model(
-            "olmoe", **shape, num_key_value_heads=2, num_experts=6, num_experts_per_tok=2, vocab_size=8192
+            "olmoe",
+            **shape,
+            num_key_value_heads=2,
+            num_experts=6,
+            num_experts_per_tok=2,
+            vocab_size=8192,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
         )
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         with torch.no_grad():

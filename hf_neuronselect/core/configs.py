@@ -1,0 +1,221 @@
+"""The options of each command, composed of groups; ``pipelines`` runs them, the command line only fills them in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import NeuronSelectError
+from .options import ExtractionOptions, Options, opt
+
+POOL_HELP = "File, folder, Hub id org/name[@revision][:config[:split]], or bundled:pool."
+TARGET_HELP = "[NAME=]rows (file, folder, Hub id or bundled:NAME), or capability:FOLDER_OR_ID[:NAME]; repeatable."
+Aggregate = Literal["quota", "round_robin", "mean", "max", "weighted"]
+Trainer = Literal["trl", "axolotl", "llamafactory", "unsloth"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions(Options):
+    """What to select for, and by which method."""
+
+    target: tuple[str, ...] = opt((), TARGET_HELP, metavar="[NAME=]ROWS")
+    method: str = opt("mona", "mona, nait, polysemantic, hidden, ifd, random, longest, ...")
+    method_option: dict[str, Any] = opt(
+        default_factory=dict, help="Option of the method; repeatable.", metavar="NAME=VALUE"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions(Options):
+    """How many rows are kept: at most one of the four; default the method's own ratio."""
+
+    ratio: float | None = opt(None, "Share of the pool kept, in (0, 1].")
+    k: int | None = opt(None, "Rows kept.", unit="rows", minimum=1)
+    threshold: float | None = opt(None, "Keep rows scoring at least this.")
+    max_tokens: int | None = opt(None, "Keep the best rows that fit into so many tokens.", unit="tokens", minimum=1)
+
+    def check(self) -> None:
+        super().check()
+        given = [name for name in ("ratio", "k", "threshold", "max_tokens") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise NeuronSelectError(f"give exactly one of ratio, k, threshold, max_tokens (got {', '.join(given)})")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise NeuronSelectError("must lie in (0, 1]; 0.05 keeps 5 %", option="ratio", value=self.ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickOptions(BudgetOptions):
+    """How scores become picks."""
+
+    aggregate: Aggregate = opt("quota", "How several targets share the budget.")
+    weight: dict[str, float] = opt(
+        default_factory=dict, help="Weight of a target, for aggregate weighted; repeatable.", metavar="NAME=NUMBER"
+    )
+    keep: tuple[Literal["duplicate", "leak"], ...] = opt(
+        (), "Keep rows that are left out otherwise: duplicate, leak; repeatable."
+    )
+    seed: int = opt(0, "Seed of methods that draw.", minimum=0)
+
+    def check(self) -> None:
+        super().check()
+        if self.weight and self.aggregate != "weighted":
+            raise NeuronSelectError("belongs to aggregate weighted", option="weight", value=next(iter(self.weight)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubOptions(Options):
+    """How something is pushed."""
+
+    private: bool | None = opt(None, "Visibility of a repository that is created.", flag="private/public", moves=False)
+    allow_public: bool = opt(False, "Push publicly although the rows' source is private or gated.", moves=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig(TargetOptions, PickOptions, ExtractionOptions, HubOptions):
+    """Select rows of a pool for targets, into a selection folder."""
+
+    pool: str = opt(help=POOL_HELP)
+    out: Path = opt(help="Selection folder to write.", moves=False)
+    features: Path | None = opt(None, "Feature store of this pool: no forward pass over it.", moves=False)
+    streaming: bool = opt(False, "Read the pool as a stream; memory is O(selected).", moves=False)
+    messages: bool = opt(
+        True, "Add a messages column where the rows have none.", flag="messages/no-messages", moves=False
+    )
+    examples: bool = opt(
+        True, "Show beginnings of rows in the card and the report.", flag="examples/no-examples", moves=False
+    )
+    push_to_hub: str | None = opt(None, "Dataset repository to push the selection to.", moves=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(TargetOptions, ExtractionOptions):
+    """Fit a reusable capability (prototype or directions) on exemplars."""
+
+    out: Path = opt(help="Capability folder to write.", moves=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig(ExtractionOptions):
+    """Compute a pool's signals into a resumable store; `select --features STORE` then needs no forward pass."""
+
+    pool: str = opt(help=POOL_HELP)
+    out: Path = opt(help="Feature store to write, to finish or to add signals to.", moves=False)
+    method: str | None = opt(None, "Methods whose signals are computed, separated by commas; default mona.")
+    method_option: dict[str, Any] = opt(
+        default_factory=dict, help="Option of the (single) method; repeatable.", metavar="NAME=VALUE"
+    )
+    capability: tuple[str, ...] = opt(
+        (), "FOLDER_OR_ID[:NAME]: store only what its score needs (nait: a number per block); repeatable."
+    )
+    shard_rows: int = opt(4096, "Rows of a shard.", unit="rows", minimum=1, moves=False)
+    shard: str = opt(
+        "0/1", "Only every N-th shard, from the I-th (0-based): N jobs, one store.", metavar="I/N", moves=False
+    )
+    num_workers: int | Literal["auto"] = opt(
+        "auto", "Processes (or Ray actors) with an extractor each; auto: one a GPU.", minimum=1, moves=False
+    )
+    backend: Literal["local", "ray"] = opt(
+        "local", "local, or ray: the nodes of a Ray cluster (pip install 'hf-neuronselect[ray]').", moves=False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(PickOptions, ExtractionOptions):
+    """Several methods on one pool and its targets, side by side; one pass per engine."""
+
+    pool: str = opt(help=POOL_HELP)
+    target: tuple[str, ...] = opt((), TARGET_HELP, metavar="[NAME=]ROWS")
+    methods: str = opt("mona,random,longest", "Methods separated by commas; name(option=value) sets options.")
+    related: dict[str, str] = opt(
+        default_factory=dict,
+        help="Sources of the pool that count as right for a target, separated by commas; repeatable.",
+        metavar="NAME=SOURCES",
+        moves=False,
+    )
+    features: Path | None = opt(None, "Feature store to use and to add missing signals to.", moves=False)
+    out: Path = opt(help="Folder for a selection per method and target, and the tables.", moves=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Options):
+    """The whole main job on the bundled model, SAE and data, offline."""
+
+    out: Path = opt(Path("neuronselect-demo"), "Folder for selections, picture and report.", moves=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Options):
+    """A recipe: select, train, evaluate, push. Finished steps are skipped when it is run again."""
+
+    recipe: Path = opt(help="Recipe with sections select, train, evaluate, push.")
+    out: Path = opt(help="Folder of the run; run again to go on.", moves=False)
+    data: str | None = opt(None, "Train on this selection, or these rows, instead of the section select.")
+    push: bool = opt(True, "Run the section push.", flag="push/no-push", moves=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Options):
+    """A base model and its adapters beside each other: loss on held-out answers, accuracy on tasks."""
+
+    out: Path = opt(help="Folder for evaluation.json and evaluation.png.", moves=False)
+    model: str | None = opt(None, "Base model; default the bundled one.")
+    revision: str | None = opt(None, "Branch, tag or commit of the model.")
+    adapter: tuple[str, ...] = opt((), "[NAME=]folder or Hub id; repeatable.")
+    data: tuple[str, ...] = opt((), "[NAME=]held-out rows; repeatable.")
+    tasks: tuple[str, ...] = opt((), "Task of lm-evaluation-harness; repeatable.")
+    include_path: Path | None = opt(None, "Folder of more task files.")
+    limit: int | None = opt(None, "Rows of a task.", unit="rows", minimum=1)
+    num_fewshot: int | None = opt(None, "Examples in a task's prompt.", minimum=0)
+    max_rows: int | None = opt(None, "Held-out rows of each data set.", unit="rows", minimum=1)
+    max_length: int = opt(2048, "Tokens kept of a row.", unit="tokens", minimum=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = opt(
+        "auto", "auto: the checkpoint's on a GPU, float32 on a CPU."
+    )
+    device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps.", moves=False)
+    batch_size: int = opt(8, "Rows a batch, of tasks.", minimum=1, moves=False)
+    apply_chat_template: bool = opt(True, "Ask tasks as chat turns.", flag="apply-chat-template/no-apply-chat-template")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Options):
+    """A selection as another trainer reads it, with a configuration that runs."""
+
+    folder: Path = opt(help="Selection folder.")
+    format: Trainer = opt(help="Whose data and configuration.")
+    out: Path | None = opt(None, "Default: the selection's name and the format.")
+    base_model: str | None = opt(None, "Model to be trained, for the configuration.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig(HubOptions):
+    """Any folder this package wrote, to the Hub, in one commit."""
+
+    folder: Path = opt(help="Selection, capability, feature library, adapter, SAE, store or metric.")
+    repo: str = opt(help="Repository, org/name or name.")
+    revision: str | None = opt(None, "Branch; created where it is missing.")
+    create_pr: bool = opt(False, "Propose it as a pull request instead.")
+    commit_message: str | None = opt(None, "Message of the one commit.")
+    examples: bool = opt(True, "Show beginnings of rows in the card and the report.", flag="examples/no-examples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaeTrainConfig(Options):
+    """Train a TopK SAE on rows of any format, through eai-sparsify (pip install 'hf-neuronselect[sae]')."""
+
+    pool: str = opt(help=POOL_HELP)
+    out: Path = opt(help="Folder; the SAE goes into OUT/<blocks>.<layer>.")
+    model: str | None = opt(None, "Causal LM; default the bundled one.")
+    layer: int = opt(-2, "0-based block; negative counts from the end.")
+    expansion_factor: int = opt(32, "Latents as a multiple of the model's width.", minimum=1)
+    k: int = opt(32, "Latents a token keeps.", minimum=1)
+    context: int = opt(512, "Tokens of a training row.", unit="tokens", minimum=8)
+    max_rows: int | None = opt(None, "Use only the first rows.", unit="rows", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaeInspectConfig(Options):
+    """What an SAE file holds: format, site, shape, activation."""
+
+    sae: Path | None = opt(None, "Local SAE folder; default the bundled one.")
+    layer: int | None = opt(None, "Picks one of several.")
