@@ -35,13 +35,12 @@ def command(
     section: str | None = None,
     flags: Mapping[str, str] | None = None,
 ) -> Callable[..., int | None]:
-    """A typer command that fills ``kind`` from flags and a recipe and calls ``work`` with it.
+    """Make a typer command that fills ``kind`` from flags and a recipe and calls ``work`` with it.
 
     Args:
         arguments: options given by position. section: the recipe's section; None: the command has no ``--config``.
         flags: option -> flag, where it differs from the option's own.
     """
-
     positional = tuple(arguments)
 
     def run(**given: Any) -> int | None:
@@ -104,5 +103,3 @@ def _help(option: Option) -> str:
     if default in (None, MISSING, (), {}) or isinstance(default, bool):
         return option.help
     return f"{option.help} [default: {default}]"
-
-

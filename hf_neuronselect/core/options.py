@@ -261,6 +261,10 @@ class Options:
         """Names of the options that were set, even to their defaults; made in Python, of those that differ from them."""
         return frozenset(getattr(self, "_given", self.changed()))
 
+    def values(self) -> dict[str, Any]:
+        """Every option's value, by name."""
+        return {name: getattr(self, name) for name in options_of(type(self))}
+
     def changed(self, *, moving: bool = False) -> dict[str, Any]:
         """Options that differ from their defaults.
 
@@ -350,7 +354,9 @@ class DeviceOptions(Options):
     device_map: DeviceMap | dict[str, Any] | None = opt(
         None, "Spread a model too large for one GPU over all of them, instead of device.", moves=False
     )
-    batch_tokens: int | Literal["auto"] = opt("auto", "Padded tokens a batch, or auto.", unit="tokens", minimum=1, moves=False)
+    batch_tokens: int | Literal["auto"] = opt(
+        "auto", "Padded tokens a batch, or auto.", unit="tokens", minimum=1, moves=False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

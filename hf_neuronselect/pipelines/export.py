@@ -13,6 +13,4 @@ def export(config: ExportConfig) -> list[Path]:
     """The files written: data first, then the configuration."""
     name = config.folder.resolve().name
     out = config.out or config.folder.resolve().parent / f"{name}-{config.format}"
-    return export_selection(
-        Selection.from_pretrained(config.folder), config.format, out, base_model=config.base_model
-    )
+    return export_selection(Selection.from_pretrained(config.folder), config.format, out, base_model=config.base_model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,14 +45,18 @@ class Job:
             raise NeuronSelectError(
                 f"method {self.chosen.method.name} needs exemplars: --target NAME=rows", option="target"
             )
-        self.selector = self.capability or self.chosen.selector()
+        if self.capability is not None and self.chosen.method.needs_target:
+            self.selector, self.fitted = self.capability, True
+        else:
+            self.selector = self.chosen.selector()
+        if self.capability is not None:  # a control leaves out the same rows
+            self.selector.leakage = self.capability.leakage
 
     def fit(self) -> NeuronSelector:
         """Fit the targets, once."""
-        if not self.fitted:
-            self.selector.extractor = self.extractor
-            if self.targets and self.capability is None:
-                self.selector.fit({name: rows.data for name, rows in self.targets.items()}, extractor=self.extractor)
+        self.selector.extractor = self.extractor
+        if self.targets and not self.fitted:
+            self.selector.fit({name: rows.data for name, rows in self.targets.items()}, extractor=self.extractor)
             self.fitted = True
         return self.selector
 
@@ -114,16 +118,13 @@ def check_pick(options: PickOptions, targets: Sequence[str], streaming: bool) ->
             raise NeuronSelectError("weights are at least 0, and one of them is above 0", option="weight")
 
 
-def check_rows(rows: Mapping[str, Rows], options: RowOptions) -> None:
+def check_rows(rows: Iterable[Rows], options: RowOptions) -> None:
     """Refuse rows whose columns are of no known format.
-
-    Args:
-        rows: rows by the option that names them.
 
     Raises:
         NeuronSelectError: columns are missing.
     """
-    for part in rows.values():
+    for part in rows:
         if part.data.column_names:
             row_format(part.data.column_names, options.row_format, options.columns)
 
