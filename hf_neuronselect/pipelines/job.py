@@ -132,16 +132,16 @@ def check_rows(rows: Iterable[Rows], options: RowOptions) -> None:
 def share_pass(jobs: Sequence[Job], folder: Path, *, say: Say = quiet) -> None:
     """Compute the signals of several jobs in one pass over their pool, into a store that all of them read.
 
-    Jobs that have a store, read a stream or need no signals stay as they are, and so does a job that is alone.
+    Jobs that have a store or read a stream stay as they are. Nothing is computed for a single job, nor where no job
+    needs a signal.
 
     Args:
         jobs: of one pool and one extractor. folder: of the store; an unfinished one is finished.
     """
-    sharing = [job for job in jobs if job.chosen.signals and job.store is None and isinstance(job.rows.data, Dataset)]
-    if len(sharing) < 2:
+    sharing = [job for job in jobs if job.store is None and isinstance(job.rows.data, Dataset)]
+    extractor = sharing[0].extractor if sharing else None
+    if len(sharing) < 2 or extractor is None or not any(job.chosen.signals for job in sharing):
         return
-    extractor = sharing[0].extractor
-    assert extractor is not None
     directions = _directions(sharing)
     signals = [name for job in sharing if directions is None or job.selector.directions() is None
                for name in job.chosen.method.features]  # fmt: skip
