@@ -40,7 +40,7 @@ def prepare(config: SelectConfig, *, like: Job | None = None) -> Job:
     """
     check_folder(config.out, RECORD, "a selection folder")
     if config.features is not None and config.streaming:
-        raise NeuronSelectError("a store is of a whole pool; leave --streaming away", option="features",
+        raise NeuronSelectError("a store holds a whole pool; remove --streaming", option="features",
                                 value=config.features.name)  # fmt: skip
     specs = named_specs(config.target, "target")
     capability = open_capability(specs)
@@ -74,7 +74,7 @@ def _method(config: SelectConfig, capability: NeuronSelector | None) -> Chosen:
         return chosen
     chosen = method_of(own.name, own.params() | config.method_option, config.seed)
     if chosen.method.params() != own.params():
-        raise NeuronSelectError(f"the capability was fitted with {own.params()}; leave it away",
+        raise NeuronSelectError(f"the capability was fitted with {own.params()}; remove it",
                                 option="method_option", value=", ".join(config.method_option))  # fmt: skip
     return chosen
 

@@ -112,7 +112,7 @@ def test_a_seed_goes_to_methods_that_have_one(config: SelectConfig) -> None:
         ({"target": ("t={u}", "u={u}"), "aggregate": "weighted", "weight": {"t": 0, "u": 0}}, "one of them is above 0"),
         ({"target": ("t={u}", "u={u}"), "aggregate": "mean", "streaming": True}, "use quota or round_robin"),
         ({"k": None, "max_tokens": 9, "streaming": True}, "a stream needs k or threshold"),
-        ({"features": Path("store"), "streaming": True}, "a store is of a whole pool"),
+        ({"features": Path("store"), "streaming": True}, "a store holds a whole pool"),
         ({"features": Path("nowhere")}, "not a feature store"),
         ({"columns": {"messages": "turns"}}, "columns='turns': no such column"),
         ({"target": ("!",)}, "name it: NAME="),
