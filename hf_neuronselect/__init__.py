@@ -1,17 +1,17 @@
 """Select the instruction data that makes a model better at a task, by the model's own neurons."""
 
 from .core.errors import NeuronSelectError, NeuronSelectWarning
-from .methods import Method, register_method
+from .methods import Method, PoolMethod, register_method
 from .selection import NeuronSelector, Selection
 from .selection.library import FeatureLibrary
+from .signals.base import Signal, register_signal
 from .signals.extractor import NeuronFeatureExtractor
-from .signals.forward import Feature, register_feature
 from .store.store import FeatureStore
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Feature",
+    "Signal",
     "FeatureLibrary",
     "FeatureStore",
     "Method",
@@ -19,7 +19,8 @@ __all__ = [
     "NeuronSelectError",
     "NeuronSelectWarning",
     "NeuronSelector",
+    "PoolMethod",
     "Selection",
-    "register_feature",
+    "register_signal",
     "register_method",
 ]

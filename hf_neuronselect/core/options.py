@@ -330,6 +330,13 @@ class DeviceOptions(Options):
     )
     batch_tokens: int | Literal["auto"] = opt("auto", "Padded tokens a batch, or auto.", minimum=1, moves=False)
 
+    def check(self) -> None:
+        super().check()
+        if self.device_map is not None and self.device != "auto":
+            raise NeuronSelectError(
+                f"replaces device, which is {self.device}: give one of them", option="device_map", value=self.device_map
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionOptions(ModelOptions, RowOptions, ReadOptions, DeviceOptions):
