@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from ..core.errors import NeuronSelectError, one_of
 from ..rows.formats import Conversation, RowFormat, read_row, row_format
-from ..selection import Selection
+from ..selection.selection import Selection
 
 FORMATS: tuple[str, ...] = ("trl", "axolotl", "llamafactory", "unsloth")
 

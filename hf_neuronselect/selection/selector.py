@@ -29,7 +29,7 @@ from ..methods.base import PoolMethod, Target, exemplar_signals
 from ..methods.pickers import row_scores
 from ..rows.leakage import Leakage, as_array, from_array
 from ..rows.load import source_of
-from ..signals.base import Signal
+from ..signals.base import Signal, signals_of
 from ..signals.columns import RowBatch
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, write_store
@@ -107,6 +107,10 @@ class NeuronSelector(PushToHub):
         self.capability = None
         if self.method.needs_target:
             self.targets = targets
+            if self.extractor is not None:  # what rows must be scored by may be other signals than the exemplars'
+                for signal in (*signals_of(self.method.signals), *self.compact_signals()):
+                    if signal.stored:
+                        self.identities.setdefault(signal.name, self.extractor.identity(signal))
         return self
 
     def _fit_one(self, name: str, data: Data) -> Target:
