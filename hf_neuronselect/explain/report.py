@@ -60,7 +60,7 @@ def picture(png: bytes, alt: str) -> str:
 def excerpt(selection: Selection, i: int, characters: int = 600) -> str:
     """The beginning of a selected row's text."""
     own = [c for c in selection.dataset.column_names if not c.startswith("neuron_") and c != "source_index"]
-    settings = selection.provenance.get("extractor") or {}
+    settings = (selection.provenance.get("extractor") or {}).get("options") or {}
     fmt = row_format(own, settings.get("row_format", "auto"), dict(settings.get("columns") or []))
     text = read_row(selection.dataset[i], fmt).content()
     return text if len(text) <= characters else text[:characters] + " …"

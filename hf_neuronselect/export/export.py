@@ -100,7 +100,7 @@ def export_selection(
     before = _earlier(out)
     rows = _read(selection, trainer)
     base = _base(selection, base_model, plain=not (rows.any_tools or rows.any_calls))
-    settings = selection.provenance.get("extractor") or {}
+    settings = (selection.provenance.get("extractor") or {}).get("options") or {}
     length = int(settings.get("max_length") or 2048)
     files = _WRITERS[trainer](rows, base, length)
     name = _CONFIG[trainer]
@@ -148,7 +148,7 @@ def _is_ours(config: Path) -> bool:
 def _format_of(selection: Selection) -> RowFormat:
     """How the selected rows were read when they were scored."""
     columns = selection.dataset.column_names
-    settings = selection.provenance.get("extractor") or {}
+    settings = (selection.provenance.get("extractor") or {}).get("options") or {}
     # Columns after `source_index` are not the rows' own: a saved selection has roles and contents there, without the
     # calls a prompt and completion may hold.
     own = columns[: columns.index("source_index")] if "source_index" in columns else columns

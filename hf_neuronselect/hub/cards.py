@@ -180,10 +180,10 @@ def _extractor_facts(extractor: Mapping[str, Any] | None) -> dict[str, Any]:
         "model": _pinned(model),
         "SAE": None if sae is None else _pinned(sae),
         "layer (0-based)": options["layer"],
-        "K": options["top_k"] if options["top_k"] is not None else "the SAE's own",
-        "pooled tokens": extractor["pool_tokens"],
-        "max length": extractor["max_length"],
-        "dtype": extractor["dtype"],
+        "K": options["top_k_features"] if options["top_k_features"] is not None else "the SAE's own",
+        "pooled tokens": extractor["options"]["pool_tokens"],
+        "max length": extractor["options"]["max_length"],
+        "dtype": extractor["options"]["dtype"],
     }
 
 
@@ -224,10 +224,10 @@ def select_command(provenance: Mapping[str, Any]) -> list[str]:
                 words += [option, source["id"]] if source else []
                 words += [flag, source["commit"]] if source and ":" not in source["commit"] else []
         options = extractor["options"]
-        words += ["--layer", str(options["layer"]), "--pool-tokens", extractor["pool_tokens"]]
-        words += [] if options["top_k"] is None else ["--top-k-features", str(options["top_k"])]
-        words += ["--max-length", str(extractor["max_length"]), "--dtype", extractor["dtype"]]
-        words += ["--quantize", extractor["quantize"]] if extractor["quantize"] else []
+        words += ["--layer", str(options["layer"]), "--pool-tokens", extractor["options"]["pool_tokens"]]
+        words += [] if options["top_k_features"] is None else ["--top-k-features", str(options["top_k_features"])]
+        words += ["--max-length", str(extractor["options"]["max_length"]), "--dtype", extractor["options"]["dtype"]]
+        words += ["--quantize", extractor["options"]["quantize"]] if extractor["options"]["quantize"] else []
     for name, value in provenance["budget"].items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     if provenance["aggregate"]:
@@ -341,7 +341,7 @@ class CapabilityCard(CardTemplate):
         facts = {
             "exemplars": ", ".join(f"{name}: {what.get('used', '?')}" for name, what in config["targets"].items()),
             "options": ", ".join(f"{k}={v}" for k, v in config["params"].items()),
-            "extractor hash": config["extractor_hash"],
+            "extractor hash": str(config["signals"]),
             **_extractor_facts(config["extractor"]),
         }
         return {"method": config["method"], "targets": cell(", ".join(config["targets"])), "facts": _facts(facts)}
@@ -369,7 +369,7 @@ class LibraryCard(CardTemplate):
             extractor = entry["extractor"] or {}
             model, sae = extractor.get("model") or {}, extractor.get("sae") or {}
             used = ", ".join(f"{target} {what.get('used', '?')}" for target, what in entry["targets"].items())
-            about = [name, entry["method"], used, _short(model), _short(sae), entry["extractor_hash"]]
+            about = [name, entry["method"], used, _short(model), _short(sae), str(entry["signals"])]
             rows.append([cell(value) for value in about])
         return {"rows": rows, "first": rows[0][0] if rows else "name"}
 

@@ -231,7 +231,7 @@ class Selection(PushToHub):
     def _with_messages(self) -> Dataset:
         if "messages" in self.dataset.column_names:
             return self.dataset
-        settings = self.provenance.get("extractor") or {}
+        settings = (self.provenance.get("extractor") or {}).get("options") or {}
         own = [c for c in self.dataset.column_names if not c.startswith("neuron_") and c != "source_index"]
         fmt = row_format(own, settings.get("row_format", "auto"), dict(settings.get("columns") or []))
         return self.dataset if fmt.name == "text" else with_messages(self.dataset, fmt)

@@ -129,7 +129,7 @@ class NeuronFeatureExtractor:
             encoder = loaded.to(parameter.device, parameter.dtype)
         remember(source.commit, model, tokenizer)
         forward = ForwardEngine(extraction)
-        forward.backbone, forward.sae = Backbone(model), encoder
+        forward.model, forward.backbone, forward.sae = model, Backbone(model), encoder
         return cls(extraction, features, {"forward": forward})
 
     @classmethod

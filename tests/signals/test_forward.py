@@ -136,7 +136,7 @@ def _assert_close(got: np.ndarray, want: np.ndarray) -> None:
         ("mona", {}, {}),
         ("mona", {"top_k_features": 3}, {"k": 3}),
         ("mona", {"top_k_features": 500}, {"k": 500}),
-        ("mona", {"pool": "sum"}, {"pool": "sum"}),
+        ("mona", {"pooling": "sum"}, {"pooling": "sum"}),
         ("mona", {"sae": _sae("relu")}, {"k": None}),
         ("polysemantic", {}, {}),
         ("polysemantic", {"top_k_features": 3}, {"k": 3}),
