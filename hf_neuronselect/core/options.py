@@ -261,6 +261,10 @@ class Options:
         """Names of the options that were set, even to their defaults; made in Python, of those that differ from them."""
         return frozenset(getattr(self, "_given", self.changed()))
 
+    def values(self) -> dict[str, Any]:
+        """Every option's value, by name."""
+        return {name: getattr(self, name) for name in options_of(type(self))}
+
     def changed(self, *, moving: bool = False) -> dict[str, Any]:
         """Options that differ from their defaults.
 

@@ -27,7 +27,7 @@ def fit(config: FitConfig, *, say: Say = quiet, note: Say = quiet) -> NeuronSele
     if not specs:
         raise NeuronSelectError(f"method {config.method} needs exemplars: --target NAME=rows", option="target")
     targets = load_named(specs, "target")
-    check_rows(targets, config)
+    check_rows(targets.values(), config)
     selector = chosen.selector()
     selector.fit(
         {name: rows.data for name, rows in targets.items()}, extractor=extractor_of(config, chosen.signals, note)

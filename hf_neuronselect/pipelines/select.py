@@ -29,8 +29,11 @@ def select(config: SelectConfig, *, say: Say = quiet, note: Say = quiet) -> Sele
     return finish(config, job, say=say, note=note)
 
 
-def prepare(config: SelectConfig) -> Job:
+def prepare(config: SelectConfig, *, like: Job | None = None) -> Job:
     """Check and load everything a selection needs but the model.
+
+    Args:
+        like: a job on the same pool and targets, whose rows are used.
 
     Raises:
         NeuronSelectError: bad input.
@@ -46,9 +49,9 @@ def prepare(config: SelectConfig) -> Job:
         chosen = _method_of_capability(config, chosen, capability)
         specs = {}
     check_pick(config, list(capability.targets if capability else specs), config.streaming)
-    rows = load_rows(config.pool, streaming=config.streaming)
-    targets = load_named(specs, "target")
-    check_rows({"pool": rows} | targets, config)
+    rows = like.rows if like else load_rows(config.pool, streaming=config.streaming)
+    targets = like.targets if like and capability is None else load_named(specs, "target")
+    check_rows([rows, *targets.values()], config)
     store = None if config.features is None else FeatureStore(config.features)
     return Job(chosen, rows, targets, capability, store)
 
@@ -64,6 +67,8 @@ def finish(config: SelectConfig, job: Job, *, say: Say = quiet, note: Say = quie
 
 
 def _method_of_capability(config: SelectConfig, chosen: Chosen, capability: NeuronSelector) -> Chosen:
+    if not chosen.method.needs_target:  # a control on the same pool
+        return chosen
     name = capability.method.name
     if "method" in config.given and config.method != name:
         raise NeuronSelectError(f"the capability is of method {name}", option="method", value=config.method)

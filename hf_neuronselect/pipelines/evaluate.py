@@ -1,0 +1,155 @@
+"""Compare a base model and its adapters: loss on held-out answers, accuracy on tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+from ..core.configs import EvaluateConfig, EvaluateOptions
+from ..core.errors import NeuronSelectError
+from ..core.sources import Source
+from ..explain.report import text_table
+from ..rows.load import load_rows
+from ..training.evaluation import BASE, METRIC, evaluate_models, evaluation_table, write_evaluation
+from ..training.models import base_source
+from .parts import Say, named_specs, quiet
+
+if TYPE_CHECKING:
+    from ..training.harness import HarnessResults
+
+
+@dataclass
+class Evaluation:
+    """Results of an evaluation.
+
+    Attributes:
+        rows: one result each: model, data, metric, value. tasks: the harness's own results and table.
+    """
+
+    base: Source
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    tasks: HarnessResults | None = None
+
+    def write(self, folder: Path) -> None:
+        """``evaluation.json`` and, with losses, ``evaluation.png``."""
+        write_evaluation(folder, self.rows, self._more())
+
+    def text(self) -> list[str]:
+        """Lines for the user."""
+        return evaluation_text({"rows": self.rows, **self._more()})
+
+    def _more(self) -> dict[str, Any]:
+        more: dict[str, Any] = {"base": {"id": self.base.id, "commit": self.base.commit}}
+        return more if self.tasks is None else more | {"tasks": self.tasks.to_dict(), "tasks_table": self.tasks.table()}
+
+
+def evaluate(config: EvaluateConfig, *, say: Say = quiet, note: Say = quiet) -> Evaluation:
+    """Evaluate a base model and its adapters into ``config.out``.
+
+    Raises:
+        NeuronSelectError: bad input, or an adapter of another base.
+    """
+    check_tasks(config)
+    adapters = named_specs(config.adapter, "adapter")
+    held_out = load_held_out(config)
+    found = measure(base_source(config.model, config.revision), adapters, config, held_out)
+    found.write(config.out)
+    for line in found.text():
+        say(line)
+    say(f"-> {config.out / 'evaluation.json'}")
+    return found
+
+
+def check_tasks(options: EvaluateOptions) -> None:
+    """Refuse tasks where lm-evaluation-harness is not installed.
+
+    Raises:
+        NeuronSelectError: it is not.
+    """
+    if options.tasks and find_spec("lm_eval") is None:
+        raise NeuronSelectError("needs lm-evaluation-harness: pip install 'hf-neuronselect[lm-eval]'", option="tasks",
+                                value=", ".join(options.tasks))  # fmt: skip
+
+
+def load_held_out(options: EvaluateOptions) -> dict[str, Dataset]:
+    """Held-out rows by name."""
+    found = {}
+    for name, spec in named_specs(options.data, "data").items():
+        rows = load_rows(spec, option="data").data
+        assert isinstance(rows, Dataset)
+        found[name] = rows
+    return found
+
+
+def measure(
+    base: Source,
+    adapters: Mapping[str, str],
+    options: EvaluateOptions,
+    held_out: Mapping[str, Dataset],
+    *,
+    trained: Sequence[Dataset] = (),
+    chat_template: str | None = None,
+) -> Evaluation:
+    """Losses on held-out rows, then tasks.
+
+    Args:
+        trained: rows the adapters were trained on; evaluation rows found there are taken out.
+    """
+    found = Evaluation(base)
+    if held_out:
+        found.rows = evaluate_models(
+            base,
+            adapters,
+            held_out,
+            trained=trained,
+            chat_template=chat_template,
+            max_rows=options.max_rows,
+            max_length=options.max_length,
+            dtype=options.dtype,
+            device=options.device,
+        )
+    if options.tasks:
+        found.tasks = _run_harness(base, adapters, options)
+        found.rows += [
+            {"model": row.model, "data": row.task, "metric": row.metric, "value": row.value, "rows": row.samples}
+            for row in found.tasks.rows
+        ]
+    return found
+
+
+def _run_harness(base: Source, adapters: Mapping[str, str], options: EvaluateOptions) -> HarnessResults:
+    from ..training.harness import run_tasks  # lm-eval is an extra
+
+    return run_tasks(
+        base.location,
+        {BASE: None, **adapters},
+        options.tasks,
+        revision=base.revision,
+        # An adapter's tokenizer has a chat template, which a base model may lack.
+        tokenizer=next(iter(adapters.values()), None),
+        include_path=options.include_path,
+        limit=options.limit,
+        num_fewshot=options.num_fewshot,
+        batch_size=options.batch_size,
+        apply_chat_template=options.apply_chat_template,
+        dtype=options.dtype,
+        device=options.device,
+    )
+
+
+def evaluation_text(found: Mapping[str, Any]) -> list[str]:
+    """Lines that show ``evaluation.json``: losses, then tasks as papers print them."""
+    lines = []
+    losses = [row for row in found["rows"] if row["metric"] == METRIC]
+    if losses:
+        lines = [
+            "",
+            text_table(*evaluation_table(losses)),
+            f"({METRIC}: nats a token of held-out answers, lower is better)",
+        ]
+    return [*lines, "", found["tasks_table"]] if "tasks_table" in found else lines
