@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from . import bundled
 from .errors import NeuronSelectError
 
 logger = logging.getLogger(__name__)
@@ -168,6 +169,12 @@ def commit_of(path: str | os.PathLike[str]) -> str:
     """The commit hash in a Hub cache path (``…/snapshots/<commit>/…``)."""
     found = re.search(r"/snapshots/([0-9a-f]{40})(/|$)", Path(path).as_posix())
     return found[1] if found else f"content:{content_hash(Path(path))}"
+
+
+def is_bundled(commit: str | None) -> bool:
+    """Whether a commit is the content hash of the bundled model or SAE."""
+    own = (bundled.MODEL, *bundled.SAE.iterdir())
+    return (commit or "").startswith("content:") and commit in {f"content:{content_hash(path)}" for path in own}
 
 
 def content_hash(path: Path) -> str:
