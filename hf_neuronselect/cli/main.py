@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,8 @@ from datasets import Dataset
 
 from ..core import bundled as paths
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.folders import SELECTION_RECORD, check_free
+from ..core.provenance import Counts, EvaluationRecord, SourceRecord
 from ..hub.push import check_write_access, push_folder
 from ..methods import METHODS, Method, make_method
 from ..models.sae_formats import find_folder, load_sae
@@ -196,7 +199,8 @@ def _fitted(
         raise NeuronSelectError(f"method {method} needs exemplars: --target NAME=rows", option="target")
     selector.extractor = extractor
     if targets:
-        selector.fit({name: rows.data for name, rows in targets.items()}, extractor=extractor)
+        sources = {name: rows.source for name, rows in targets.items()}
+        selector.fit({name: rows.data for name, rows in targets.items()}, extractor=extractor, sources=sources)
     return selector
 
 
@@ -224,11 +228,11 @@ def _directions(specs: Sequence[str], extractor: NeuronFeatureExtractor) -> Dire
     return merge_directions(found)
 
 
-def _report_counts(counts: dict[str, Any]) -> None:
-    out = {k: v for k, v in counts.items() if k not in ("rows", "selected", "reasons") and v}
+def _report_counts(counts: Counts) -> None:
+    out = counts.left_out | ({"truncated": counts.truncated} if counts.truncated else {})
     if out:
         _say("Left out or noted: " + ", ".join(f"{value} {name}" for name, value in out.items()))
-    for reason in counts["reasons"]:
+    for reason in counts.reasons:
         _say(f"  {reason}")
 
 
@@ -289,21 +293,28 @@ def select(
         check_write_access()
     options = _method_options(method_option, method, seed)
     chosen = make_method(method, options)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "selection.json").exists())):
-        raise NeuronSelectError("exists and is not a selection folder; name another", option="out", value=out.name)
+    check_free(out, SELECTION_RECORD, "a selection folder")
     rows = load_rows(pool, streaming=streaming)
     named, capability = _targets(target)
-    extractor = _extractor(
-        _features_of(chosen), model, revision, sae, sae_revision, layer, top_k_features, pool_tokens, max_length,
-        dtype, value_dtype, quantize, device, device_map, batch_tokens,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "model": model, "revision": revision, "sae": sae, "sae_revision": sae_revision, "top_k_features": top_k_features,
+        "quantize": quantize, "device": device, "device_map": device_map, "batch_tokens": batch_tokens,
+        **{name: value for name, value, usual in (("layer", layer, -2), ("pool_tokens", pool_tokens, "all"),
+                                                  ("max_length", max_length, 2048), ("dtype", dtype, "auto"),
+                                                  ("value_dtype", value_dtype, "float16")) if value != usual},
+    }  # fmt: skip
     if capability is not None:
-        selector, selector.extractor = capability, extractor
+        selector = capability
         if capability.method.name != method:
             raise NeuronSelectError(
                 f"the capability is of method {capability.method.name}", option="method", value=method
             )
+        selector.make_extractor(**given)
     else:
+        extractor = _extractor(
+            _features_of(chosen), model, revision, sae, sae_revision, layer, top_k_features, pool_tokens, max_length,
+            dtype, value_dtype, quantize, device, device_map, batch_tokens,
+        )  # fmt: skip
         selector = _fitted(method, options, named, extractor)
     data, store = rows.data, None
     if features is not None:
@@ -323,18 +334,16 @@ def select(
     selection = selector.select(
         data, ratio=ratio, k=k, threshold=threshold, max_tokens=max_tokens, aggregate=aggregate,
         weights=weights or None, exclude=exclude, features=store,
-        provenance={"pool": rows.about, "target_rows": {name: part.about for name, part in named.items()}},
+        source=rows.source,
     )  # fmt: skip
     made = selection.provenance
     selection.save_pretrained(out, messages=not no_messages, examples=not no_examples)
-    tokens, timing = made["tokens"], made["timing"]
-    typer.echo(
-        f"{len(selection)} of {made['counts']['rows']} rows selected by {method} in {timing['seconds']:.1f} s -> {out}"
-    )
-    if tokens["selected_mean"]:
-        rate = f", {timing['tokens_per_second']:,} tokens/s" if timing["tokens_per_second"] else ""
-        typer.echo(f"tokens a row: {tokens['selected_mean']:.0f} selected, {tokens['pool_mean']:.0f} in the pool{rate}")
-    _report_counts(made["counts"])
+    tokens, timing = made.tokens, made.timing
+    typer.echo(f"{len(selection)} of {made.counts.rows} rows selected by {method} in {timing.seconds:.1f} s -> {out}")
+    if tokens.selected_mean and tokens.pool_mean:
+        rate = f", {timing.tokens_per_second:,} tokens/s" if timing.tokens_per_second else ""
+        typer.echo(f"tokens a row: {tokens.selected_mean:.0f} selected, {tokens.pool_mean:.0f} in the pool{rate}")
+    _report_counts(made.counts)
     if push_to_hub is not None:
         typer.echo(push_folder(out, push_to_hub, private=private, allow_public=allow_public))
 
@@ -375,7 +384,7 @@ def fit(
     )  # fmt: skip
     selector = _fitted(method, options, named, extractor)
     selector.save_pretrained(out)
-    used = ", ".join(f"{name} ({count['used']} exemplars)" for name, count in selector.counts.items())
+    used = ", ".join(f"{name} ({found.used} exemplars)" for name, found in selector.exemplars.items())
     typer.echo(f"{method} capability of {used} -> {out}")
 
 
@@ -511,23 +520,24 @@ def evaluate(
         raise NeuronSelectError("name held-out rows (--data) or tasks (--tasks)", option="data")
     adapters = named_specs(adapter)
     base = base_source(model, revision)
-    rows: list[dict[str, Any]] = []
-    more: dict[str, Any] = {"base": {"id": base.id, "commit": base.commit}}
+    found = EvaluationRecord(base=SourceRecord.of(base))
     if data:
         named = {name: load_rows(spec, option="data").data for name, spec in named_specs(data).items()}
         rows = evaluate_models(
             base, adapters, named, max_length=max_length, max_rows=max_rows, dtype=dtype, device=device
         )
+        found = replace(found, rows=tuple(rows))
     if tasks:
         options = {
             "include_path": include_path, "limit": limit, "num_fewshot": num_fewshot, "batch_size": batch_size,
             "apply_chat_template": apply_chat_template, "dtype": dtype, "device": device,
         }  # fmt: skip
         results = run_harness(base, adapters, {"tasks": tasks, **options})
-        more |= {"tasks": results.to_dict(), "tasks_table": results.table()}
-        rows += task_rows(results)
-    write_evaluation(out, rows, more)
-    for line in evaluation_text({"rows": rows, **more}):
+        found = replace(
+            found, rows=(*found.rows, *task_rows(results)), tasks=results.to_dict(), tasks_table=results.table()
+        )
+    write_evaluation(out, found)
+    for line in evaluation_text(found):
         typer.echo(line)
     typer.echo(f"-> {out / 'evaluation.json'}")
 

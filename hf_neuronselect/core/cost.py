@@ -42,7 +42,7 @@ class PassCost:
         return sum(self.seconds.values())
 
     def plus(self, other: PassCost) -> PassCost:
-        """This and another part of the same pass: sums, but the larger of two peaks."""
+        """Add another part of the same pass: sums, but the larger of two peaks."""
         return PassCost(
             engine=self.engine,
             signals=tuple(dict.fromkeys((*self.signals, *other.signals))),

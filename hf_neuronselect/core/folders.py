@@ -17,6 +17,8 @@ TRAINING_RECORD = "training.json"
 DATA_FILE = "data/train-00000-of-00001.parquet"
 SCORES_FILE = "scores.parquet"
 CAPABILITY_FOLDER = "capability"
+CAPABILITY_RECORD, CAPABILITY_FILE = "config.json", "capability.safetensors"
+FITTED = (f"{CAPABILITY_FOLDER}/{CAPABILITY_RECORD}", f"{CAPABILITY_FOLDER}/{CAPABILITY_FILE}")
 
 
 def _part(folder: Path, record: str) -> Path:
@@ -67,12 +69,16 @@ def read_selection(folder: Path, name: str) -> Provenance:
     try:
         text = (folder / SELECTION_RECORD).read_bytes()
         made = decode(text, Provenance, what="a selection folder", option="selection", value=name)
+        files = made.files or {}
+        if not {DATA_FILE, SCORES_FILE} <= files.keys() <= {DATA_FILE, SCORES_FILE, *FITTED}:
+            raise NeuronSelectError("not a selection folder (its record lists other files)", option="selection",
+                                    value=name)  # fmt: skip
         rows = pq.read_metadata(folder / DATA_FILE).num_rows
-        now = checksums(folder, made.files or {})
+        now = checksums(folder, files)
     except (OSError, pa.ArrowInvalid) as cause:
         reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:160]
         raise NeuronSelectError(f"not a selection folder ({reason})", option="selection", value=name) from cause
-    for file, before in (made.files or {}).items():
+    for file, before in files.items():
         if now[file] != before:
             raise NeuronSelectError(
                 f"{file} was changed after {SELECTION_RECORD} was written ({rows} rows in data/, "

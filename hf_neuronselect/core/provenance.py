@@ -291,6 +291,20 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """``evaluation.json``: numbers of a base model and its adapters.
+
+    Attributes:
+        tasks: results of lm-evaluation-harness as it gives them. tasks_table: the same as text.
+    """
+
+    base: SourceRecord
+    rows: tuple[EvaluationRow, ...] = ()
+    tasks: Any = None
+    tasks_table: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """The part of a selection's, a store's or an adapter's record that says whose rows it holds."""
 

@@ -171,10 +171,12 @@ def commit_of(path: str | os.PathLike[str]) -> str:
     return found[1] if found else f"content:{content_hash(Path(path))}"
 
 
-def is_bundled(commit: str | None) -> bool:
-    """Whether a commit is the content hash of the bundled model or SAE."""
+def bundled_folder(commit: str | None) -> Path | None:
+    """Folder of the bundled model or SAE with this content hash; None for anything else."""
+    if not (commit or "").startswith("content:"):
+        return None
     own = (bundled.MODEL, *bundled.SAE.iterdir())
-    return (commit or "").startswith("content:") and commit in {f"content:{content_hash(path)}" for path in own}
+    return next((path for path in own if f"content:{content_hash(path)}" == commit), None)
 
 
 def content_hash(path: Path) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 from datasets import Dataset
 
 from ..core import bundled as paths
+from ..core.provenance import SourceRecord
 from ..explain.pictures import activation_profiles, feature_tokens
-from ..explain.report import excerpt, page, picture, table, text_table
+from ..explain.report import page, picture, table, text_table
 from ..rows.formats import Conversation, read_row, row_format
 from ..selection import NeuronSelector, Selection
 from ..signals.columns import FeatureBatch, SparseRows
@@ -82,10 +83,10 @@ def compare(
             for seed in draws:
                 selector = NeuronSelector(method, **params, **({"seed": seed} if method == "random" else {}))
                 fitted = selector.fit({name: exemplars}, extractor=extractor)
-                found.append(fitted.select(pool, ratio=RATIO, provenance={"pool": {"id": "bundled demo pool"}}))
+                found.append(fitted.select(pool, ratio=RATIO, source=SourceRecord(id="bundled:pool")))
             seconds = (time.perf_counter() - started) / len(found)
             shares = [precision(selection, related[name]) for selection in found]
-            tokens = [selection.provenance["tokens"] for selection in found]
+            tokens = [selection.provenance.tokens for selection in found]
             note = (
                 f" (mean of {len(found)} draws; 95th percentile {np.percentile(shares, 95):.2f})"
                 if method == "random"
@@ -96,8 +97,8 @@ def compare(
                     label,
                     float(np.mean(shares)),
                     base,
-                    float(np.mean([t["selected_mean"] for t in tokens])),
-                    tokens[0]["pool_mean"],
+                    float(np.mean([t.selected_mean or 0.0 for t in tokens])),
+                    tokens[0].pool_mean or 0.0,
                     seconds,
                     note,
                 )  # fmt: skip
@@ -134,7 +135,7 @@ def best_rows(
         ]
         row = selection.dataset[i]
         found.append(
-            {"score": row["neuron_score"], "source": row["source"], "text": excerpt(selection, i, 300), "why": words}
+            {"score": row["neuron_score"], "source": row["source"], "text": selection.excerpt(i, 300), "why": words}
         )
     return found
 

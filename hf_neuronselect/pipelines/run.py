@@ -16,7 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,16 +27,23 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..core.errors import NeuronSelectError, unknown
+from ..core.folders import SELECTION_RECORD, TRAINING_RECORD
+from ..core.provenance import EvaluationRecord, EvaluationRow, SelectionSummary, SourceRecord, plain
 from ..core.sources import Source, content_hash, hub_errors
 from ..explain.report import text_table
 from ..hub.push import check_write_access, push_folder
 from ..rows.load import load_rows
-from ..selection.selection import RECORD as SELECTION_RECORD
 from ..selection.selection import Selection
 from ..selection.selector import TARGET_NAME
 from ..training.config import TrainConfig
-from ..training.evaluation import BASE, METRIC, evaluate_models, evaluation_table, write_evaluation
-from ..training.models import RECORD as TRAINING_RECORD
+from ..training.evaluation import (
+    BASE,
+    METRIC,
+    evaluate_models,
+    evaluation_table,
+    read_evaluation,
+    write_evaluation,
+)
 from ..training.models import base_source
 from ..training.sft import read_record, train_adapter, write_record
 
@@ -51,8 +58,6 @@ _EVALUATE = {
 _PUSH = {
     "selection", "adapter", "private", "revision", "create_pr", "commit_message", "allow_public", "examples",
 }  # fmt: skip
-# What an adapter's card says of its rows; `reasons` and scores stay with the selection.
-_SAID = ("method", "targets", "pool", "budget", "aggregate", "counts", "repo_id")
 
 
 # --------------------------------------------------------------------------------------- the sections
@@ -256,7 +261,7 @@ class _Run:
     base_commit: str
     user: str
     held_out: Mapping[str, Dataset]
-    rows: dict[str, tuple[Dataset, dict[str, Any]]] = field(default_factory=dict)  # name -> rows, their record
+    rows: dict[str, tuple[Dataset, SelectionSummary]] = field(default_factory=dict)  # name -> rows, their record
     keys: list[str] = field(default_factory=list)
 
     @property
@@ -285,12 +290,12 @@ class _Run:
 
             self.steps.run(f"select {name}", [made_of, control], work, folder / SELECTION_RECORD)
             selection = Selection.from_pretrained(folder)
-            self.rows[name] = selection.dataset, selection.provenance
+            self.rows[name] = selection.dataset, selection.provenance.summary()
 
     def take(self, data: str) -> None:
         """Rows that were selected before, or elsewhere."""
         rows, record = load_training_rows(data)
-        self.rows[self.recipe.train.name or record.get("method", {}).get("name", "adapter")] = rows, record
+        self.rows[self.recipe.train.name or (record.method.name if record.method else "adapter")] = rows, record
 
     # -------------------------------------------------------------------------------------- train
     def train(self) -> None:
@@ -301,14 +306,13 @@ class _Run:
                 train.about(),
                 train.chat_template(),
                 self.base_commit,
-                record.get("files") or record.get("pool"),
+                record.files or plain(record.pool),
             ]
 
             def work(rows: Dataset = rows, record: Any = record, folder: Path = folder, name: str = name) -> None:
                 if (folder / TRAINING_RECORD).exists():  # of other rows or settings
                     shutil.rmtree(folder)
-                said = {key: record[key] for key in _SAID if key in record}
-                train_adapter(rows, folder, self.recipe.train, selection=said, name=name)
+                train_adapter(rows, folder, self.recipe.train, selection=record, name=name)
 
             self.keys.append(self.steps.run(f"train {name}", made_of, work, folder / TRAINING_RECORD))
 
@@ -319,8 +323,7 @@ class _Run:
         made_of = [section, self.keys, [_identity(spec) for spec in read]]
 
         def work() -> None:
-            rows: list[dict[str, Any]] = []
-            more: dict[str, Any] = {"base": {"id": base.id, "commit": base.commit}}
+            found = EvaluationRecord(base=SourceRecord.of(base))
             adapters = {name: str(self.adapter(name)) for name in self.rows}
             if self.held_out:
                 rows = evaluate_models(
@@ -331,19 +334,22 @@ class _Run:
                     chat_template=self.recipe.train.chat_template(),
                     **{key: section[key] for key in ("max_rows", "max_length", "dtype", "device") if key in section},
                 )
+                found = replace(found, rows=tuple(rows))
             if section.get("tasks"):
                 results = run_harness(base, adapters, section)
-                more |= {"tasks": results.to_dict(), "tasks_table": results.table()}
-                rows += task_rows(results)
+                found = replace(
+                    found,
+                    rows=(*found.rows, *task_rows(results)),
+                    tasks=results.to_dict(),
+                    tasks_table=results.table(),
+                )
             for name in self.rows:
                 record = read_record(self.adapter(name))
-                record["evaluation"] = rows
-                write_record(self.adapter(name), record)
-            write_evaluation(self.out, rows, more)
+                write_record(self.adapter(name), replace(record, evaluation=found.rows))
+            write_evaluation(self.out, found)
 
         self.keys.append(self.steps.run("evaluate", made_of, work, self.out / "evaluation.json"))
-        found = json.loads((self.out / "evaluation.json").read_text(encoding="utf-8"))
-        for line in evaluation_text(found):
+        for line in evaluation_text(read_evaluation(self.out)):
             say(line)
         say(f"-> {self.out / 'evaluation.json'}, {self.out / 'evaluation.png'}\n")
 
@@ -364,7 +370,8 @@ class _Run:
                 if section.get("examples") is False:
                     Selection.from_pretrained(folder).write_pages(folder, examples=False)
                 urls["selection"] = push_folder(folder, full(repo), **options)
-                record["selection"]["repo_id"] = full(repo)
+                assert record.selection is not None  # this run selected its rows
+                record = replace(record, selection=replace(record.selection, repo_id=full(repo)))
             if repo := section.get("adapter"):
                 write_record(self.adapter(self.name), record)
                 urls["adapter"] = push_folder(self.adapter(self.name), full(repo), **options)
@@ -374,21 +381,21 @@ class _Run:
 
 
 # ------------------------------------------------------------------------------------------- helpers
-def evaluation_text(found: Mapping[str, Any]) -> list[str]:
-    """``evaluation.json`` as its reader sees it: the losses, then the tasks as papers print them."""
+def evaluation_text(found: EvaluationRecord) -> list[str]:
+    """Lines of an evaluation: the losses, then the tasks as papers print them."""
     lines = []
-    losses = [row for row in found["rows"] if row["metric"] == METRIC]
+    losses = [row for row in found.rows if row.metric == METRIC]
     if losses:
         lines += [
             "",
             text_table(*evaluation_table(losses)),
             f"({METRIC}: nats a token of held-out answers, lower is better)",
         ]
-    return [*lines, "", found["tasks_table"]] if "tasks_table" in found else lines
+    return [*lines, "", found.tasks_table] if found.tasks_table else lines
 
 
-def load_training_rows(spec: str, token: str | bool | None = None) -> tuple[Dataset, dict[str, Any]]:
-    """Rows and where they come from: a selection (folder or Hub id) or any rows ``--pool`` takes."""
+def load_training_rows(spec: str, token: str | bool | None = None) -> tuple[Dataset, SelectionSummary]:
+    """Load rows and where they come from: a selection (folder or Hub id) or any rows ``--pool`` takes."""
     path = Path(spec)
     is_selection = (path / SELECTION_RECORD).is_file()
     if not path.exists() and "@" not in spec and ":" not in spec:
@@ -402,11 +409,10 @@ def load_training_rows(spec: str, token: str | bool | None = None) -> tuple[Data
                 is_selection = False
     if is_selection:
         selection = Selection.from_pretrained(spec, token=token)
-        more = {} if path.exists() else {"repo_id": spec}
-        return selection.dataset, selection.provenance | more
+        return selection.dataset, selection.provenance.summary(None if path.exists() else spec)
     rows = load_rows(spec, option="data", token=token)
     assert isinstance(rows.data, Dataset)
-    return rows.data, {"pool": rows.about}
+    return rows.data, SelectionSummary(pool=rows.source)
 
 
 def run_harness(base: Source, adapters: Mapping[str, str], section: Mapping[str, Any]) -> HarnessResults:
@@ -426,10 +432,10 @@ def run_harness(base: Source, adapters: Mapping[str, str], section: Mapping[str,
     )
 
 
-def task_rows(results: HarnessResults) -> list[dict[str, Any]]:
+def task_rows(results: HarnessResults) -> list[EvaluationRow]:
     """The harness's numbers as rows of ``evaluate_models``."""
     return [
-        {"model": row.model, "data": row.task, "metric": row.metric, "value": row.value, "rows": row.samples}
+        EvaluationRow(model=row.model, data=row.task, metric=row.metric, value=row.value, rows=row.samples)
         for row in results.rows
     ]
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from datasets import Dataset, IterableDataset
 from datasets.utils import tqdm
 
+from ..core.cost import Meter
 from ..core.errors import NeuronSelectError
 from ..core.prefetch import ahead
 from ..methods import Method
@@ -88,6 +89,7 @@ class Reader:
 
     def __post_init__(self) -> None:
         self.hash = self.expect
+        self.meter = Meter("forward" if self.names else "text", self.names)  # of what is computed here, not read
 
     def read(self, data: Dataset | IterableDataset) -> Iterator[Batch]:
         names = list(data.column_names or [])
@@ -116,7 +118,11 @@ class Reader:
         chunks = _chunks(data, used, [*wanted, *BOOKKEEPING] if wanted is not None else [], self.store)
         for rows, columns, conversations, samples in ahead(chunks, prepare):
             if not computed:
-                columns = extractor.compute(samples) if extractor else _without_features(conversations)
+                with self.meter.stage("compute"):
+                    columns = extractor.compute(samples) if extractor else _without_features(conversations)
+                lengths = _numbers(columns["n_tokens"], np.int64)
+                self.meter.add_tokens(int(lengths[lengths > 0].sum()))
+                self.meter.add_rows(len(lengths))
             skips = _python(columns["neuron_skip"])
             n = len(skips)
             if computed:
@@ -256,6 +262,7 @@ class Tally:
     excluded: dict[str, int] = field(default_factory=lambda: dict.fromkeys(EXCLUDED[1:], 0))
     reasons: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    score_seconds: float = 0.0
 
     def add(self, scored: Scored, skips: Sequence[str]) -> None:
         self.rows += len(scored.index)
@@ -291,17 +298,19 @@ def scan(
                 _mark_known(excluded, batch.conversations, leakage, exclude, seen)
             usable = np.flatnonzero(features.usable)
             scores = {name: np.full(n, np.nan) for name in targets}
+            scoring = time.perf_counter()
             if len(usable):
                 for name, found in score(features.only_usable()).items():
                     scores[name][usable] = found
+            tally.score_seconds += time.perf_counter() - scoring
             for found in scores.values():
                 excluded[(excluded == 0) & ~np.isfinite(found)] = _NULL
             scored = Scored(features.index, scores, features.n_tokens, batch.truncated, excluded, batch.rows)
             tally.add(scored, batch.skips)
             tally.seconds = time.perf_counter() - started
             bar.update(n)
-            if tally.tokens:
-                bar.set_postfix_str(f"{tally.tokens / tally.seconds:,.0f} tokens/s")
+            if reader.meter.tokens:  # none where all signals were stored
+                bar.set_postfix_str(f"{reader.meter.tokens / tally.seconds:,.0f} tokens/s")
             yield scored
 
 
