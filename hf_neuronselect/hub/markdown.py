@@ -52,7 +52,7 @@ def fenced(text: str, lines: int = 8, width: int = 200) -> str:
 
 def facts(pairs: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of a two-column table; empty values are left out."""
-    return [(name, cell(value)) for name, value in pairs.items() if value not in (None, "", {}, [])]
+    return [(cell(name), cell(value)) for name, value in pairs.items() if value not in (None, "", {}, [])]
 
 
 # ------------------------------------------------------------------------------------ own text kept
