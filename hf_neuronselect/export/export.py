@@ -100,8 +100,8 @@ def export_selection(
     before = _earlier(out)
     rows = _read(selection, trainer)
     base = _base(selection, base_model, plain=not (rows.any_tools or rows.any_calls))
-    settings = (selection.provenance.get("extractor") or {}).get("options") or {}
-    length = int(settings.get("max_length") or 2048)
+    extractor = selection.provenance.extractor
+    length = extractor.options.max_length if extractor and extractor.options else 2048
     files = _WRITERS[trainer](rows, base, length)
     name = _CONFIG[trainer]
     files[name] = "".join(f"# {line}\n" for line in _header(selection, trainer)) + files[name]
@@ -148,12 +148,12 @@ def _is_ours(config: Path) -> bool:
 def _format_of(selection: Selection) -> RowFormat:
     """How the selected rows were read when they were scored."""
     columns = selection.dataset.column_names
-    settings = (selection.provenance.get("extractor") or {}).get("options") or {}
+    settings = selection.provenance.extractor.options if selection.provenance.extractor else None
     # Columns after `source_index` are not the rows' own: a saved selection has roles and contents there, without the
     # calls a prompt and completion may hold.
     own = columns[: columns.index("source_index")] if "source_index" in columns else columns
     own = [name for name in own if not name.startswith("neuron_")]
-    found = row_format(own, settings.get("row_format") or "auto", dict(settings.get("columns") or []))
+    found = row_format(own, settings.row_format, settings.columns) if settings else row_format(own)
     return row_format(columns) if found.name == "text" and "messages" in columns else found
 
 
@@ -217,14 +217,13 @@ def _base(selection: Selection, base_model: str | None, *, plain: bool) -> _Base
     """
     name, revision = base_model, None
     if name is None:
-        made_with = (selection.provenance.get("extractor") or {}).get("model") or {}
-        found, commit = str(made_with.get("id") or ""), str(made_with.get("commit") or "")
-        if not _HUB_ID.fullmatch(found) or ":" in commit:  # a folder's content hash has a colon
+        model = selection.provenance.extractor.model if selection.provenance.extractor else None
+        if model is None or not model.on_hub or not _HUB_ID.fullmatch(str(model.id)):
             raise NeuronSelectError(
                 "the selection was not made with a model of the Hub; name what is to be trained (ORG/NAME or a folder)",
                 option="base_model",
             )
-        name, revision = found, commit or None
+        name, revision = str(model.id), model.commit
     elif not name.strip() or any(not c.isprintable() for c in name):
         raise NeuronSelectError("a Hub id (ORG/NAME) or a folder", option="base_model", value=name)
     if os.path.isdir(name):
@@ -268,19 +267,19 @@ def _one_line(value: Any) -> str:
 
 def _header(selection: Selection, trainer: str) -> list[str]:
     made = selection.provenance
-    pool, method = made.get("pool") or {}, made.get("method") or {}
-    options = ", ".join(f"{k}={v}" for k, v in method.items() if k not in ("name", "paper"))
-    targets = ", ".join(name for name, what in (made.get("targets") or {}).items() if what)
-    stated = pool.get("license") or "not said; see where the rows come from"
-    restricted = f"; restricted: {pool['restricted']}" if pool.get("restricted") else ""
-    where = " ".join(str(pool[key]) for key in ("config", "split") if pool.get(key))
-    commit = pool.get("commit") or pool.get("fingerprint") or "?"
+    pool = made.pool
+    options = ", ".join(f"{name}={value}" for name, value in made.method.options.items())
+    targets = ", ".join(made.targets)
+    stated = pool.license or "not said; see where the rows come from"
+    restricted = f"; restricted: {pool.restricted}" if pool.restricted else ""
+    where = " ".join(filter(None, (pool.config, pool.split)))
+    commit = pool.commit or pool.fingerprint or "?"
     lines = [
         f"{_MARK[2:]}{trainer}: run it in this folder with `{_RUN[trainer]}`.",
         "Adapt what is marked; another export into this folder overwrites the file.",
-        f"dataset: {pool.get('id') or 'rows in memory'} at {commit} {where}",
-        f"method: {method.get('name', '?')} {f'({options})' if options else ''} {f'for {targets}' if targets else ''}",
-        f"rows: {len(selection)} of {(made.get('counts') or {}).get('rows', '?')}, best first",
+        f"dataset: {pool.id or 'rows in memory'} at {commit} {where}",
+        f"method: {made.method.name} {f'({options})' if options else ''} {f'for {targets}' if targets else ''}",
+        f"rows: {len(selection)} of {made.counts.rows}, best first",
         f"licence of the dataset: {stated}{restricted}",
     ]
     return [_one_line(line) for line in lines]

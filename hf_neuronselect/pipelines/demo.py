@@ -14,7 +14,7 @@ from datasets import Dataset
 from ..core import bundled
 from ..core.configs import CompareConfig, DemoConfig
 from ..explain.pictures import activation_profiles, feature_tokens
-from ..explain.report import excerpt, page, picture, table
+from ..explain.report import page, picture, table
 from ..rows.formats import read_row, row_format
 from ..rows.load import BUNDLED
 from ..selection.selection import Selection
@@ -114,7 +114,7 @@ def best_rows(
             for one in features
             if (latent := int(one["latent"])) is not None
         ]
-        found.append(BestRow(row["neuron_score"], row["source"], excerpt(selection, i, 300), why))
+        found.append(BestRow(row["neuron_score"], row["source"], selection.excerpt(i, 300), why))
     return found
 
 

@@ -56,7 +56,11 @@ class Job:
         """Fit the targets, once."""
         self.selector.extractor = self.extractor
         if self.targets and not self.fitted:
-            self.selector.fit({name: rows.data for name, rows in self.targets.items()}, extractor=self.extractor)
+            self.selector.fit(
+                {name: rows.data for name, rows in self.targets.items()},
+                extractor=self.extractor,
+                sources={name: rows.source for name, rows in self.targets.items()},
+            )
             self.fitted = True
         return self.selector
 
@@ -74,10 +78,7 @@ class Job:
             weights=several.weight or None,
             exclude=options.exclude,
             features=self.store,
-            provenance={
-                "pool": self.rows.about,
-                "target_rows": {name: rows.about for name, rows in self.targets.items()},
-            },
+            source=self.rows.source,
         )
 
 
