@@ -14,7 +14,7 @@ import types
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow.parquet as pq
 import pytest
@@ -28,6 +28,7 @@ from transformers import AutoTokenizer
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
 from hf_neuronselect.core import bundled
+from hf_neuronselect.core.configs import Trainer
 from hf_neuronselect.export.export import FORMATS, export_selection
 from hf_neuronselect.rows.encode import SampleEncoder
 from hf_neuronselect.rows.formats import Conversation
@@ -98,6 +99,10 @@ TALKS: list[dict[str, Any]] = [
     },
     {"messages": [*chat("one", "1"), *chat("two", "2")]},
 ]
+
+
+def test_the_command_line_names_every_trainer() -> None:
+    assert get_args(Trainer) == FORMATS
 
 
 @pytest.fixture
