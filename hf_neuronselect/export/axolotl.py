@@ -54,18 +54,18 @@ def _write(rows: Rows, base: BaseModel, length: int) -> Files:
         ("The model. Adapt: load_in_4bit: true with adapter: qlora saves memory.\n"
          "A tokenizer without a padding token needs special_tokens: {pad_token: ...}.",
          {"base_model": base.name, "revision_of_model": base.revision}),
-        ("The chat template: the model's own, or ChatML where it has none (or the form in which rows were scored).",
+        ("The chat template: the model's own; if it has none, the form in which rows were scored, or ChatML.",
          template),
         ("The rows, relative to this folder; only the answers and their ends are trained on.",
          {"datasets": [dataset], "dataset_prepared_path": "prepared", "val_set_size": 0.0}),
-        ("Tokens of a row; longer ones are cut. Adapt: sample_packing is faster with flash attention.",
+        ("Tokens of a row; longer rows are cut. Adapt: sample_packing is faster with flash attention.",
          {"sequence_len": length, "excess_length_strategy": "truncate", "sample_packing": False}),
         (ADAPT_LORA, {"adapter": "lora", "lora_r": LORA_RANK, "lora_alpha": LORA_ALPHA,
                       "lora_dropout": LORA_DROPOUT, "lora_target_linear": True}),
         (ADAPT_TRAINING, {"micro_batch_size": BATCH, "gradient_accumulation_steps": ACCUMULATE,
                           "learning_rate": LEARNING_RATE, "lr_scheduler": "cosine", "num_epochs": EPOCHS,
                           "optimizer": "adamw_torch_fused", "bf16": "auto", "gradient_checkpointing": True}),
-        ("Where it goes.", {"output_dir": "out", "logging_steps": 10, "saves_per_epoch": 1}),
+        ("Output.", {"output_dir": "out", "logging_steps": 10, "saves_per_epoch": 1}),
     )  # fmt: skip
     return {name: text if table is None else table, "axolotl.yaml": config}
 
@@ -84,7 +84,7 @@ def _data(rows: Rows) -> list[dict[str, Any]]:
 
 
 def _typed_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as JSON text, which Axolotl reads: those of different tools have no common type."""
+    """Write arguments as JSON text, which Axolotl reads: arguments of different tools have no common type."""
     turn = dict(turn)
     if turn.get("tool_calls"):
         calls = []
@@ -97,7 +97,7 @@ def _typed_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed_tool(tool: Any) -> Any:
-    """Parameters as JSON text, which Axolotl reads."""
+    """Write parameters as JSON text, which Axolotl reads."""
     function = tool.get("function") if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or isinstance(function.get("parameters", ""), str):
         return tool

@@ -18,8 +18,8 @@ Files = dict[str, str | pa.Table]
 
 LORA_RANK, LORA_ALPHA, LORA_DROPOUT = 16, 32, 0.05
 BATCH, ACCUMULATE, LEARNING_RATE, EPOCHS = 2, 8, 2e-4, 2
-ADAPT_TRAINING = "Adapt: batch x accumulation x GPUs is a step's rows; LoRA's usual rate; passes over the rows."
-ADAPT_LORA = "LoRA on every linear layer of the blocks. Adapt: the rank is what it may learn."
+ADAPT_TRAINING = "Adapt: a step has batch x accumulation x GPUs rows; the learning rate is usual for LoRA."
+ADAPT_LORA = "LoRA on every linear layer of the blocks. Adapt: a higher rank can learn more."
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Exporter:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON in which characters that some readers take for a line end are escaped, too."""
+    """JSON that also escapes characters which some readers treat as a line end."""
     text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
     return text.replace("\x85", "\\u0085").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

@@ -112,9 +112,9 @@ def _read(selection: Selection, trainer: str) -> Rows:
         if row.text is not None:
             raise rows.error(
                 i,
-                "is plain text, and chat trainers want turns",
-                "add a column messages (user and assistant turns) to the pool and select again, or train on the texts "
-                "as they are: the selection folder loads with load_dataset",
+                "is plain text, but chat trainers need turns",
+                "add a column messages (user and assistant turns) to the pool and select again, or train on the plain "
+                "texts: load_dataset opens the selection folder",
                 trainer,
             )
         if not any(m["role"] == "assistant" and (m["content"].strip() or m.get("tool_calls")) for m in row.messages):
@@ -129,13 +129,13 @@ def _header(selection: Selection, exporter: Exporter) -> list[str]:
     pool, method = made.get("pool") or {}, made.get("method") or {}
     options = ", ".join(f"{k}={v}" for k, v in method.items() if k not in ("name", "paper"))
     targets = ", ".join(name for name, record in (made.get("targets") or {}).items() if record)
-    stated = pool.get("license") or "not said; see where the rows come from"
+    stated = pool.get("license") or "not stated; see the page of the dataset"
     restricted = f"; restricted: {pool['restricted']}" if pool.get("restricted") else ""
     where = " ".join(str(pool[key]) for key in ("config", "split") if pool.get(key))
     commit = pool.get("commit") or pool.get("fingerprint") or "?"
     lines = [
         f"{_MARK[2:]}{exporter.name}: run it in this folder with `{exporter.command}`.",
-        "Adapt what is marked; another export into this folder overwrites the file.",
+        "Adapt the settings marked so; another export into this folder overwrites this file.",
         f"dataset: {pool.get('id') or 'rows in memory'} at {commit} {where}",
         f"method: {method.get('name', '?')} {f'({options})' if options else ''} {f'for {targets}' if targets else ''}",
         f"rows: {len(selection)} of {(made.get('counts') or {}).get('rows', '?')}, best first",

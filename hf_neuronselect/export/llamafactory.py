@@ -34,9 +34,9 @@ def _write(rows: Rows, base: BaseModel, length: int) -> Files:
     config = to_yaml(
         ("The model. Adapt: quantization_bit: 4 saves memory (needs bitsandbytes).",
          {"model_name_or_path": base.name, "model_revision": base.revision}),
-        ("The rows, by dataset_info.json in this folder; only the answers are trained on. Adapt: name the model's\n"
-         "template (template: llama3, qwen3, ...); without it the tokenizer's chat template is used, with tools in a\n"
-         "general form, and none for a base model that has none.",
+        ("The rows, described by dataset_info.json in this folder; only the answers are trained on. Adapt: name the\n"
+         "model's template (template: llama3, qwen3, ...); without it the tokenizer's chat template is used, if it has\n"
+         "one, with tools in a general form.",
          {"dataset": "selection", "dataset_dir": ".", "cutoff_len": length, "train_on_prompt": False}),
         (ADAPT_LORA, {"stage": "sft", "do_train": True, "finetuning_type": "lora", "lora_rank": LORA_RANK,
                       "lora_alpha": LORA_ALPHA, "lora_dropout": LORA_DROPOUT, "lora_target": "all"}),
@@ -44,7 +44,7 @@ def _write(rows: Rows, base: BaseModel, length: int) -> Files:
          {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": ACCUMULATE,
           "learning_rate": LEARNING_RATE, "lr_scheduler_type": "cosine", "num_train_epochs": float(EPOCHS),
           "bf16": True}),
-        ("Where it goes.", {"output_dir": "out", "logging_steps": 10, "save_strategy": "epoch", "report_to": "none"}),
+        ("Output.", {"output_dir": "out", "logging_steps": 10, "save_strategy": "epoch", "report_to": "none"}),
     )  # fmt: skip
     body = "[\n" + ",\n".join(to_json(line) for line in _data(rows)) + "\n]\n"
     return {"train.json": body, "dataset_info.json": to_json(info, indent=2) + "\n", "llamafactory.yaml": config}

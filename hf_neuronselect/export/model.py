@@ -30,7 +30,7 @@ def base_model_of(selection: Selection, base_model: str | None, *, has_tools: bo
     if name is None:
         name, revision = _scoring_model(selection)
     elif not name.strip() or any(not c.isprintable() for c in name):
-        raise NeuronSelectError("a Hub id (ORG/NAME) or a folder", option="base_model", value=name)
+        raise NeuronSelectError("must be a Hub id (ORG/NAME) or a folder", option="base_model", value=name)
     if os.path.isdir(name):
         name = os.path.abspath(name)  # the configuration runs in its own folder
     try:
@@ -50,7 +50,7 @@ def _scoring_model(selection: Selection) -> tuple[str, str | None]:
     name, commit = str(made_with.get("id") or ""), str(made_with.get("commit") or "")
     if not _HUB_ID.fullmatch(name) or ":" in commit:  # a local folder's content hash has a colon
         raise NeuronSelectError(
-            "the selection was not made with a model of the Hub; name what is to be trained (ORG/NAME or a folder)",
+            "the selection was not made with a Hub model; name the model to train (ORG/NAME or a folder)",
             option="base_model",
         )
     return name, commit or None

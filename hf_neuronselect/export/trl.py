@@ -36,13 +36,13 @@ def _write(rows: Rows, base: BaseModel, length: int) -> Files:
          {"datasets": [{"path": "json", "data_files": "train.jsonl", "split": "train"}]}),
         (_about_loss(base), {"chat_template_path": "chat_template.jinja" if base.template is not None else None,
                              "assistant_only_loss": base.marks_answers}),
-        ("Tokens of a row; longer ones are cut, as they were when they were scored.", {"max_length": length}),
+        ("Tokens of a row; longer rows are cut, as they were when they were scored.", {"max_length": length}),
         (ADAPT_LORA, {"use_peft": True, "lora_r": LORA_RANK, "lora_alpha": LORA_ALPHA,
                       "lora_dropout": LORA_DROPOUT, "lora_target_modules": ["all-linear"]}),
         (ADAPT_TRAINING, {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": ACCUMULATE,
                           "learning_rate": LEARNING_RATE, "lr_scheduler_type": "cosine", "num_train_epochs": EPOCHS,
                           "activation_checkpointing": True}),
-        ("Where it goes.", {"output_dir": "out", "logging_steps": 10, "save_strategy": "epoch", "report_to": "none"}),
+        ("Output.", {"output_dir": "out", "logging_steps": 10, "save_strategy": "epoch", "report_to": "none"}),
     )  # fmt: skip
     return files
 
@@ -69,7 +69,7 @@ def _about_loss(base: BaseModel) -> str:
         return "The model has no chat template: this is the plain form in which its rows were scored."
     if not base.known:
         return (
-            "Only the answers are trained on. If TRL calls the chat template not training-compatible, or there is\n"
+            "Only the answers are trained on. If TRL calls the chat template not training-compatible, or the model has\n"
             "none (base models), name a template that marks answers ({% generation %}) with chat_template_path."
         )
     if base.marks_answers:

@@ -30,14 +30,14 @@ def _write(rows: Rows, base: BaseModel, length: int) -> Files:
     ]
     constants = [
         ("MODEL", base.name, ""),
-        ("REVISION", base.revision, "None: the newest"),
-        ("TEMPLATE", base.template, "None: the model's own chat template, or ChatML where it has none"),
-        ("MAX_LENGTH", length, "tokens of a row; longer ones are cut"),
-        ("LOAD_IN_4BIT", True, "False: 16-bit weights, four times the memory"),
-        ("LORA_R", LORA_RANK, "the rank is what it may learn"),
+        ("REVISION", base.revision, "None: the newest commit"),
+        ("TEMPLATE", base.template, "None: the model's own chat template, or ChatML if it has none"),
+        ("MAX_LENGTH", length, "tokens of a row; longer rows are cut"),
+        ("LOAD_IN_4BIT", True, "False: 16-bit weights, which take four times the memory"),
+        ("LORA_R", LORA_RANK, "a higher rank can learn more"),
         ("LORA_ALPHA", LORA_ALPHA, ""),
         ("BATCH", BATCH, ""),
-        ("ACCUMULATE", ACCUMULATE, "batch x accumulation is a step's rows"),
+        ("ACCUMULATE", ACCUMULATE, "a step has batch x accumulation rows"),
         ("LEARNING_RATE", LEARNING_RATE, ""),
         ("EPOCHS", EPOCHS, ""),
     ]

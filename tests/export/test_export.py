@@ -193,7 +193,7 @@ def test_the_head_says_where_the_rows_come_from(talks: Selection, tmp_path: Path
         assert "licence of the dataset: apache-2.0" in text
     talks.provenance["pool"] = {"fingerprint": "f00"}
     assert (
-        "licence of the dataset: not said"
+        "licence of the dataset: not stated"
         in export_selection(talks, "trl", tmp_path / "trl", base_model=MODEL)[-1].read_text()
     )
 
@@ -237,7 +237,7 @@ def test_bad_input(talks: Selection, tmp_path: Path) -> None:
         "--format torchtune: must be one of trl, axolotl, llamafactory, unsloth"
     )
     missing = error_of(talks, "trl", tmp_path / "x")
-    assert missing.option == "base_model" and "name what is to be trained" in str(missing)
+    assert missing.option == "base_model" and "name the model to train" in str(missing)
     assert error_of(talks, "trl", tmp_path / "x", base_model=" ").option == "base_model"
     assert error_of(talks, "trl", tmp_path / "x", base_model="a\nb").option == "base_model"
     assert not (tmp_path / "x").exists()
