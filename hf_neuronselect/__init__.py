@@ -1,17 +1,39 @@
 """Select the instruction data that makes a model better at a task, by the model's own neurons."""
 
-from .core.errors import NeuronSelectError, NeuronSelectWarning
-from .methods import Method, register_method
-from .selection import NeuronSelector, Selection
-from .selection.library import FeatureLibrary
-from .signals.extractor import NeuronFeatureExtractor
-from .signals.forward import Feature, register_feature
-from .store.store import FeatureStore
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .core.errors import NeuronSelectError, NeuronSelectWarning
+    from .methods import Method, PoolMethod, register_method
+    from .selection.library import FeatureLibrary
+    from .selection.selection import Selection
+    from .selection.selector import NeuronSelector
+    from .signals.base import Signal, register_signal
+    from .signals.extractor import NeuronFeatureExtractor
+    from .store.store import FeatureStore
 
 __version__ = "0.1.0"
 
+# Loaded when first used: torch, transformers and datasets take seconds to import.
+_PLACES = {
+    "FeatureLibrary": ".selection.library",
+    "FeatureStore": ".store.store",
+    "Method": ".methods",
+    "NeuronFeatureExtractor": ".signals.extractor",
+    "NeuronSelectError": ".core.errors",
+    "NeuronSelectWarning": ".core.errors",
+    "NeuronSelector": ".selection.selector",
+    "PoolMethod": ".methods",
+    "Selection": ".selection.selection",
+    "Signal": ".signals.base",
+    "register_method": ".methods",
+    "register_signal": ".signals.base",
+}
+
 __all__ = [
-    "Feature",
     "FeatureLibrary",
     "FeatureStore",
     "Method",
@@ -19,7 +41,21 @@ __all__ = [
     "NeuronSelectError",
     "NeuronSelectWarning",
     "NeuronSelector",
+    "PoolMethod",
     "Selection",
-    "register_feature",
+    "Signal",
     "register_method",
+    "register_signal",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_PLACES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

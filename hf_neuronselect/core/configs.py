@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import NeuronSelectError
-from .options import ExtractionOptions, Options, opt
+from .options import Dtype, ExtractionOptions, Options, opt
 
 POOL_HELP = "File, folder, Hub id org/name[@revision][:config[:split]], or bundled:pool."
 TARGET_HELP = "[NAME=]rows (file, folder, Hub id or bundled:NAME), or capability:FOLDER_OR_ID[:NAME]; repeatable."
+EXEMPLARS_HELP = "[NAME=]rows (file, folder, Hub id or bundled:NAME); repeatable."
 Aggregate = Literal["quota", "round_robin", "mean", "max", "weighted"]
 Trainer = Literal["trl", "axolotl", "llamafactory", "unsloth"]
 
@@ -45,17 +46,26 @@ class BudgetOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PickOptions(BudgetOptions):
-    """How scores become picks."""
+class KeepOptions(BudgetOptions):
+    """How scores become picks, for one target."""
+
+    keep: tuple[Literal["duplicate", "leak"], ...] = opt((), "Rows to keep that are left out otherwise; repeatable.")
+    seed: int = opt(0, "Seed of methods that draw.", minimum=0)
+
+    @property
+    def exclude(self) -> list[str]:
+        """Kinds of rows that are left out."""
+        return [kind for kind in ("duplicate", "leak") if kind not in self.keep]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickOptions(KeepOptions):
+    """How scores become picks, for one target or several."""
 
     aggregate: Aggregate = opt("quota", "How several targets share the budget.")
     weight: dict[str, float] = opt(
         default_factory=dict, help="Weight of a target, for aggregate weighted; repeatable.", metavar="NAME=NUMBER"
     )
-    keep: tuple[Literal["duplicate", "leak"], ...] = opt(
-        (), "Keep rows that are left out otherwise: duplicate, leak; repeatable."
-    )
-    seed: int = opt(0, "Seed of methods that draw.", minimum=0)
 
     def check(self) -> None:
         super().check()
@@ -73,7 +83,7 @@ class HubOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig(TargetOptions, PickOptions, ExtractionOptions, HubOptions):
-    """Select rows of a pool for targets, into a selection folder."""
+    """Select the rows of a pool that serve the targets best."""
 
     pool: str = opt(help=POOL_HELP)
     out: Path = opt(help="Selection folder to write.", moves=False)
@@ -116,70 +126,93 @@ class ExtractConfig(ExtractionOptions):
         "auto", "Processes (or Ray actors) with an extractor each; auto: one a GPU.", minimum=1, moves=False
     )
     backend: Literal["local", "ray"] = opt(
-        "local", "local, or ray: the nodes of a Ray cluster (pip install 'hf-neuronselect[ray]').", moves=False
+        "local", "ray: on the nodes of a Ray cluster (pip install 'hf-neuronselect[ray]').", moves=False
     )
+
+    def check(self) -> None:
+        super().check()
+        i, slash, n = self.shard.partition("/")
+        if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+            raise NeuronSelectError("I/N is needed, I from 0 to N - 1", option="shard", value=self.shard)
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The shard option as two numbers."""
+        i, _, n = self.shard.partition("/")
+        return int(i), int(n)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(PickOptions, ExtractionOptions):
-    """Several methods on one pool and its targets, side by side; one pass per engine."""
+class CompareConfig(KeepOptions, ExtractionOptions):
+    """Compare methods on one pool and its targets, with one pass over the pool for all of them."""
 
     pool: str = opt(help=POOL_HELP)
-    target: tuple[str, ...] = opt((), TARGET_HELP, metavar="[NAME=]ROWS")
-    methods: str = opt("mona,random,longest", "Methods separated by commas; name(option=value) sets options.")
+    target: tuple[str, ...] = opt((), EXEMPLARS_HELP, metavar="[NAME=]ROWS")
+    methods: str = opt("mona,random,longest", "Methods separated by commas; name(option=value,...) sets options.")
+    draws: int = opt(1, "Draws of each method that has a seed; the table shows their mean.", minimum=1, moves=False)
     related: dict[str, str] = opt(
         default_factory=dict,
         help="Sources of the pool that count as right for a target, separated by commas; repeatable.",
         metavar="NAME=SOURCES",
         moves=False,
     )
+    source_column: str = opt("source", "Column with a row's source, for related.", moves=False)
     features: Path | None = opt(None, "Feature store to use and to add missing signals to.", moves=False)
     out: Path = opt(help="Folder for a selection per method and target, and the tables.", moves=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Options):
-    """The whole main job on the bundled model, SAE and data, offline."""
+    """Run the whole main job on the bundled model, SAE and data, offline."""
 
     out: Path = opt(Path("neuronselect-demo"), "Folder for selections, picture and report.", moves=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Options):
-    """A recipe: select, train, evaluate, push. Finished steps are skipped when it is run again."""
+    """Run a recipe: select, train, evaluate, push. Finished steps are skipped when it is run again."""
 
-    recipe: Path = opt(help="Recipe with sections select, train, evaluate, push.")
+    recipe: Path = opt(help="Recipe with sections select, train (TRL's keys), evaluate, push.")
     out: Path = opt(help="Folder of the run; run again to go on.", moves=False)
     data: str | None = opt(None, "Train on this selection, or these rows, instead of the section select.")
     push: bool = opt(True, "Run the section push.", flag="push/no-push", moves=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Options):
-    """A base model and its adapters beside each other: loss on held-out answers, accuracy on tasks."""
+class EvaluateOptions(Options):
+    """What is measured, and how; a recipe's section `evaluate`."""
 
-    out: Path = opt(help="Folder for evaluation.json and evaluation.png.", moves=False)
-    model: str | None = opt(None, "Base model; default the bundled one.")
-    revision: str | None = opt(None, "Branch, tag or commit of the model.")
-    adapter: tuple[str, ...] = opt((), "[NAME=]folder or Hub id; repeatable.")
-    data: tuple[str, ...] = opt((), "[NAME=]held-out rows; repeatable.")
+    data: tuple[str, ...] = opt((), "[NAME=]held-out rows; repeatable.", metavar="[NAME=]ROWS")
     tasks: tuple[str, ...] = opt((), "Task of lm-evaluation-harness; repeatable.")
     include_path: Path | None = opt(None, "Folder of more task files.")
     limit: int | None = opt(None, "Rows of a task.", unit="rows", minimum=1)
     num_fewshot: int | None = opt(None, "Examples in a task's prompt.", minimum=0)
     max_rows: int | None = opt(None, "Held-out rows of each data set.", unit="rows", minimum=1)
     max_length: int = opt(2048, "Tokens kept of a row.", unit="tokens", minimum=1)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = opt(
-        "auto", "auto: the checkpoint's on a GPU, float32 on a CPU."
-    )
+    dtype: Dtype = opt("auto", "Weights and activations; auto: the checkpoint's on a GPU, float32 on a CPU.")
     device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps.", moves=False)
     batch_size: int = opt(8, "Rows a batch, of tasks.", minimum=1, moves=False)
     apply_chat_template: bool = opt(True, "Ask tasks as chat turns.", flag="apply-chat-template/no-apply-chat-template")
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(EvaluateOptions):
+    """Compare a base model and its adapters: loss on held-out answers, accuracy on tasks."""
+
+    out: Path = opt(help="Folder for evaluation.json and evaluation.png.", moves=False)
+    model: str | None = opt(None, "Base model; default the bundled one.")
+    revision: str | None = opt(None, "Branch, tag or commit of the model.")
+    adapter: tuple[str, ...] = opt((), "[NAME=]folder or Hub id; repeatable.", metavar="[NAME=]ADAPTER")
+
+    def check(self) -> None:
+        super().check()
+        if not self.data and not self.tasks:
+            raise NeuronSelectError("name held-out rows (--data) or tasks (--tasks)", option="data")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig(Options):
-    """A selection as another trainer reads it, with a configuration that runs."""
+    """Write a selection as another trainer reads it, with a configuration that runs."""
 
     folder: Path = opt(help="Selection folder.")
     format: Trainer = opt(help="Whose data and configuration.")
@@ -188,15 +221,29 @@ class ExportConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PushConfig(HubOptions):
-    """Any folder this package wrote, to the Hub, in one commit."""
+class CommitOptions(HubOptions):
+    """How a folder is committed to the Hub."""
 
-    folder: Path = opt(help="Selection, capability, feature library, adapter, SAE, store or metric.")
-    repo: str = opt(help="Repository, org/name or name.")
     revision: str | None = opt(None, "Branch; created where it is missing.")
     create_pr: bool = opt(False, "Propose it as a pull request instead.")
     commit_message: str | None = opt(None, "Message of the one commit.")
     examples: bool = opt(True, "Show beginnings of rows in the card and the report.", flag="examples/no-examples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig(CommitOptions):
+    """Push any folder this package wrote to the Hub, in one commit."""
+
+    folder: Path = opt(help="Selection, capability, feature library, adapter, SAE, store or metric.")
+    repo: str = opt(help="Repository, org/name or name.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushSection(CommitOptions):
+    """A recipe's section `push`."""
+
+    selection: str | None = opt(None, "Dataset repository of the selection.")
+    adapter: str | None = opt(None, "Model repository of the adapter.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +262,7 @@ class SaeTrainConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SaeInspectConfig(Options):
-    """What an SAE file holds: format, site, shape, activation."""
+    """Show what an SAE file holds: format, site, shape, activation."""
 
     sae: Path | None = opt(None, "Local SAE folder; default the bundled one.")
     layer: int | None = opt(None, "Picks one of several.")

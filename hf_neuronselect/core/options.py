@@ -21,6 +21,7 @@ PoolTokens = Literal["all", "no_special", "assistant", "user"]
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 Drift = Literal["endpoints", "mean", "per_token"]
 
+_KINDS: dict[Any, str] = {str: "text", Path: "a path", dict: "a mapping"}
 _KNOWN: dict[Any, dict[str, Option]] = {}
 
 
@@ -86,8 +87,16 @@ class Option:
 
     @property
     def choices(self) -> tuple[Any, ...]:
+        """Allowed words; of ``int | Literal["auto"]`` only the words."""
         kind = get_args(self.kind)[0] if self.repeated else self.kind
-        return get_args(kind) if get_origin(kind) is Literal else ()
+        parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+        return tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part))
+
+    @property
+    def flags(self) -> tuple[str, str]:
+        """Command-line words of the option: one that sets it, and one that unsets it (or nothing)."""
+        on, slash, off = (self.flag or self.name.replace("_", "-")).partition("/")
+        return f"--{on}", f"--{off}" if slash else ""
 
     def read(self, value: Any) -> Any:
         """A value of Python, YAML or the command line in the option's own type.
@@ -156,7 +165,7 @@ def _scalar(kind: Any, value: Any, option: Option) -> Any:  # noqa: C901 (one br
         return Path(value)
     if kind is str and isinstance(value, (str, Path, int, float)) and not isinstance(value, bool):
         return str(value)
-    raise _error(option, f"must be {'text' if kind is str else kind.__name__}", value)
+    raise _error(option, f"must be {_KINDS.get(origin or kind, 'another kind of value')}", value)
 
 
 def _number(kind: type, value: Any, option: Option) -> int | float:
@@ -178,12 +187,13 @@ def _number(kind: type, value: Any, option: Option) -> int | float:
 
 
 def options_of(cls: type) -> dict[str, Option]:
-    """The declared options of a dataclass, by name, in their order."""
+    """The declared options of a dataclass, by name: its own first, then those of the groups it is composed of."""
     if cls in _KNOWN:
         return _KNOWN[cls]
     hints = get_type_hints(cls)
+    order = [name for part in cls.__mro__ for name in part.__dict__.get("__annotations__", ())]
     found = {}
-    for one in fields(cls):
+    for one in sorted(fields(cls), key=lambda one: order.index(one.name)):
         kind, optional = hints[one.name], False
         if get_origin(kind) in (Union, types.UnionType) and type(None) in get_args(kind):
             rest = [part for part in get_args(kind) if part is not type(None)]
@@ -200,6 +210,11 @@ def options_of(cls: type) -> dict[str, Option]:
         found[one.name] = Option(one.name, kind, optional, default, **about)
     _KNOWN[cls] = found
     return found
+
+
+def underscored(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Names as Python writes them: ``max-length`` becomes ``max_length``."""
+    return {str(name).replace("-", "_"): value for name, value in values.items()}
 
 
 def check_names(cls: type, values: Mapping[str, Any], kind: str, option: str) -> None:
@@ -232,12 +247,19 @@ class Options:
         Raises:
             NeuronSelectError: an unknown or missing name, or a value the option cannot have.
         """
-        values = {str(name).replace("-", "_"): value for name, value in values.items()}
+        values = underscored(values)
         check_names(cls, values, kind, option)
         for name, one in options_of(cls).items():
             if one.required and name not in values:
-                raise NeuronSelectError("is needed", option=name)
-        return cls(**values)
+                raise NeuronSelectError(f"is needed: {one.help[0].lower()}{one.help[1:]}", option=name)
+        made = cls(**values)
+        object.__setattr__(made, "_given", frozenset(values))
+        return made
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the options that were set, even to their defaults; made in Python, of those that differ from them."""
+        return frozenset(getattr(self, "_given", self.changed()))
 
     def changed(self, *, moving: bool = False) -> dict[str, Any]:
         """Options that differ from their defaults.
@@ -262,17 +284,17 @@ def flag_words(kind: type, values: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
     for name, value in values.items():
         option = options_of(kind)[name]
-        on, _, off = (option.flag or name.replace("_", "-")).partition("/")
+        on, off = option.flags
         if value is True:
-            words.append(f"--{on}")
+            words.append(on)
         elif value is False:
-            words += [f"--{off}"] if off else []
+            words += [off] if off else []
         elif option.pairs:
-            words += [word for key, one in value.items() for word in (f"--{on}", f"{key}={_text(one)}")]
+            words += [word for key, one in value.items() for word in (on, f"{key}={_text(one)}")]
         elif option.repeated:
-            words += [word for one in value for word in (f"--{on}", _text(one))]
+            words += [word for one in value for word in (on, _text(one))]
         elif value is not None:
-            words += [f"--{on}", _text(value)]
+            words += [on, _text(value)]
     return words
 
 
@@ -328,7 +350,16 @@ class DeviceOptions(Options):
     device_map: DeviceMap | dict[str, Any] | None = opt(
         None, "Spread a model too large for one GPU over all of them, instead of device.", moves=False
     )
-    batch_tokens: int | Literal["auto"] = opt("auto", "Padded tokens a batch, or auto.", minimum=1, moves=False)
+    batch_tokens: int | Literal["auto"] = opt(
+        "auto", "Padded tokens a batch, or auto.", unit="tokens", minimum=1, moves=False
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.device_map is not None and self.device != "auto":
+            raise NeuronSelectError(
+                f"replaces device, which is {self.device}: give one of them", option="device_map", value=self.device_map
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,12 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 
 from ..core.errors import NeuronSelectError
 from ..models.batching import TokenBatch
 from ..rows.formats import Conversation
+from ..signals.activations import Mona
 from ..signals.columns import SparseRows
 from ..signals.extractor import NeuronFeatureExtractor
 
@@ -24,23 +26,23 @@ def feature_tokens(
     Returns:
         latent -> up to ``top`` different tokens, strongest first; an empty list if it never fires.
     """
-    runtime = extractor.runtime()
-    if runtime.sae is None or runtime.backbone is None:
+    engine = extractor.forward
+    backbone, sae = engine.loaded([Mona()])
+    if sae is None:
         raise NeuronSelectError("tokens of latents need an extractor with an SAE", option="sae")
-    sample = runtime.encoder.encode([conversation])[0]
+    sample = engine.read([conversation], ())[0]
     if sample.skip:
         return {latent: [] for latent in latents}
-    batch = TokenBatch.of([sample], 0, runtime.backbone.device)
+    batch = TokenBatch.of([sample], 0, backbone.device)
     seen: list[np.ndarray] = []
 
-    def observe(hidden: object) -> None:
-        values, indices = runtime.sae.encode(hidden[0], extractor.config.options.top_k)  # type: ignore[union-attr,index]
+    def observe(hidden: torch.Tensor) -> None:
+        values, indices = sae.encode(hidden[0], extractor.extraction.options.top_k_features)
         if indices is not None:
-            dense = values.new_zeros(len(values), runtime.sae.num_latents)  # type: ignore[union-attr]
-            values = dense.scatter_(1, indices, values)
+            values = values.new_zeros(len(values), sae.num_latents).scatter_(1, indices, values)
         seen.append(values[:, list(latents)].float().cpu().numpy())
 
-    runtime.backbone.run(batch, [(runtime.sae.site, observe)])
+    backbone.run(batch, [(sae.site, observe)])
     found: dict[int, list[str]] = {}
     for column, latent in enumerate(latents):
         words: dict[str, None] = {}
@@ -48,7 +50,7 @@ def feature_tokens(
         for position in np.argsort(-strengths, kind="stable"):
             if strengths[position] <= 0 or len(words) == top:
                 break
-            word = runtime.tokenizer.decode([int(sample.input_ids[position])])
+            word = engine.tokenizer.decode([int(sample.input_ids[position])])
             if "\ufffd" not in word:  # skip parts of a multi-byte character
                 words[word.strip() or "␣"] = None
         found[latent] = list(words)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from ..core.errors import NeuronSelectError, one_of
 from ..rows.formats import RowFormat, read_row, row_format
-from ..selection import Selection
+from ..selection.selection import Selection
 from .axolotl import AXOLOTL
 from .base import Exporter, Rows
 from .llamafactory import LLAMAFACTORY

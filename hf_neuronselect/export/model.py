@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from ..core.errors import NeuronSelectError
 from ..rows.encode import PLAIN_TEMPLATE
-from ..selection import Selection
+from ..selection.selection import Selection
 from .base import BaseModel
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

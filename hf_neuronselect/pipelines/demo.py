@@ -17,8 +17,9 @@ from ..core import bundled as paths
 from ..explain.pictures import activation_profiles, feature_tokens
 from ..explain.report import excerpt, page, picture, table, text_table
 from ..rows.formats import Conversation, read_row, row_format
-from ..selection import NeuronSelector, Selection
-from ..signals.columns import FeatureBatch, SparseRows
+from ..selection.selection import Selection
+from ..selection.selector import NeuronSelector
+from ..signals.columns import RowBatch, SparseRows
 from ..signals.extractor import NeuronFeatureExtractor
 from . import bundled
 
@@ -148,7 +149,9 @@ def run_demo(out: Path, say: Callable[[str], None]) -> Path:
     started = time.perf_counter()
     pool, targets, related = bundled.pool(), bundled.targets(), paths.related_sources()
     extractor = bundled.extractor(features=("mona", "nait", "polysemantic", "hidden"))
-    say(f"Bundled model and SAE ({extractor.config.dtype}), {len(pool)} pool rows, targets: {', '.join(targets)}")
+    say(
+        f"Bundled model and SAE ({extractor.extraction.options.dtype}), {len(pool)} pool rows, targets: {', '.join(targets)}"
+    )
     say("One forward pass computes mona, nait, polysemantic and hidden features ...")
     extracting = time.perf_counter()
     arguments = {"batched": True, "batch_size": 1000, "keep_in_memory": True, "load_from_cache_file": False}
@@ -205,4 +208,4 @@ def _sparse(data: Dataset, column: str) -> SparseRows:
     n = len(data)
     names = (f"{column}_indices", f"{column}_values")
     columns = {name: batch.column(name) for name in names}
-    return FeatureBatch(np.arange(n), np.zeros(n), np.ones(n, bool), columns).sparse(column)
+    return RowBatch(np.arange(n), np.ones(n, bool), columns).sparse(column)

@@ -15,10 +15,13 @@ from datasets import Dataset, DatasetDict, IterableDataset, List, ReadInstructio
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import DatasetInfo, HfApi, constants
 
-from ..core.errors import NeuronSelectError
+from ..core import bundled
+from ..core.errors import NeuronSelectError, unknown
 from ..core.sources import content_hash, hub_errors
-from ..store.shards import identity
 from .formats import RowFormat, read_row, row_format
+
+BUNDLED = "bundled:"
+"""Prefix of rows that come with the package."""
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _PACKED = (".gz", ".xz", ".zst")
@@ -39,6 +42,20 @@ class Rows:
     about: dict[str, Any]
 
 
+def rows_name(spec: str) -> str:
+    """A short name for rows: ``folder/b.v2.jsonl`` is ``b``, ``org/c@main:config`` is ``c``."""
+    name = spec.removeprefix(BUNDLED) if spec.startswith(BUNDLED) else spec.split(":")[0].split("@")[0]
+    return Path(name).name.split(".")[0]
+
+
+def _bundled_file(spec: str, option: str) -> Path:
+    files = {"pool": bundled.POOL, **bundled.TARGETS}
+    name = spec.removeprefix(BUNDLED)
+    if name not in files:
+        raise unknown("bundled rows", spec, [f"{BUNDLED}{known}" for known in files], option)
+    return files[name]
+
+
 def _split_outside_brackets(text: str) -> list[str]:
     """``config:train[:100]`` -> ``["config", "train[:100]"]``: brackets protect their colon."""
     return re.split(r":(?![^\[]*\])", text)
@@ -49,7 +66,7 @@ def load_rows(spec: str, *, option: str = "pool", streaming: bool = False, token
 
     Args:
         spec: an existing path wins (.jsonl, .json, .csv, .parquet, also .gz, .xz, .zst; a
-            ``save_to_disk`` folder; a folder of parquet or JSON), else
+            ``save_to_disk`` folder; a folder of parquet or JSON), else ``bundled:pool`` or ``bundled:TARGET``, else
             ``org/name[@revision][:config[:split]]``; the default split is ``train``.
         option: what errors call it. streaming: an IterableDataset, nothing downloaded at once.
 
@@ -59,6 +76,9 @@ def load_rows(spec: str, *, option: str = "pool", streaming: bool = False, token
     path = Path(spec)
     if path.exists():
         return _load_local(path, option, streaming)
+    if spec.startswith(BUNDLED):
+        rows = _load_local(_bundled_file(spec, option), option, streaming)
+        return Rows(rows.data, rows.about | {"id": spec})
     match = _HUB.fullmatch(spec)
     if match is None or spec.startswith((".", "/", "~")):
         raise NeuronSelectError(
@@ -94,7 +114,7 @@ def load_again(spec: str, about: Mapping[str, Any]) -> Dataset:
         NeuronSelectError: it is not seen there, or these are other rows than ``about`` says.
     """
     rows = load_rows(spec)
-    if identity(rows.about) != identity(about):
+    if any(rows.about.get(name) != about.get(name) for name in ("id", "commit", "config", "split")):
         raise NeuronSelectError(
             f"the node {platform.node()} has other rows there: {rows.about}, not {dict(about)}", option="pool",
             value=Path(spec).name,

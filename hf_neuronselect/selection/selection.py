@@ -19,7 +19,8 @@ from ..hub.pushable import PushToHub
 from ..rows.formats import row_format
 from ..rows.load import with_messages
 from .budget import Budget, Picked
-from .scan import EXCLUDED, Reader
+from .reader import Reader
+from .scan import EXCLUDED
 
 if TYPE_CHECKING:
     from .selector import NeuronSelector
@@ -173,8 +174,8 @@ class Selection(PushToHub):
             raise NeuronSelectError(f"one of {', '.join(selector.targets)}", option="target", value=name)
         drop = [c for c in self.dataset.column_names if c.startswith("neuron_") or c == "source_index"]
         row = self.dataset.select([i]).remove_columns(drop)
-        batch = next(iter(Reader(selector.method.features, selector.extractor, selector.extractor_hash).read(row)))
-        found = selector.method.explain(batch.features.only_usable(), selector.targets[name])
+        batch = next(iter(Reader(selector.method.signals, selector.extractor, dict(selector.identities)).read(row)))
+        found = selector.method.explain(batch.rows.only_usable(), selector.targets[name])
         if not found:
             raise NeuronSelectError(f"method {selector.method.name!r} does not say which features made a row win")
         columns = {key: values[:top].tolist() for key, values in found[0].items()}

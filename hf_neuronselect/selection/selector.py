@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-import heapq
+import contextlib
+import hashlib
 import json
 import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, IterableDataset
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
-from ..core.sources import commit_of, hub_errors
+from ..core.sources import cache_dir, commit_of, hub_errors
 from ..hub.pushable import PushToHub
 from ..methods import Method, make_method
-from ..methods.base import Target
+from ..methods.base import PoolMethod, Target, exemplar_signals
+from ..methods.pickers import row_scores
 from ..rows.leakage import Leakage, as_array, from_array
 from ..rows.load import source_of
-from ..signals.columns import FeatureBatch
+from ..signals.base import Signal, signals_of
+from ..signals.columns import RowBatch
 from ..signals.extractor import NeuronFeatureExtractor
-from ..signals.forward import Directions
-from ..store.store import FeatureStore
-from .budget import AGGREGATES, Budget, Picked, pick
-from .scan import Reader, Scored, Tally, added_columns, scan
+from ..store.store import FeatureStore, write_store
+from .budget import Budget, Picked, check_aggregate, pick
+from .reader import Reader, added_columns
+from .scan import Scored, Tally, scan
 from .selection import Selection, score_table
+from .stream import select_from_stream, stream_budget
 
 Data: TypeAlias = Dataset | IterableDataset
 TARGET_NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -63,7 +66,7 @@ class NeuronSelector(PushToHub):
         self.counts: dict[str, dict[str, int]] = {}
         self.target_rows: dict[str, dict[str, Any]] = {}  # where exemplars came from, as far as known
         self.extractor: NeuronFeatureExtractor | None = None
-        self.extractor_hash: str | None = None
+        self.identities: dict[str, str] = {}  # signal -> identity of the exemplars'
         # Of a loaded capability: the extractor it belongs to, and where it came from.
         self.extractor_about: dict[str, Any] | None = None
         self.capability: dict[str, Any] | None = None
@@ -104,25 +107,22 @@ class NeuronSelector(PushToHub):
         self.capability = None
         if self.method.needs_target:
             self.targets = targets
+            if self.extractor is not None:  # what rows must be scored by may be other signals than the exemplars'
+                for signal in (*signals_of(self.method.signals), *self.compact_signals()):
+                    if signal.stored:
+                        self.identities.setdefault(signal.name, self.extractor.identity(signal))
         return self
 
     def _fit_one(self, name: str, data: Data) -> Target:
         method = self.method
-        reader = Reader(
-            method.fit_features if method.fit_features is not None else method.features,
-            self.extractor,
-            self.extractor_hash,
-            option="target",
-            optional=method.optional_fit_features,
-            needs_texts=method.needs_texts,
-            needs_lengths=method.needs_target,
-        )
-        parts: list[FeatureBatch] = []
+        names = exemplar_signals(method)
+        reader = Reader(names, self.extractor, self.identities, option="target", optional=method.optional_signals)
+        parts: list[RowBatch] = []
         rows, reasons = 0, []
         for batch in reader.read(data):
-            rows += len(batch.features)
+            rows += len(batch)
             reasons += [skip for skip in batch.skips if skip]
-            parts.append(batch.features.only_usable())
+            parts.append(batch.rows.only_usable())
             self.leakage |= Leakage.of(batch.conversations)
         usable = sum(len(part) for part in parts)
         self.counts[name] = {"exemplars": rows, "used": usable}
@@ -134,9 +134,7 @@ class NeuronSelector(PushToHub):
                 NeuronSelectWarning,
                 stacklevel=4,
             )
-        if method.needs_target:
-            self.extractor_hash = reader.hash
-        return {key: np.asarray(value) for key, value in method.fit(_joined(parts)).items()}
+        return {key: np.asarray(value) for key, value in method.fit(RowBatch.join(parts)).items()}
 
     # -------------------------------------------------------------------------------------- score
     def _reader(
@@ -145,31 +143,27 @@ class NeuronSelector(PushToHub):
         if not self.targets:
             raise NeuronSelectError("fit a target first: NeuronSelector(...).fit(exemplars, extractor=...)")
         return Reader(
-            self.method.features,
+            self.method.signals,
             extractor or self.extractor,
-            self.extractor_hash,
-            needs_texts=self.method.needs_texts,
-            needs_lengths=self.method.needs_target or self.method.name in ("longest", "shortest"),
-            projections=list(directions.vectors) if (directions := self.directions()) is not None else (),
+            dict(self.identities),
+            compact=self.compact_signals(),
             needs_rows=needs_rows,
             store=store,
         )
 
-    def directions(self) -> Directions | None:
-        """What an extractor can project rows on, ``extractor.with_features([], selector.directions())``: then one
-        number per block and target is kept of a row instead of its vectors, and scores are the same.
-
-        Returns:
-            None where the method has no directions.
+    def compact_signals(self) -> tuple[Signal, ...]:
+        """Smaller signals that are enough to score the fitted targets: ``extractor.with_features(...)`` of them keeps
+        one number per block instead of a vector. () where the method has none.
         """
-        return self.method.directions(self.targets.values()) if self.targets else None
+        return self.method.compact_signals(list(self.targets.values())) if self.targets else ()
 
     def _score_batch(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Score columns of a batch that has feature columns: name -> float64 ``[n]``."""
-        data = Dataset.from_dict(batch)
-        nothing = Tally()
-        parts = list(scan(data, self._reader(None), self.method, self.targets, Leakage(), (), nothing))
-        return {name: np.concatenate([part.scores[name] for part in parts]) for name in self.targets}
+        """Scores of a batch that has the signals' columns: target -> float64 ``[n]``."""
+        return self._scores(Dataset.from_dict(batch), self._reader(None))
+
+    def _scores(self, data: Dataset, reader: Reader) -> dict[str, np.ndarray]:
+        parts = list(scan(data, reader, self.method, self.targets, Leakage(), (), Tally()))
+        return {name: np.concatenate([row_scores(part.scores[name]) for part in parts]) for name in self.targets}
 
     def score(
         self, pool: Data, *, extractor: NeuronFeatureExtractor | None = None, features: FeatureStore | None = None
@@ -187,12 +181,16 @@ class NeuronSelector(PushToHub):
         if taken := [name for name in names.values() if name in (pool.column_names or [])]:
             raise NeuronSelectError(f"the data already has the column {taken[0]!r}; remove or rename it")
         if isinstance(pool, Dataset) or features is not None:
-            tally = Tally()
-            parts = list(scan(pool, self._reader(extractor, features), self.method, self.targets, Leakage(), (), tally))
+            scores = self._scores(pool, self._reader(extractor, features))
             for target, column in names.items():
-                pool = pool.add_column(column, np.concatenate([part.scores[target] for part in parts]))
+                pool = pool.add_column(column, scores[target])
             return pool
-        mapped = pool if extractor is None else pool.map(extractor.with_features(self.method.features), batched=True)
+        if isinstance(self.method, PoolMethod):
+            raise NeuronSelectError(
+                "looks at the whole pool before it scores; load the pool as a Dataset", option="method",
+                value=self.method.name,
+            )  # fmt: skip
+        mapped = pool if extractor is None else pool.map(extractor.with_features(self.method.signals), batched=True)
 
         def add(batch: dict[str, Any]) -> dict[str, np.ndarray]:
             scores = self._score_batch(batch)
@@ -261,18 +259,27 @@ class NeuronSelector(PushToHub):
         if ratio is None and k is None and threshold is None and max_tokens is None:
             ratio = self.method.default_ratio
         budget = Budget(ratio, k, threshold, max_tokens)
-        one_of(aggregate, AGGREGATES, "aggregate")
         for what in exclude:
             one_of(what, EXCLUDE, "exclude")
+        check_aggregate(list(self.targets), budget, aggregate, weights)
         pool = _single_split(pool, "pool")
+        check_free([name for name in pool.column_names or [] if name not in added_columns(pool.column_names or [])])
         extractor = extractor or self.extractor
         tally = Tally()
+        method = self._prepared(pool)
         reader = self._reader(extractor, features, needs_rows=bool(exclude))
-        found = scan(pool, reader, self.method, self.targets, self.leakage, exclude, tally)
-        if isinstance(pool, Dataset):
-            selection = self._select_rows(pool, found, budget, aggregate, weights, tally)
-        else:
-            selection = self._select_stream(pool, found, budget, aggregate, tally)
+        with self._spooled(pool, reader):
+            found = scan(pool, reader, method, self.targets, self.leakage, exclude, tally)
+            if isinstance(pool, Dataset):
+                selection = self._select_rows(pool, found, budget, aggregate, weights, tally)
+            else:
+                rows = stream_budget(pool, budget, list(self.targets), aggregate, method.picker())
+                picks = select_from_stream(pool, found, budget, list(self.targets), aggregate, rows)
+                if not picks.kept:
+                    self._check_some(np.ones(1), tally)
+                selection = Selection(
+                    picks.dataset, picks.indices, picks.scores, selector=self, keep_alive=picks.folder
+                )
         selection.provenance = self._provenance(pool, budget, aggregate, weights, exclude, extractor, tally, selection)
         # Plain JSON values from the start: what is saved and read again is equal to what was made.
         more = dict(provenance or {})
@@ -286,15 +293,19 @@ class NeuronSelector(PushToHub):
     ) -> Selection:
         parts: list[Scored] = list(found)
         scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in self.targets}
+        of_row = {name: row_scores(values) for name, values in scores.items()}
         n_tokens = np.concatenate([part.n_tokens for part in parts])
         excluded = np.concatenate([part.excluded for part in parts])
         truncated = np.concatenate([part.truncated for part in parts])
         self._check_some(excluded, tally)
 
         def choose(budget: Budget) -> tuple[Dataset, Picked, pa.Table]:
-            picked = pick(scores, excluded == 0, n_tokens, budget, aggregate=aggregate, weights=weights)
-            table = score_table(scores, picked, n_tokens, truncated, excluded)
-            return self._rows(pool, picked.indices, scores, picked.score[picked.indices]), picked, table
+            picked = pick(
+                scores, excluded == 0, n_tokens, budget, aggregate=aggregate, weights=weights,
+                picker=self.method.picker(),
+            )  # fmt: skip
+            table = score_table(of_row, picked, n_tokens, truncated, excluded)
+            return self._rows(pool, picked.indices, of_row, picked.score[picked.indices]), picked, table
 
         dataset, picked, table = choose(budget)
         if budget.k is not None and budget.k > int((excluded == 0).sum()):
@@ -314,7 +325,6 @@ class NeuronSelector(PushToHub):
     def _rows(self, pool: Dataset, indices: np.ndarray, scores: Mapping[str, np.ndarray], score: np.ndarray) -> Dataset:
         """The selected rows as they came, with ``neuron_score``, ``neuron_rank`` and ``source_index``."""
         rows = pool.with_format(None).remove_columns(added_columns(pool.column_names))
-        _check_free(rows.column_names)
         # Taken as one table: an index mapping would be flattened again for each column added.
         rows = Dataset(rows.with_format("arrow")[indices.tolist()], info=rows.info.copy(), split=rows.split)
         columns = {"neuron_score": score, "neuron_rank": np.arange(len(indices)), "source_index": indices}
@@ -324,72 +334,33 @@ class NeuronSelector(PushToHub):
             rows = rows.add_column(name, values)
         return rows
 
-    def _select_stream(
-        self, pool: IterableDataset, found: Any, budget: Budget, aggregate: str, tally: Tally
-    ) -> Selection:
-        k = budget.k
-        if budget.ratio is not None:
-            splits = pool.info.splits or {}
-            known = splits.get(str(pool.split)) if pool.split else None
-            if known is None or not known.num_examples:
-                raise NeuronSelectError(
-                    "the length of a stream is not known; use k", option="ratio", value=budget.ratio
-                )
-            k = budget.rows(known.num_examples)
-        if budget.max_tokens is not None:
-            raise NeuronSelectError("a stream needs k or threshold", option="max_tokens", value=budget.max_tokens)
-        if len(self.targets) > 1 and (aggregate not in ("quota", "round_robin") or k is None):
-            raise NeuronSelectError(
-                "ranks of a whole stream are not kept; several targets take quota or round_robin, and k",
-                option="aggregate", value=aggregate,
-            )  # fmt: skip
-        best = _Best(list(self.targets), k, budget.threshold)
-        folder = tempfile.TemporaryDirectory(prefix="neuronselect-")
-        log_path = Path(folder.name) / "scores.parquet"
-        log: pq.ParquetWriter | None = None
-        for part in found:
-            nothing = Picked(np.zeros(0, np.int64), _first(part.scores), np.full(len(part.index), -1))
-            table = score_table(part.scores, nothing, part.n_tokens, part.truncated, part.excluded, part.index)
-            log = log or pq.ParquetWriter(log_path, table.schema)
-            log.write_table(table)
-            for i in np.flatnonzero(part.excluded == 0):
-                best.offer(
-                    int(part.index[i]), {name: float(part.scores[name][i]) for name in part.scores}, part.rows[i]
-                )
-        if log is not None:
-            log.close()
-        heaps, kept, valid = best.heaps, best.kept, best.offered
-        if not valid:
-            self._check_some(np.ones(1), tally)
-        # Among the kept rows, a target's scores below its own heap stand for "worse than all kept".
-        held = np.asarray(sorted(kept), dtype=np.int64)
-        inside = {name: {-i for _, i in heap} for name, heap in heaps.items()}
-        scores = {name: np.asarray([kept[i][1][name] for i in held.tolist()]) for name in heaps}
-        masked = {name: np.where([i in inside[name] for i in held.tolist()], scores[name], -np.inf) for name in heaps}
-        cut = Budget(k=max(1, min(k, len(held)))) if k is not None else budget
-        picked = pick(masked, np.ones(len(held), bool), np.ones(len(held)), cut, aggregate=aggregate)
-        indices = held[picked.indices]
-        score = picked.score[picked.indices]
-        if len(heaps) > 1:  # percentiles among ALL valid rows, as without streaming
-            score = 1.0 - (1.0 - score) * len(held) / valid
-        rows = [kept[i][0] for i in indices.tolist()]
-        own = [name for name in (pool.column_names or list(rows[0] if rows else {}))]
-        drop = set(added_columns(own))
-        features = None if pool.features is None else pool.features.copy()
-        if features is not None:
-            for name in drop:
-                features.pop(name)
-        dataset = Dataset.from_list(
-            [{key: value for key, value in row.items() if key not in drop} for row in rows], features=features
+    def _prepared(self, pool: Data) -> Method:
+        """The method after its :meth:`~hf_neuronselect.methods.Method.prepare`."""
+        if type(self.method).prepare is Method.prepare:
+            return self.method
+        state = json.dumps([self.method.name, self.method.options, getattr(pool, "_fingerprint", None)], default=str)
+        work = (
+            cache_dir()
+            / "prepared"
+            / f"{self.method.name}-{hashlib.blake2b(state.encode(), digest_size=8).hexdigest()}"
         )
-        _check_free(dataset.column_names)
-        dataset = dataset.add_column("neuron_score", score)
-        dataset = dataset.add_column("neuron_rank", np.arange(len(indices)))
-        dataset = dataset.add_column("source_index", indices)
-        if len(heaps) > 1:
-            for name in heaps:
-                dataset = dataset.add_column(f"neuron_score_{name}", scores[name][picked.indices])
-        return Selection(dataset, indices, log_path, selector=self, keep_alive=folder)
+        work.mkdir(parents=True, exist_ok=True)
+        return self.method.prepare(pool, work)
+
+    @contextlib.contextmanager
+    def _spooled(self, pool: Data, reader: Reader) -> Iterator[None]:
+        """For a pool method, whose rows are read twice: what a model computes is kept in a temporary store."""
+        if not isinstance(self.method, PoolMethod) or not isinstance(pool, Dataset) or reader.store is not None:
+            yield
+            return
+        plan = reader.plan(pool.column_names)
+        if not plan.needs_model or plan.extractor is None:
+            yield
+            return
+        with tempfile.TemporaryDirectory(prefix="neuronselect-") as folder:
+            write_store(pool, plan.extractor, folder, pool_about={})
+            reader.store = FeatureStore(folder)
+            yield
 
     def _provenance(
         self, pool: Data, budget: Budget, aggregate: str, weights: Any, exclude: Sequence[str],
@@ -398,14 +369,14 @@ class NeuronSelector(PushToHub):
         lengths = selection.picked_lengths()
         return {
             "format": FORMAT,
-            "method": {"name": self.method.name, "paper": self.method.paper, **self.method.params()},
+            "method": {"name": self.method.name, "paper": self.method.paper, **self.method.options},
             "targets": {name: self.counts.get(name, {}) for name in self.targets},
             "budget": {name: value for name, value in vars(budget).items() if value is not None},
             "capability": self.capability,
             "aggregate": aggregate if len(self.targets) > 1 else None,
             "weights": dict(weights) if weights else None,
             "exclude": list(exclude),
-            "extractor": None if extractor is None else extractor.config.about() | {"hash": extractor.hash},
+            "extractor": None if extractor is None else extractor.record(),
             "pool": {"fingerprint": getattr(pool, "_fingerprint", None), "rows": tally.rows},
             "counts": {
                 "rows": tally.rows,
@@ -424,7 +395,7 @@ class NeuronSelector(PushToHub):
             },
             "timing": {
                 "seconds": round(tally.seconds, 3),
-                "tokens_per_second": round(tally.tokens / tally.seconds) if tally.seconds else None,
+                "tokens_per_second": round(tally.computed_tokens / tally.seconds) if tally.computed_tokens else None,
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             },
         }
@@ -435,10 +406,10 @@ class NeuronSelector(PushToHub):
         return {
             "format": FORMAT,
             "method": self.method.name,
-            "params": self.method.params(),
+            "params": self.method.options,
             "targets": {name: self.counts.get(name, {}) for name in self.targets},
-            "extractor_hash": self.extractor_hash,
-            "extractor": self.extractor.config.about() if self.extractor is not None else self.extractor_about,
+            "signals": self.identities,
+            "extractor": self.extractor.record() if self.extractor is not None else self.extractor_about,
         }
 
     def save_pretrained(self, folder: str | Path, *, card: bool = True) -> None:
@@ -498,49 +469,11 @@ class NeuronSelector(PushToHub):
                 key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
             }
         selector.counts = config["targets"]
-        selector.extractor_hash, selector.extractor_about = config["extractor_hash"], config["extractor"]
+        selector.identities, selector.extractor_about = config["signals"], config["extractor"]
         about = {"id": str(source) if hub else Path(source).resolve().name, "commit": commit_of(folder)}
         selector.capability = about | ({"name": Path(subfolder).name} if subfolder else {})
         selector.leakage = Leakage(from_array(arrays["leakage/rows"]), from_array(arrays["leakage/questions"]))
         return selector
-
-
-class _Best:
-    """The best rows of a stream for each target: bounded heaps, and the rows that stand in one of them."""
-
-    def __init__(self, targets: Sequence[str], k: int | None, threshold: float | None) -> None:
-        self.k, self.threshold = k, threshold
-        self.heaps: dict[str, list[tuple[float, int]]] = {name: [] for name in targets}
-        self.kept: dict[int, tuple[dict[str, Any], dict[str, float]]] = {}
-        self.offered = 0
-        self._uses: dict[int, int] = {}
-
-    def offer(self, index: int, scores: dict[str, float], row: dict[str, Any]) -> None:
-        """A row that may be selected; ties go to the smaller index."""
-        self.offered += 1
-        taken = 0
-        for name, heap in self.heaps.items():
-            item = (scores[name], -index)
-            if self.k is not None and len(heap) == self.k:
-                if item > heap[0]:
-                    self._drop(-heapq.heapreplace(heap, item)[1])
-                    taken += 1
-            elif self.threshold is None or item[0] >= self.threshold:
-                heapq.heappush(heap, item)
-                taken += 1
-        if taken:
-            self._uses[index] = taken
-            self.kept[index] = (row, scores)
-
-    def _drop(self, index: int) -> None:
-        self._uses[index] -= 1
-        if not self._uses[index]:
-            del self._uses[index], self.kept[index]
-
-
-def _first(scores: Mapping[str, np.ndarray]) -> np.ndarray:
-    first = next(iter(scores.values()))
-    return first if len(scores) == 1 else np.full(len(first), np.nan)
 
 
 def _single_split(data: Any, option: str) -> Data:
@@ -552,29 +485,7 @@ def _single_split(data: Any, option: str) -> Data:
     return data
 
 
-def _check_free(names: Sequence[str]) -> None:
+def check_free(names: Sequence[str]) -> None:
     for name in ("neuron_score", "neuron_rank", "source_index"):
         if name in names:
             raise NeuronSelectError(f"the pool already has the column {name!r}; remove or rename it", option="pool")
-
-
-def _joined(parts: Sequence[FeatureBatch]) -> FeatureBatch:
-    """Batches of usable rows as one."""
-    columns: dict[str, Any] = {}
-    for name in parts[0].columns:
-        if isinstance(parts[0].columns[name], (pa.Array, pa.ChunkedArray)):
-            arrays = [chunk for part in parts for chunk in _chunks_of(part.columns[name])]
-            columns[name] = pa.chunked_array(arrays)
-        else:
-            columns[name] = [row for part in parts for row in part.columns[name]]
-    return FeatureBatch(
-        np.concatenate([part.index for part in parts]),
-        np.concatenate([part.n_tokens for part in parts]),
-        np.concatenate([part.usable for part in parts]),
-        columns,
-        [text for part in parts for text in part.texts],
-    )
-
-
-def _chunks_of(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
-    return column.chunks if isinstance(column, pa.ChunkedArray) else [column]

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from ..core.errors import NeuronSelectError, one_of
 from ..core.sources import Source, hub_errors, resolve
-from ..signals.config import DTYPES
+from ..models.loading import DTYPES
 from .models import adapted, adapter_source, base_source, load_for_evaluation
 
 # Metrics that are a share of right answers; they are shown in percent and can be averaged with each other.

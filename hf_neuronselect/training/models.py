@@ -18,9 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ..core import bundled
 from ..core.errors import NeuronSelectError, one_of
 from ..core.sources import Source, hub_errors, resolve
+from ..models.loading import DTYPES, load_adapter
 from ..rows.encode import PLAIN_TEMPLATE
-from ..signals.config import DTYPES
-from ..signals.loading import load_adapter
 
 RECORD = "training.json"
 BUNDLED = "hf_neuronselect-bundled"

@@ -26,8 +26,8 @@ from trl import ModelConfig, SFTTrainer, get_quantization_config
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.sources import Source
 from ..hub.cards import AdapterCard, read_text, write_card
+from ..models.loading import quiet_peft
 from ..rows.load import with_messages
-from ..signals.loading import quiet_peft
 from .callback import CardCallback
 from .config import TrainConfig
 from .models import RECORD, base_source, load_causal_lm, load_tokenizer

@@ -1,0 +1,14 @@
+"""``neuronselect fit``."""
+
+from ..core.configs import FitConfig
+from .flags import command as command_of
+from .flags import note, say
+
+
+def _run(config: FitConfig) -> None:
+    from ..pipelines.fit import fit
+
+    fit(config, say=say, note=note)
+
+
+command = command_of(FitConfig, _run, section="fit")

@@ -1,0 +1,25 @@
+"""``neuronselect sae train`` and ``neuronselect sae inspect``."""
+
+import typer
+
+from ..core.configs import SaeInspectConfig, SaeTrainConfig
+from .flags import command, say
+
+app = typer.Typer(help="Train or look at a sparse autoencoder.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def _train(config: SaeTrainConfig) -> None:
+    from ..pipelines.sae import train_sae
+
+    train_sae(config, say=say)
+
+
+def _inspect(config: SaeInspectConfig) -> None:
+    from ..pipelines.sae import inspect_sae
+
+    for name, value in inspect_sae(config).items():
+        say(f"{name:17} {value}")
+
+
+app.command("train")(command(SaeTrainConfig, _train, section="sae"))
+app.command("inspect")(command(SaeInspectConfig, _inspect, arguments=["sae"]))

@@ -1,0 +1,103 @@
+"""Compute a pool's signals into a feature store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from datasets import Dataset
+
+from ..core.configs import ExtractConfig
+from ..core.errors import NeuronSelectError
+from ..rows.load import load_again, load_rows
+from ..selection.library import load_capability
+from ..signals.base import SIGNALS, Signal
+from ..signals.extractor import NeuronFeatureExtractor
+from ..store.store import FeatureStore, write_store
+from .job import check_rows
+from .parts import CAPABILITY, Chosen, Say, extractor_of, method_of, methods_of, quiet
+
+
+def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> FeatureStore | None:
+    """Compute signals of every row of a pool, resuming an unfinished store.
+
+    Returns:
+        The store, or None while shards of other jobs are missing.
+
+    Raises:
+        NeuronSelectError: bad input, or a store of another pool or model.
+    """
+    names = [name for chosen in _methods(config) for name in chosen.signals]
+    rows = load_rows(config.pool)
+    assert isinstance(rows.data, Dataset)
+    check_rows({"pool": rows}, config)
+    extractor = extractor_of(config, list(dict.fromkeys(names)), note)
+    if config.capability:
+        extractor = extractor.with_features([*extractor.signals, *_compact(config.capability, extractor)])
+    path = Path(config.pool)
+    done = write_store(
+        rows.data,
+        extractor,
+        config.out,
+        pool_about=rows.about,
+        shard_rows=config.shard_rows,
+        shard=config.part,
+        num_workers=None if config.num_workers == "auto" else config.num_workers,
+        backend=config.backend,
+        load_pool=partial(load_again, str(path.resolve()) if path.exists() else config.pool, rows.about),
+        say=note,
+    )
+    rate = f", {done['tokens'] / done['seconds']:,.0f} tokens/s" if done["tokens"] else ""
+    say(
+        f"{done['rows']} rows, {done['bytes'] / max(1, done['rows']):,.0f} bytes a row{rate}, "
+        f"{done['skipped_shards']} shards were there already -> {config.out}"
+    )
+    if done["healed_shards"]:
+        note(f"{done['healed_shards']} damaged shards were done again.")
+    if done["missing_shards"]:
+        note(f"{done['missing_shards']} shards are still missing; without --shard, extract makes what is missing.")
+        return None
+    return FeatureStore(config.out)
+
+
+def _methods(config: ExtractConfig) -> list[Chosen]:
+    if config.method is None and config.capability:
+        return []
+    if not config.method_option:
+        return methods_of(config.method or "mona", 0)
+    try:
+        (chosen,) = methods_of(config.method or "mona", 0)
+    except ValueError as cause:
+        if isinstance(cause, NeuronSelectError):
+            raise
+        raise NeuronSelectError("is of one method; with several write name(option=value)", option="method_option",
+                                value=next(iter(config.method_option))) from None  # fmt: skip
+    return [method_of(chosen.method.name, {**chosen.options, **config.method_option}, 0)]
+
+
+def _compact(specs: Sequence[str], extractor: NeuronFeatureExtractor) -> list[Signal]:
+    """Signals that are enough to score saved capabilities.
+
+    Raises:
+        NeuronSelectError: a method without such signals, or a capability of another extraction.
+    """
+    found: list[Signal] = []
+    for spec in specs:
+        selector = load_capability(spec.removeprefix(CAPABILITY))
+        signals = selector.compact_signals()
+        if not signals:
+            raise NeuronSelectError(
+                f"is of method {selector.method.name}, whose signals cannot be made smaller; extract with --method "
+                f"{selector.method.name}", option="capability", value=spec,
+            )  # fmt: skip
+        for name, identity in selector.identities.items():
+            known = name in (one.name for one in signals) or name in SIGNALS.names()
+            own = next((one for one in signals if one.name == name), name)
+            if known and extractor.identity(own) != identity:
+                raise NeuronSelectError(
+                    f"its signal {name} is {identity}, the options here make {extractor.identity(own)}: model, layer, "
+                    "template and tokens must be the same", option="capability", value=spec,
+                )  # fmt: skip
+        found += signals
+    return found

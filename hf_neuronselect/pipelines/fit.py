@@ -1,0 +1,38 @@
+"""Fit a reusable capability on exemplars."""
+
+from __future__ import annotations
+
+from ..core.configs import FitConfig
+from ..core.errors import NeuronSelectError
+from ..selection.selector import CONFIG_FILE, NeuronSelector
+from .job import check_rows
+from .parts import CAPABILITY, Say, check_folder, extractor_of, load_named, method_of, named_specs, quiet
+
+
+def fit(config: FitConfig, *, say: Say = quiet, note: Say = quiet) -> NeuronSelector:
+    """Fit a method on exemplars and write the capability to ``config.out``.
+
+    Raises:
+        NeuronSelectError: bad input, or a method that learns nothing from exemplars.
+    """
+    chosen = method_of(config.method, config.method_option, 0)
+    if not chosen.method.needs_target:
+        raise NeuronSelectError("learns nothing from exemplars; there is nothing to save", option="method",
+                                value=config.method)  # fmt: skip
+    check_folder(config.out, CONFIG_FILE, "a capability folder")
+    specs = named_specs(config.target, "target")
+    for spec in specs.values():
+        if spec.startswith(CAPABILITY):
+            raise NeuronSelectError("is fitted already; give rows", option="target", value=spec)
+    if not specs:
+        raise NeuronSelectError(f"method {config.method} needs exemplars: --target NAME=rows", option="target")
+    targets = load_named(specs, "target")
+    check_rows(targets, config)
+    selector = chosen.selector()
+    selector.fit(
+        {name: rows.data for name, rows in targets.items()}, extractor=extractor_of(config, chosen.signals, note)
+    )
+    selector.save_pretrained(config.out)
+    used = ", ".join(f"{name} ({count['used']} exemplars)" for name, count in selector.counts.items())
+    say(f"{config.method} capability of {used} -> {config.out}")
+    return selector

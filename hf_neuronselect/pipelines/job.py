@@ -1,0 +1,152 @@
+"""One selection, checked before anything is computed; several on one pool share its pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset
+
+from ..core.configs import KeepOptions, PickOptions
+from ..core.errors import NeuronSelectError
+from ..core.options import RowOptions
+from ..rows.formats import row_format
+from ..rows.load import Rows
+from ..selection.library import load_capability
+from ..selection.selection import Selection
+from ..selection.selector import NeuronSelector
+from ..signals.base import Signal, signals_of
+from ..signals.extractor import NeuronFeatureExtractor
+from ..store.store import FeatureStore, write_store
+from .parts import CAPABILITY, Chosen, Say, quiet
+
+
+@dataclass
+class Job:
+    """A method, the pool it selects from and the targets it selects for.
+
+    Attributes:
+        targets: exemplars by name. capability: a fitted selector used instead of exemplars.
+        store: has the pool's signals. extractor: computes those that are missing.
+    """
+
+    chosen: Chosen
+    rows: Rows
+    targets: Mapping[str, Rows]
+    capability: NeuronSelector | None = None
+    store: FeatureStore | None = None
+    extractor: NeuronFeatureExtractor | None = None
+    selector: NeuronSelector = field(init=False)
+    fitted: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        if self.capability is None and self.chosen.method.needs_target and not self.targets:
+            raise NeuronSelectError(
+                f"method {self.chosen.method.name} needs exemplars: --target NAME=rows", option="target"
+            )
+        self.selector = self.capability or self.chosen.selector()
+
+    def fit(self) -> NeuronSelector:
+        """Fit the targets, once."""
+        if not self.fitted:
+            self.selector.extractor = self.extractor
+            if self.targets and self.capability is None:
+                self.selector.fit({name: rows.data for name, rows in self.targets.items()}, extractor=self.extractor)
+            self.fitted = True
+        return self.selector
+
+    def select(self, options: KeepOptions) -> Selection:
+        """Fit, score and pick."""
+        several = options if isinstance(options, PickOptions) else PickOptions()
+        selector = self.fit()
+        return selector.select(
+            self.rows.data,
+            ratio=options.ratio,
+            k=options.k,
+            threshold=options.threshold,
+            max_tokens=options.max_tokens,
+            aggregate=several.aggregate,
+            weights=several.weight or None,
+            exclude=options.exclude,
+            features=self.store,
+            provenance={
+                "pool": self.rows.about,
+                "target_rows": {name: rows.about for name, rows in self.targets.items()},
+            },
+        )
+
+
+def open_capability(specs: Mapping[str, str]) -> NeuronSelector | None:
+    """The saved capability among target specs.
+
+    Raises:
+        NeuronSelectError: it is given beside other targets, or cannot be loaded.
+    """
+    found = [spec for spec in specs.values() if spec.startswith(CAPABILITY)]
+    if found and len(specs) > 1:
+        raise NeuronSelectError("a capability is used alone; give no other --target", option="target", value=found[0])
+    return load_capability(found[0].removeprefix(CAPABILITY)) if found else None
+
+
+def check_pick(options: PickOptions, targets: Sequence[str], streaming: bool) -> None:
+    """Refuse budgets and weights that these targets, or a stream, cannot have.
+
+    Raises:
+        NeuronSelectError: options that do not go together.
+    """
+    names = ", ".join(targets)
+    if len(targets) > 1:
+        if options.threshold is not None:
+            raise NeuronSelectError(f"unclear with {len(targets)} targets, whose scores have different scales; use k, "
+                                    "ratio or max_tokens", option="threshold", value=options.threshold)  # fmt: skip
+        if streaming and options.aggregate not in ("quota", "round_robin"):
+            raise NeuronSelectError("ranks of a whole stream are not kept; use quota or round_robin",
+                                    option="aggregate", value=options.aggregate)  # fmt: skip
+    if streaming and options.max_tokens is not None:
+        raise NeuronSelectError("a stream needs k or threshold", option="max_tokens", value=options.max_tokens)
+    weighted = options.aggregate == "weighted" and len(targets) > 1
+    if weighted or options.weight:
+        if set(options.weight) != set(targets):
+            raise NeuronSelectError(f"needs one weight for each of {names}: --weight NAME=NUMBER", option="weight",
+                                    value=", ".join(options.weight) or None)  # fmt: skip
+        if min(options.weight.values()) < 0 or sum(options.weight.values()) <= 0:
+            raise NeuronSelectError("weights are at least 0, and one of them is above 0", option="weight")
+
+
+def check_rows(rows: Mapping[str, Rows], options: RowOptions) -> None:
+    """Refuse rows whose columns are of no known format.
+
+    Args:
+        rows: rows by the option that names them.
+
+    Raises:
+        NeuronSelectError: columns are missing.
+    """
+    for part in rows.values():
+        if part.data.column_names:
+            row_format(part.data.column_names, options.row_format, options.columns)
+
+
+def share_pass(jobs: Sequence[Job], folder: Path, *, say: Say = quiet) -> None:
+    """Compute the signals of several jobs in one pass over their pool, into a store that all of them read.
+
+    Jobs that have a store, read a stream or need no signals stay as they are, and so does a job that is alone.
+
+    Args:
+        jobs: of one pool and one extractor. folder: of the store; an unfinished one is finished.
+    """
+    sharing = [job for job in jobs if job.chosen.signals and job.store is None and isinstance(job.rows.data, Dataset)]
+    if len(sharing) < 2:
+        return
+    extractor = sharing[0].extractor
+    assert extractor is not None
+    signals: list[Signal] = []
+    for job in sharing:
+        signals += job.fit().compact_signals() or signals_of(job.chosen.method.signals)
+    rows = sharing[0].rows
+    assert isinstance(rows.data, Dataset)
+    write_store(rows.data, extractor.with_features(signals), folder, pool_about=rows.about, say=say)
+    store = FeatureStore(folder)
+    for job in sharing:
+        job.store = store

@@ -1,0 +1,91 @@
+"""Select rows of a pool for targets, into a selection folder."""
+
+from __future__ import annotations
+
+from ..core.configs import SelectConfig
+from ..core.errors import NeuronSelectError
+from ..hub.push import check_write_access, push_folder
+from ..rows.load import load_rows
+from ..selection.selection import RECORD, Selection
+from ..selection.selector import NeuronSelector
+from ..store.store import FeatureStore
+from .job import Job, check_pick, check_rows, open_capability
+from .parts import Chosen, Say, check_folder, extractor_of, load_named, method_of, named_specs, quiet
+
+
+def select(config: SelectConfig, *, say: Say = quiet, note: Say = quiet) -> Selection:
+    """Select rows and write them to ``config.out``.
+
+    Args:
+        say: receives results. note: receives remarks.
+
+    Raises:
+        NeuronSelectError: bad input; what can be known before the pool is read is refused before a model is loaded.
+    """
+    if config.push_to_hub is not None:
+        check_write_access()
+    job = prepare(config)
+    job.extractor = extractor_of(config, job.chosen.signals, note)
+    return finish(config, job, say=say, note=note)
+
+
+def prepare(config: SelectConfig) -> Job:
+    """Check and load everything a selection needs but the model.
+
+    Raises:
+        NeuronSelectError: bad input.
+    """
+    chosen = method_of(config.method, config.method_option, config.seed)
+    check_folder(config.out, RECORD, "a selection folder")
+    if config.features is not None and config.streaming:
+        raise NeuronSelectError("a store is of a whole pool; leave --streaming away", option="features",
+                                value=config.features.name)  # fmt: skip
+    specs = named_specs(config.target, "target")
+    capability = open_capability(specs)
+    if capability is not None:
+        chosen = _method_of_capability(config, chosen, capability)
+        specs = {}
+    check_pick(config, list(capability.targets if capability else specs), config.streaming)
+    rows = load_rows(config.pool, streaming=config.streaming)
+    targets = load_named(specs, "target")
+    check_rows({"pool": rows} | targets, config)
+    store = None if config.features is None else FeatureStore(config.features)
+    return Job(chosen, rows, targets, capability, store)
+
+
+def finish(config: SelectConfig, job: Job, *, say: Say = quiet, note: Say = quiet) -> Selection:
+    """Select, write and push, and say so."""
+    selection = job.select(config)
+    selection.save_pretrained(config.out, messages=config.messages, examples=config.examples)
+    report(selection, config, reads_store=job.store is not None, say=say, note=note)
+    if config.push_to_hub is not None:
+        say(push_folder(config.out, config.push_to_hub, private=config.private, allow_public=config.allow_public))
+    return selection
+
+
+def _method_of_capability(config: SelectConfig, chosen: Chosen, capability: NeuronSelector) -> Chosen:
+    name = capability.method.name
+    if "method" in config.given and config.method != name:
+        raise NeuronSelectError(f"the capability is of method {name}", option="method", value=config.method)
+    params = capability.method.options
+    if config.method_option and chosen.method.options != params:
+        raise NeuronSelectError(f"the capability was fitted with {params}; leave it away", option="method_option",
+                                value=next(iter(config.method_option)))  # fmt: skip
+    return method_of(name, params, config.seed)
+
+
+def report(selection: Selection, config: SelectConfig, *, reads_store: bool, say: Say, note: Say) -> None:
+    """Say what was selected and what was left out."""
+    made = selection.provenance
+    counts, tokens, timing = made["counts"], made["tokens"], made["timing"]
+    name = made["method"]["name"]
+    say(f"{len(selection)} of {counts['rows']} rows selected by {name} in {timing['seconds']:.1f} s -> {config.out}")
+    if tokens["selected_mean"]:
+        rate = timing["tokens_per_second"]
+        shown = f", {rate:,} tokens/s" if rate and not reads_store else ""
+        say(f"tokens a row: {tokens['selected_mean']:.0f} selected, {tokens['pool_mean']:.0f} in the pool{shown}")
+    left_out = {k: v for k, v in counts.items() if k not in ("rows", "selected", "reasons") and v}
+    if left_out:
+        note("Left out or noted: " + ", ".join(f"{value} {kind}" for kind, value in left_out.items()))
+    for reason in counts["reasons"]:
+        note(f"  {reason}")
