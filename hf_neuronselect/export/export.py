@@ -45,8 +45,7 @@ def export_selection(
     before = _earlier(out)
     rows = _read(selection, trainer)
     base = base_model_of(selection, base_model, has_tools=rows.any_tools or rows.any_calls)
-    settings = selection.provenance.get("extractor") or {}
-    files = exporter.write(rows, base, int(settings.get("max_length") or 2048))
+    files = exporter.write(rows, base, int(_extraction(selection).get("max_length") or 2048))
     header = "".join(f"# {line}\n" for line in _header(selection, exporter))
     files[exporter.config] = header + str(files[exporter.config])
     try:
@@ -88,10 +87,15 @@ def _is_ours(config: Path) -> bool:
         return file.readline().startswith(_MARK)
 
 
+def _extraction(selection: Selection) -> dict[str, Any]:
+    """The options with which the rows were read and scored; empty if no model was needed."""
+    return (selection.provenance.get("extractor") or {}).get("options") or {}
+
+
 def _format_of(selection: Selection) -> RowFormat:
     """How the selected rows were read when they were scored."""
     columns = selection.dataset.column_names
-    settings = selection.provenance.get("extractor") or {}
+    settings = _extraction(selection)
     # Columns after `source_index` are the package's: the `messages` that a saved selection has there lack the tool
     # calls a prompt and completion may hold.
     own = columns[: columns.index("source_index")] if "source_index" in columns else columns

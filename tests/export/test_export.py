@@ -306,7 +306,7 @@ def test_folders(talks: Selection, tmp_path: Path) -> None:
 
 
 def test_the_model_of_the_selection_is_the_default(talks: Selection, tmp_path: Path, tiny_folder: Path) -> None:
-    talks.provenance["extractor"] = {"model": {"id": "org/scorer", "commit": "c" * 40}, "max_length": 777}
+    talks.provenance["extractor"] = {"model": {"id": "org/scorer", "commit": "c" * 40}, "options": {"max_length": 777}}
     made = {t: export_selection(talks, t, tmp_path / t)[-1] for t in FORMATS}
     for trainer, (name, revision, length) in {
         "trl": ("model_name_or_path", "model_revision", "max_length"),
@@ -340,7 +340,7 @@ def parse_trl(config: Path) -> tuple[Any, Any, Any, Any]:
 
 
 def test_trl_knows_every_key(talks: Selection, tmp_path: Path) -> None:
-    talks.provenance["extractor"] = {"model": {"id": "org/scorer", "commit": "c" * 40}, "max_length": 512}
+    talks.provenance["extractor"] = {"model": {"id": "org/scorer", "commit": "c" * 40}, "options": {"max_length": 512}}
     config = export_selection(talks, "trl", tmp_path)[-1]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no deprecated key
@@ -783,5 +783,5 @@ def test_a_selection_made_with_a_model(
     selection = NeuronSelector("mona").fit({"t": target}, extractor=extractor).select(pool, k=5)
     config = export_selection(selection, "trl", tmp_path, base_model=MODEL)[-1]
     assert "method: mona (" in config.read_text() and "for t" in config.read_text()
-    assert parse_trl(config)[1].max_length == extractor.config.max_length
+    assert parse_trl(config)[1].max_length == extractor.extraction.options.max_length
     assert read_lines(tmp_path / "train.jsonl")[0]["messages"] == rows(60)[int(selection.indices[0])]["messages"]
