@@ -205,7 +205,8 @@ class Reader:
         own = [name for name in names if name not in added_columns(names)]
         options = (plan.extractor or self._maker()).extraction.options
         fmt = row_format(own, options.row_format, options.columns)
-        used = fmt.used if self.needs_rows or plan.computed else []
+        # Without any signal at hand, the rows themselves say how many they are and which can be used.
+        used = fmt.used if self.needs_rows or plan.computed or not (plan.columns or plan.stored) else []
         position, started = 0, time.perf_counter()
 
         def prepare(chunk: _Chunk) -> tuple[_Chunk, list[Conversation], Any]:
