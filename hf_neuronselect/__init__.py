@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .core.errors import NeuronSelectError, NeuronSelectWarning
-    from .methods import Method, register_method
+    from .methods import Method, PoolMethod, register_method
     from .selection.library import FeatureLibrary
     from .selection.selection import Selection
     from .selection.selector import NeuronSelector
+    from .signals.base import Signal, register_signal
     from .signals.extractor import NeuronFeatureExtractor
-    from .signals.forward import Feature, register_feature
     from .store.store import FeatureStore
 
 __version__ = "0.1.0"
 
 # Loaded when first used: torch, transformers and datasets take seconds to import.
 _PLACES = {
-    "Feature": ".signals.forward",
     "FeatureLibrary": ".selection.library",
     "FeatureStore": ".store.store",
     "Method": ".methods",
@@ -27,13 +26,14 @@ _PLACES = {
     "NeuronSelectError": ".core.errors",
     "NeuronSelectWarning": ".core.errors",
     "NeuronSelector": ".selection.selector",
+    "PoolMethod": ".methods",
     "Selection": ".selection.selection",
-    "register_feature": ".signals.forward",
+    "Signal": ".signals.base",
     "register_method": ".methods",
+    "register_signal": ".signals.base",
 }
 
 __all__ = [
-    "Feature",
     "FeatureLibrary",
     "FeatureStore",
     "Method",
@@ -41,9 +41,11 @@ __all__ = [
     "NeuronSelectError",
     "NeuronSelectWarning",
     "NeuronSelector",
+    "PoolMethod",
     "Selection",
-    "register_feature",
+    "Signal",
     "register_method",
+    "register_signal",
 ]
 
 

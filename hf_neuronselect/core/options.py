@@ -315,6 +315,12 @@ class ModelOptions(Options):
     revision: str | None = opt(None, "Branch, tag or commit of the model.")
     sae: str | None = opt(None, "Sparse autoencoder: folder, org/repo or org/repo/folder.")
     sae_revision: str | None = opt(None, "Branch, tag or commit of the SAE.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOptions(Options):
+    """Number formats the model runs in."""
+
     dtype: Dtype = opt("auto", "Weights and activations; auto: the checkpoint's on a GPU, float32 on a CPU.")
     quantize: Literal["4bit", "8bit"] | None = opt(None, "Load the model quantised (needs bitsandbytes).")
     attn_implementation: str | None = opt(None, "Attention kernel, as transformers names it.")
@@ -358,7 +364,19 @@ class DeviceOptions(Options):
         "auto", "Padded tokens a batch, or auto.", unit="tokens", minimum=1, moves=False
     )
 
+    def check(self) -> None:
+        super().check()
+        if self.device_map is not None and self.device != "auto":
+            raise NeuronSelectError(
+                f"replaces device, which is {self.device}: give one of them", option="device_map", value=self.device_map
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractionOptions(ModelOptions, RowOptions, ReadOptions, DeviceOptions):
+class NumberOptions(PrecisionOptions, RowOptions, ReadOptions):
+    """Everything that moves a column's numbers, besides the model and its SAE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionOptions(ModelOptions, NumberOptions, DeviceOptions):
     """Everything between a row and its columns."""

@@ -1,4 +1,4 @@
-"""Pictures and words: which latents two targets use, and on which tokens a latent fires."""
+"""Show which latents two targets use, and on which tokens a latent fires."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 
 from ..core.errors import NeuronSelectError
 from ..models.batching import TokenBatch
 from ..rows.formats import Conversation
+from ..signals.activations import Mona
 from ..signals.columns import SparseRows
 from ..signals.extractor import NeuronFeatureExtractor
 
@@ -19,28 +21,28 @@ COLOURS = ("#1f6feb", "#d4572a")
 def feature_tokens(
     extractor: NeuronFeatureExtractor, conversation: Conversation, latents: Sequence[int], *, top: int = 3
 ) -> dict[int, list[str]]:
-    """The tokens of one row on which each SAE latent is strongest.
+    """Find the tokens of one row on which each SAE latent is strongest.
 
     Returns:
-        latent -> up to ``top`` different tokens, strongest first; none where it never fires.
+        latent -> up to ``top`` different tokens, strongest first; an empty list if it never fires.
     """
-    runtime = extractor.runtime()
-    if runtime.sae is None or runtime.backbone is None:
+    engine = extractor.forward
+    backbone, sae = engine.loaded([Mona()])
+    if sae is None:
         raise NeuronSelectError("tokens of latents need an extractor with an SAE", option="sae")
-    sample = runtime.encoder.encode([conversation])[0]
+    sample = engine.read([conversation], ())[0]
     if sample.skip:
         return {latent: [] for latent in latents}
-    batch = TokenBatch.of([sample], 0, runtime.backbone.device)
+    batch = TokenBatch.of([sample], 0, backbone.device)
     seen: list[np.ndarray] = []
 
-    def observe(hidden: object) -> None:
-        values, indices = runtime.sae.encode(hidden[0], extractor.config.options.top_k)  # type: ignore[union-attr,index]
+    def observe(hidden: torch.Tensor) -> None:
+        values, indices = sae.encode(hidden[0], extractor.extraction.options.top_k_features)
         if indices is not None:
-            dense = values.new_zeros(len(values), runtime.sae.num_latents)  # type: ignore[union-attr]
-            values = dense.scatter_(1, indices, values)
+            values = values.new_zeros(len(values), sae.num_latents).scatter_(1, indices, values)
         seen.append(values[:, list(latents)].float().cpu().numpy())
 
-    runtime.backbone.run(batch, [(runtime.sae.site, observe)])
+    backbone.run(batch, [(sae.site, observe)])
     found: dict[int, list[str]] = {}
     for column, latent in enumerate(latents):
         words: dict[str, None] = {}
@@ -48,8 +50,8 @@ def feature_tokens(
         for position in np.argsort(-strengths, kind="stable"):
             if strengths[position] <= 0 or len(words) == top:
                 break
-            word = runtime.tokenizer.decode([int(sample.input_ids[position])])
-            if "\ufffd" not in word:  # a part of a character says nothing
+            word = engine.tokenizer.decode([int(sample.input_ids[position])])
+            if "\ufffd" not in word:  # skip parts of a multi-byte character
                 words[word.strip() or "␣"] = None
         found[latent] = list(words)
     return found
@@ -64,12 +66,12 @@ def _dense(rows: SparseRows, width: int) -> np.ndarray:
 
 
 def activation_profiles(panels: Mapping[str, Mapping[str, SparseRows]], *, units: int = 80, samples: int = 24) -> bytes:
-    """Activation profiles of two targets, one panel a kind of unit (as the MoNA paper's figure 4).
+    """Plot activation profiles of two targets, a panel per kind of unit (as in figure 4 of the MoNA paper).
 
     Args:
-        panels: panel title -> {target -> its exemplars' activations}; two targets.
-        units: the most active ones shown, ordered by which target they favour.
-        samples: faint lines of each target; the bold line is the mean over all.
+        panels: panel title -> {target -> activations of its exemplars}, for two targets.
+        units: number of units shown, the most active ones, ordered by the target they favour.
+        samples: number of exemplars drawn as faint lines; the bold line is the mean over all.
 
     Returns:
         A PNG.

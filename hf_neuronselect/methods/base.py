@@ -2,98 +2,157 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 
-from ..core.errors import unknown
+from ..core.errors import NeuronSelectError
+from ..core.options import check_names, options_of
 from ..core.registry import Registry
-from ..signals.columns import FeatureBatch
-from ..signals.forward import Directions
+from ..signals.columns import RowBatch
+from .pickers import BestFirst, Picker
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+    from ..signals.base import Signal
 
 Target: TypeAlias = Mapping[str, np.ndarray]
 """What a method keeps of a target's exemplars: a few named arrays, saved as safetensors."""
 
-Scorer: TypeAlias = Callable[[FeatureBatch], dict[str, np.ndarray]]
-"""A batch's scores by target: float64 ``[n]`` each."""
+Scorer: TypeAlias = Callable[[RowBatch], dict[str, np.ndarray]]
+"""A batch's scores by target: float64 ``[n]`` each, or ``[n, exemplars]``."""
 
 
+@dataclass(frozen=True)
 class Method(ABC):
-    """Scores rows against a target; higher is always better outside.
+    """Scores rows against a target; higher is always better.
 
-    A method's options are the arguments of its ``__init__``, kept as attributes of the same names.
+    A method with options is a frozen dataclass whose fields are made by :func:`~hf_neuronselect.core.options.opt`.
+    Its stages, in order: :meth:`prepare`, :meth:`fit` on a target's exemplars, :meth:`scorer` (or :meth:`score`), and
+    the :meth:`picker`. A :class:`PoolMethod` also sees the whole pool before it scores.
 
     Class attributes:
         name: what users call it. paper: where it comes from.
-        features: feature columns a row needs to be scored. fit_features: those exemplars need
-            (default: the same). optional_fit_features: used if they are there.
-        needs_target: False for baselines that look at the pool alone.
-        needs_texts: whether ``batch.texts`` must be filled.
-        pool_dependent: whether a row's score depends on the other rows of the pool.
+        signals: signals a row needs to be scored, by name.
+        exemplar_signals: those that exemplars need (default: the same). optional_signals: used by ``fit`` if there.
+        needs_target: False for methods that look at the pool alone.
         default_ratio: the share the paper keeps.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
-    features: tuple[str, ...] = ()
-    fit_features: tuple[str, ...] | None = None
-    optional_fit_features: tuple[str, ...] = ()
+    signals: ClassVar[tuple[str, ...]] = ()
+    exemplar_signals: ClassVar[tuple[str, ...] | None] = None
+    optional_signals: ClassVar[tuple[str, ...]] = ()
     needs_target: ClassVar[bool] = True
-    needs_texts: ClassVar[bool] = False
-    pool_dependent: ClassVar[bool] = False
     default_ratio: ClassVar[float] = 0.05
 
-    def fit(self, exemplars: FeatureBatch) -> Target:
+    def __post_init__(self) -> None:
+        for option in options_of(type(self)).values():
+            object.__setattr__(self, option.name, option.read(getattr(self, option.name)))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options by name."""
+        return {name: getattr(self, name) for name in options_of(type(self))}
+
+    def prepare(self, pool: Dataset | IterableDataset, work: Path) -> Self:
+        """Work to be done once before rows are read, e.g. training a regressor; returns the method that goes on.
+
+        Args:
+            work: folder for results, the same for the same options and pool: what is there already is not done again.
+        """
+        return self
+
+    def fit(self, exemplars: RowBatch) -> Target:
         """What to keep of a target's exemplars (all of them usable, at least one)."""
         return {}
 
-    @abstractmethod
-    def score(self, batch: FeatureBatch, target: Target) -> np.ndarray:
-        """Float64 ``[n]``, one score a row of ``batch`` (all rows usable); NaN where there is none.
+    def score(self, rows: RowBatch, target: Target) -> np.ndarray:
+        """One score a row, float64 ``[n]`` (all rows usable), or one per exemplar, ``[n, exemplars]``; NaN: none.
 
         A row's score must not depend on the other rows of the batch.
         """
-
-    def directions(self, targets: Iterable[Target]) -> Directions | None:
-        """What rows can be projected on while they are extracted, so that only projections are kept; None if nothing."""
-        return None
+        raise NotImplementedError(f"{type(self).__name__} has neither score nor scorer")
 
     def scorer(self, targets: Mapping[str, Target]) -> Scorer:
-        """What scores batch after batch against all targets, as :meth:`score` does against one.
+        """A function that scores batch after batch against all targets, as :meth:`score` does against one.
 
-        Called once for a pool: what is the same for all batches is made here.
+        Called once for a pool: what is the same for all batches is computed here.
         """
-        return lambda batch: {name: self.score(batch, target) for name, target in targets.items()}
+        return lambda rows: {name: self.score(rows, target) for name, target in targets.items()}
 
-    def explain(self, batch: FeatureBatch, target: Target) -> list[dict[str, np.ndarray]]:
-        """Per row, what its score is made of: equally long arrays, largest ``share`` first.
+    def picker(self) -> Picker:
+        """In which order rows are taken; best first unless the paper says otherwise."""
+        return BestFirst()
+
+    def compact_signals(self, targets: Sequence[Target]) -> tuple[Signal, ...]:
+        """Smaller signals that are enough to score these targets, in place of :attr:`signals`; () if there are none."""
+        return ()
+
+    def explain(self, rows: RowBatch, target: Target) -> list[dict[str, np.ndarray]]:
+        """Per row, the parts of its score: equally long arrays, largest ``share`` first.
 
         Methods that cannot say return an empty list.
         """
         return []
 
-    def params(self) -> dict[str, Any]:
-        """The options, as given."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters
-                if name not in ("self", "args", "kwargs")}  # fmt: skip
+
+class PoolMethod(Method):
+    """A method whose scores depend on the whole pool: it observes every row once before any is scored."""
+
+    @abstractmethod
+    def start(self) -> Any:
+        """An empty state."""
+
+    @abstractmethod
+    def observe(self, state: Any, rows: RowBatch) -> None:
+        """Add rows of the pool (all usable) to the state."""
+
+    @abstractmethod
+    def finish(self, state: Any, targets: Mapping[str, Target]) -> Mapping[str, Target]:
+        """The targets as :meth:`scorer` then gets them, with what was learned from the pool."""
 
 
 METHODS: Registry[type[Method]] = Registry("method", "method")
 register_method = METHODS.add
 
 
-def make_method(name: str, params: Mapping[str, Any]) -> Method:
+def make_method(name: str, options: Mapping[str, Any]) -> Method:
     """A method with its options.
 
     Raises:
-        NeuronSelectError: unknown method, or an option it does not have.
+        NeuronSelectError: unknown method, an option it does not have, or a value the option cannot have.
     """
     cls = METHODS[name]
-    known = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "args", "kwargs")]
-    for option in params:
-        if option not in known:
-            raise unknown(f"option of method {name!r}", option, known or ["none"], "method_option")
-    return cls(**params)
+    check_names(cls, options, f"option of method {name!r}", "method_option")
+    return cls(**options)
+
+
+def signals_needed(method: Method) -> tuple[str, ...]:
+    """Signals of the rows and of the exemplars."""
+    return tuple(dict.fromkeys([*method.signals, *exemplar_signals(method)]))
+
+
+def exemplar_signals(method: Method) -> tuple[str, ...]:
+    return tuple(method.signals if method.exemplar_signals is None else method.exemplar_signals)
+
+
+def check_scores(method: Method, scores: np.ndarray, rows: int) -> np.ndarray:
+    """Scores as float64.
+
+    Raises:
+        NeuronSelectError: not one score, or one list of scores, a row.
+    """
+    found = np.asarray(scores, dtype=np.float64)
+    if found.ndim not in (1, 2) or len(found) != rows:
+        raise NeuronSelectError(
+            f"returned scores of shape {found.shape} for {rows} rows; [n] or [n, exemplars] is needed",
+            option="method", value=method.name,
+        )  # fmt: skip
+    return found

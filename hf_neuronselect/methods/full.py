@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..signals.columns import FeatureBatch
+from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
 
 
@@ -16,5 +16,5 @@ class Full(Method):
     needs_target = False
     default_ratio = 1.0
 
-    def score(self, batch: FeatureBatch, target: Target) -> np.ndarray:
-        return np.zeros(len(batch))
+    def score(self, rows: RowBatch, target: Target) -> np.ndarray:
+        return np.zeros(len(rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..signals.columns import FeatureBatch
+from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
 
 
@@ -14,13 +14,13 @@ class Hidden(Method):
 
     name = "hidden"
     paper = "arXiv:2503.15573"
-    features = ("hidden",)
+    signals = ("hidden",)
 
-    def fit(self, exemplars: FeatureBatch) -> Target:
+    def fit(self, exemplars: RowBatch) -> Target:
         return {"prototype": exemplars.dense("hidden").astype(np.float64).mean(axis=0)}
 
-    def score(self, batch: FeatureBatch, target: Target) -> np.ndarray:
-        vectors, proto = batch.dense("hidden").astype(np.float64), target["prototype"]
+    def score(self, rows: RowBatch, target: Target) -> np.ndarray:
+        vectors, proto = rows.dense("hidden").astype(np.float64), target["prototype"]
         scale = np.sqrt((vectors * vectors).sum(axis=1) * (proto * proto).sum())
         dot = (vectors * proto).sum(axis=1)
         return np.divide(dot, scale, out=np.zeros_like(dot), where=scale > 0)

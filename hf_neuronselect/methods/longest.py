@@ -1,10 +1,10 @@
-"""Longest and shortest rows: length is a confounder of every method."""
+"""Longest and shortest rows: length confounds every method."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..signals.columns import FeatureBatch
+from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
 
 
@@ -13,10 +13,11 @@ class Longest(Method):
     """Tokens fed to the model."""
 
     name = "longest"
+    signals = ("tokens",)
     needs_target = False
 
-    def score(self, batch: FeatureBatch, target: Target) -> np.ndarray:
-        return batch.n_tokens.astype(np.float64)
+    def score(self, rows: RowBatch, target: Target) -> np.ndarray:
+        return rows["n_tokens"].astype(np.float64)
 
 
 @register_method
@@ -24,7 +25,8 @@ class Shortest(Method):
     """Minus the tokens fed to the model."""
 
     name = "shortest"
+    signals = ("tokens",)
     needs_target = False
 
-    def score(self, batch: FeatureBatch, target: Target) -> np.ndarray:
-        return -batch.n_tokens.astype(np.float64)
+    def score(self, rows: RowBatch, target: Target) -> np.ndarray:
+        return -rows["n_tokens"].astype(np.float64)

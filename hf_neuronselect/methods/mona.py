@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from .base import register_method
 from .prototype import SparsePrototypeMethod
 
 
 @register_method
+@dataclass(frozen=True)
 class Mona(SparsePrototypeMethod):
     """Generalized Jaccard of mean-pooled top-K SAE latents to the exemplars' mean (eq. 6-8), top 5 %.
 
@@ -16,4 +19,4 @@ class Mona(SparsePrototypeMethod):
 
     name = "mona"
     paper = "arXiv:2503.15573"
-    column = "mona"
+    signals = ("mona",)

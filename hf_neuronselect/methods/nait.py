@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
-from ..signals.columns import FeatureBatch
-from ..signals.forward import Directions
+from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.options import opt
+from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
+
+if TYPE_CHECKING:
+    from ..signals.projection import Projection
 
 CANDIDATES = {"drift": "nait", "mean": "nait_mean", "last": "nait_last"}
 FLAT_SPECTRUM = 1.05
@@ -18,31 +23,31 @@ FLAT_SPECTRUM = 1.05
 
 
 @register_method
+@dataclass(frozen=True)
 class Nait(Method):
     """``s = sum_l x_l . v_l`` with ``v_l`` the first principal direction of the exemplars' drifts, top 10 %.
 
-    Per block: centred PCA of the exemplars' drift ``D_l = h[l][last] - h[l][first]``, first component,
-    unit norm; where the mean drift points the other way, the sign is turned.
-
-    Args:
-        candidate: what a row is projected with: its own ``drift`` (choice), its ``mean`` or ``last`` state.
-        normalize: divide each ``D_l`` by its norm, so that deep blocks do not weigh more.
-        direction: ``pca`` (the paper), or ``mean``: the mean drift itself, unit norm (a control).
+    Per block: centred PCA of the exemplars' drift ``D_l = h[l][last] - h[l][first]``, first component, unit norm;
+    where the mean drift points the other way, the sign is turned.
     """
 
     name = "nait"
     paper = "arXiv:2603.13201"
-    fit_features = ("nait",)
-    optional_fit_features = ("nait_content",)
+    exemplar_signals = ("nait",)
+    optional_signals = ("nait_content",)
     default_ratio = 0.10
 
-    def __init__(self, candidate: str = "drift", normalize: bool = False, direction: str = "pca") -> None:
-        self.candidate = one_of(candidate, CANDIDATES, "candidate")
-        self.normalize = normalize
-        self.direction = one_of(direction, ("pca", "mean"), "direction")
-        self.features = (CANDIDATES[candidate],)
+    candidate: Literal["drift", "mean", "last"] = opt(
+        "drift", "A row's vectors: its drift (choice), mean or last state."
+    )
+    normalize: bool = opt(False, "Divide each block's drift by its norm, so that deep blocks do not weigh more.")
+    direction: Literal["pca", "mean"] = opt("pca", "pca (the paper), or the mean drift itself, unit norm (a control).")
 
-    def fit(self, exemplars: FeatureBatch) -> Target:
+    @property
+    def signals(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (CANDIDATES[self.candidate],)
+
+    def fit(self, exemplars: RowBatch) -> Target:
         """Directions of a capability.
 
         Returns:
@@ -87,9 +92,9 @@ class Nait(Method):
             "content_sign_changes": np.asarray([changed], dtype=np.int64),
         }
 
-    def _content_sign_changes(self, exemplars: FeatureBatch, directions: np.ndarray, signs: np.ndarray) -> int:
+    def _content_sign_changes(self, exemplars: RowBatch, directions: np.ndarray, signs: np.ndarray) -> int:
         """Under a chat template the first token is the same state everywhere and can decide every sign."""
-        if "nait_content" not in exemplars.columns:
+        if "nait_content" not in exemplars:
             return -1
         content = self._drifts(exemplars.dense("nait_content")).mean(axis=0)
         changed = int((np.where((content * directions).sum(axis=1) < 0, -1.0, 1.0) != signs).sum())
@@ -110,14 +115,16 @@ class Nait(Method):
             drifts = np.divide(drifts, norms, out=np.zeros_like(drifts), where=norms > 0)
         return drifts
 
-    def directions(self, targets: Iterable[Target]) -> Directions:
-        vectors = [np.asarray(target["directions"], dtype=np.float64) for target in targets]
-        return Directions.of(CANDIDATES[self.candidate], self.normalize, vectors)
+    def compact_signals(self, targets: Sequence[Target]) -> tuple[Projection, ...]:
+        from ..signals.projection import Projection  # torch is loaded only where rows are computed
 
-    def score(self, batch: FeatureBatch, target: Target) -> np.ndarray:
-        """``sum_l x_l . v_l``, from the vectors ``x_l`` or from their projections, whichever the batch has."""
-        for column in self.directions([target]).vectors:
-            if column in batch.columns:
-                return batch.dense(column).astype(np.float64).sum(axis=1)
-        drifts = self._drifts(batch.dense(CANDIDATES[self.candidate]))
+        vectors = [np.asarray(target["directions"], dtype=np.float64) for target in targets]
+        return tuple(Projection(CANDIDATES[self.candidate], v, normalize=self.normalize) for v in vectors)
+
+    def score(self, rows: RowBatch, target: Target) -> np.ndarray:
+        """``sum_l x_l . v_l``, from the vectors ``x_l`` or from their projections, whichever the rows have."""
+        (compact,) = self.compact_signals([target])
+        if compact.name in rows:
+            return rows.dense(compact.name).astype(np.float64).sum(axis=1)
+        drifts = self._drifts(rows.dense(CANDIDATES[self.candidate]))
         return np.einsum("nld,ld->n", drifts, target["directions"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from .base import register_method
 from .prototype import SparsePrototypeMethod
 
 
 @register_method
+@dataclass(frozen=True)
 class Polysemantic(SparsePrototypeMethod):
     """As MoNA, on the K largest gate activations ``act(W_gate x)`` of the same layer instead of SAE latents.
 
@@ -15,4 +18,4 @@ class Polysemantic(SparsePrototypeMethod):
 
     name = "polysemantic"
     paper = "arXiv:2503.15573 App. B.3"
-    column = "polysemantic"
+    signals = ("polysemantic",)

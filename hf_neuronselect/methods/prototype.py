@@ -1,4 +1,4 @@
-"""Similarity of pooled features to a target's prototype, shared by the prototype methods.
+"""Similarity of pooled latents to a target's prototype, shared by the prototype methods.
 
 Rows are sparse and nonnegative; only their nonzeros are touched (methods.md 1.4).
 """
@@ -6,14 +6,14 @@ Rows are sparse and nonnegative; only their nonzeros are touched (methods.md 1.4
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from ..core.errors import one_of
-from ..signals.columns import FeatureBatch, SparseRows
+from ..core.options import opt
+from ..signals.columns import RowBatch, SparseRows
 from .base import Method, Scorer, Target
-
-METRICS = ("jaccard", "cosine", "euclidean")
 
 
 def prototype(rows: SparseRows) -> np.ndarray:
@@ -60,7 +60,7 @@ def similarity(rows: SparseRows, prototypes: Prototypes, metric: str) -> np.ndar
     Returns:
         float64 ``[n, targets]``; NaN where the row or the prototype has a value that is not finite.
     """
-    from .kernels import overlaps, products  # the compiler is loaded by those who score
+    from .kernels import overlaps, products  # numba is loaded only where rows are scored
 
     jaccard = metric == "jaccard"
     shared, own = (overlaps if jaccard else products)(rows, prototypes.table)
@@ -74,41 +74,34 @@ def similarity(rows: SparseRows, prototypes: Prototypes, metric: str) -> np.ndar
     return np.where(np.isfinite(of_row) & np.isfinite(of_target), scores, np.nan)
 
 
+@dataclass(frozen=True)
 class SparsePrototypeMethod(Method):
-    """Similarity of a sparse feature to the mean of the exemplars' (MoNA and its comparison).
+    """Similarity of a sparse signal to the mean of the exemplars' (MoNA and its comparison)."""
 
-    Args:
-        metric: ``jaccard`` (the paper), ``cosine`` or ``euclidean``.
-    """
+    metric: Literal["jaccard", "cosine", "euclidean"] = opt("jaccard", "Similarity; jaccard is the paper's.")
 
-    column: str
+    def fit(self, exemplars: RowBatch) -> Target:
+        return {"prototype": prototype(exemplars.sparse(self.signals[0]))}
 
-    def __init__(self, metric: str = "jaccard") -> None:
-        self.metric = one_of(metric, METRICS, "metric")
-        self.features = (self.column,)
-
-    def fit(self, exemplars: FeatureBatch) -> Target:
-        return {"prototype": prototype(exemplars.sparse(self.column))}
-
-    def score(self, batch: FeatureBatch, target: Target) -> np.ndarray:
-        return self.scorer({"target": target})(batch)["target"]
+    def score(self, rows: RowBatch, target: Target) -> np.ndarray:
+        return self.scorer({"target": target})(rows)["target"]
 
     def scorer(self, targets: Mapping[str, Target]) -> Scorer:
         prototypes = Prototypes([target["prototype"] for target in targets.values()])
 
-        def score(batch: FeatureBatch) -> dict[str, np.ndarray]:
-            scores = similarity(batch.sparse(self.column), prototypes, self.metric)
+        def score(rows: RowBatch) -> dict[str, np.ndarray]:
+            scores = similarity(rows.sparse(self.signals[0]), prototypes, self.metric)
             return {name: np.ascontiguousarray(scores[:, i]) for i, name in enumerate(targets)}
 
         return score
 
-    def explain(self, batch: FeatureBatch, target: Target) -> list[dict[str, np.ndarray]]:
+    def explain(self, rows: RowBatch, target: Target) -> list[dict[str, np.ndarray]]:
         """Each latent's share of the overlap ``sum min(z, z_target)``; the shares of a row sum to 1."""
-        rows, proto, found = batch.sparse(self.column), target["prototype"], []
-        at_nonzeros = _gather(rows, proto)
-        for i in range(len(rows)):
-            latents, values = rows.row(i)
-            of_target = at_nonzeros[rows.indptr[i] : rows.indptr[i + 1]]
+        sparse, proto, found = rows.sparse(self.signals[0]), target["prototype"], []
+        at_nonzeros = _gather(sparse, proto)
+        for i in range(len(sparse)):
+            latents, values = sparse.row(i)
+            of_target = at_nonzeros[sparse.indptr[i] : sparse.indptr[i + 1]]
             overlap = np.minimum(values.astype(np.float64), of_target)
             order = np.argsort(-overlap, kind="stable")[: int((overlap > 0).sum())]
             found.append(

@@ -1,34 +1,30 @@
-"""Random rows: the control no table goes without."""
+"""Random rows: the control that every table needs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from ..core.errors import NeuronSelectError
-from ..signals.columns import FeatureBatch
+from ..core.options import opt
+from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
 
 
 @register_method
+@dataclass(frozen=True)
 class Random(Method):
-    """A uniform number in [0, 1) keyed by (seed, row number), never by call order.
-
-    Args:
-        seed: another seed, another draw.
-    """
+    """A uniform number in [0, 1) keyed by (seed, row number), never by call order."""
 
     name = "random"
     needs_target = False
 
-    def __init__(self, seed: int = 0) -> None:
-        if not 0 <= seed < 1 << 63:
-            raise NeuronSelectError("must be a nonnegative 64-bit integer", option="seed", value=seed)
-        self.seed = seed
+    seed: int = opt(0, "Another seed, another draw.", minimum=0)
 
-    def score(self, batch: FeatureBatch, target: Target) -> np.ndarray:
+    def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         # splitmix64 of the row number, from a start that is itself splitmix64 of the seed.
         start = _splitmix64(np.asarray([self.seed], dtype=np.uint64))
-        bits = _splitmix64(start + batch.index.astype(np.uint64))
+        bits = _splitmix64(start + rows.index.astype(np.uint64))
         return (bits >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..signals.columns import FeatureBatch
+from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
 
 
@@ -14,13 +14,13 @@ class Routing(Method):
 
     name = "routing"
     paper = "arXiv:2503.15573 section 3.6"
-    features = ("routing",)
+    signals = ("routing",)
 
-    def fit(self, exemplars: FeatureBatch) -> Target:
+    def fit(self, exemplars: RowBatch) -> Target:
         return {"prototype": exemplars.dense("routing").astype(np.float64).mean(axis=0)}
 
-    def score(self, batch: FeatureBatch, target: Target) -> np.ndarray:
-        weights, proto = batch.dense("routing").astype(np.float64), target["prototype"]
+    def score(self, rows: RowBatch, target: Target) -> np.ndarray:
+        weights, proto = rows.dense("routing").astype(np.float64), target["prototype"]
         union = np.maximum(weights, proto).sum(axis=1)
         shared = np.minimum(weights, proto).sum(axis=1)
         return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)

@@ -88,19 +88,32 @@ def answer_losses(
         )
     nll = np.full(len(rows), np.nan)
     tokens = np.zeros(len(rows), dtype=np.int64)
-    with _evaluating(model):
-        for batch in plan_batches([len(rows[i].input_ids) for i in usable], batch_tokens):
-            chosen = [usable[j] for j in batch]
-            nll[chosen], tokens[chosen] = _batch_losses(model, [rows[i] for i in chosen])
-            for i in sorted(chosen):
-                if not math.isfinite(nll[i]):
-                    raise NeuronSelectError(
-                        f"the loss of this row is {nll[i]}: look at the weights for NaN, or load the model in "
-                        "float32 or bfloat16 (float16 overflows)",
-                        option="data",
-                        value=f"row {i}",
-                    )
+    nll[usable], tokens[usable] = sample_losses(model, [rows[i] for i in usable], batch_tokens)
+    for i in usable:
+        if not math.isfinite(nll[i]):
+            raise NeuronSelectError(
+                f"the loss of this row is {nll[i]}: look at the weights for NaN, or load the model in "
+                "float32 or bfloat16 (float16 overflows)",
+                option="data",
+                value=f"row {i}",
+            )
     return AnswerLoss(nll, tokens, skips)
+
+
+def sample_losses(model: Any, samples: Sequence[Sample], batch_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """The loss of each sample's ``pooled`` tokens, given all tokens before them.
+
+    Args:
+        batch_tokens: padded tokens a batch; bounds the memory, changes no number.
+
+    Returns:
+        nats, float64 ``[n]``, summed over the pooled tokens, and their number, int64 ``[n]``.
+    """
+    nll, tokens = np.zeros(len(samples)), np.zeros(len(samples), dtype=np.int64)
+    with _evaluating(model):
+        for batch in plan_batches([len(sample.input_ids) for sample in samples], batch_tokens):
+            nll[batch], tokens[batch] = _batch_losses(model, [samples[i] for i in batch])
+    return nll, tokens
 
 
 def _tokenise(tokenizer: Any, conversations: Sequence[Conversation], max_length: int) -> tuple[list[Sample], list[str]]:

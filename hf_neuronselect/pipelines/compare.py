@@ -190,7 +190,7 @@ def _line(
 ) -> Line:  # fmt: skip
     right = None if sources is None or related is None else np.isin(sources, related)
     shares = [] if right is None else [float(right[selection.indices].mean()) for selection, _ in draws]
-    tokens = [selection.provenance["tokens"] for selection, _ in draws]
+    tokens = [selection.provenance.tokens for selection, _ in draws]
     return Line(
         method=chosen.label,
         target=target,
@@ -199,8 +199,8 @@ def _line(
         base_rate=None if right is None else float(right.mean()),
         precision_95=float(np.percentile(shares, 95)) if len(shares) > 1 else None,
         overlap=float(np.mean([_jaccard(first.indices, selection.indices) for selection, _ in draws])),
-        picked_tokens=_mean([part["selected_mean"] for part in tokens]),
-        pool_tokens=tokens[0]["pool_mean"],
+        picked_tokens=_mean([part.selected_mean for part in tokens]),
+        pool_tokens=tokens[0].pool_mean,
         seconds=float(np.mean([seconds for _, seconds in draws])),
         draws=len(draws),
     )

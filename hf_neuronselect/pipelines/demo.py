@@ -14,11 +14,11 @@ from datasets import Dataset
 from ..core import bundled
 from ..core.configs import CompareConfig, DemoConfig
 from ..explain.pictures import activation_profiles, feature_tokens
-from ..explain.report import excerpt, page, picture, table
+from ..explain.report import page, picture, table
 from ..rows.formats import read_row, row_format
 from ..rows.load import BUNDLED
 from ..selection.selection import Selection
-from ..signals.columns import FeatureBatch, SparseRows
+from ..signals.columns import RowBatch, SparseRows
 from ..signals.extractor import NeuronFeatureExtractor
 from .compare import HEADER, Comparison, compare_in
 from .parts import Say, check_folder, quiet
@@ -114,23 +114,23 @@ def best_rows(
             for one in features
             if (latent := int(one["latent"])) is not None
         ]
-        found.append(BestRow(row["neuron_score"], row["source"], excerpt(selection, i, 300), why))
+        found.append(BestRow(row["neuron_score"], row["source"], selection.excerpt(i, 300), why))
     return found
 
 
 def _pass_text(found: Comparison) -> str:
     assert found.store is not None
-    tokens = int(np.sum(found.store.dataset(["n_tokens"]).with_format("numpy")["n_tokens"][:]))
+    tokens = int(np.sum(found.store.dataset("tokens").with_format("numpy")["n_tokens"][:]))
     return (
         f"{len(found.pool)} rows, {tokens:,} tokens in {found.pass_seconds:.1f} s "
-        f"({found.extractor.config.dtype}): {tokens / found.pass_seconds:,.0f} tokens/s"
+        f"({found.extractor.extraction.options.dtype}): {tokens / found.pass_seconds:,.0f} tokens/s"
     )
 
 
 def _usual(found: Comparison) -> np.ndarray:
     """The pool's mean features."""
     assert found.store is not None
-    pooled = _sparse(found.store.dataset([f"{MAIN}_indices", f"{MAIN}_values"]), MAIN)
+    pooled = _sparse(found.store.dataset(MAIN), MAIN)
     total = np.bincount(pooled.indices, pooled.values.astype(np.float64), minlength=int(pooled.indices.max()) + 1)
     return total / len(found.pool)
 
@@ -164,4 +164,4 @@ def _sparse(data: Dataset, column: str) -> SparseRows:
     batch = data.with_format("arrow")[:]
     n = len(data)
     columns = {name: batch.column(name) for name in (f"{column}_indices", f"{column}_values")}
-    return FeatureBatch(np.arange(n), np.zeros(n), np.ones(n, bool), columns).sparse(column)
+    return RowBatch(np.arange(n), np.ones(n, bool), columns).sparse(column)

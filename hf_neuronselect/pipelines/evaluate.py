@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from datasets import Dataset
 
 from ..core.configs import EvaluateConfig, EvaluateOptions
 from ..core.errors import NeuronSelectError
+from ..core.provenance import EvaluationRecord, EvaluationRow, SourceRecord
 from ..core.sources import Source
 from ..explain.report import text_table
 from ..rows.load import load_rows
@@ -23,32 +23,7 @@ if TYPE_CHECKING:
     from ..training.harness import HarnessResults
 
 
-@dataclass
-class Evaluation:
-    """Results of an evaluation.
-
-    Attributes:
-        rows: one result each: model, data, metric, value. tasks: the harness's own results and table.
-    """
-
-    base: Source
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    tasks: HarnessResults | None = None
-
-    def write(self, folder: Path) -> None:
-        """``evaluation.json`` and, with losses, ``evaluation.png``."""
-        write_evaluation(folder, self.rows, self._more())
-
-    def text(self) -> list[str]:
-        """Lines for the user."""
-        return evaluation_text({"rows": self.rows, **self._more()})
-
-    def _more(self) -> dict[str, Any]:
-        more: dict[str, Any] = {"base": {"id": self.base.id, "commit": self.base.commit}}
-        return more if self.tasks is None else more | {"tasks": self.tasks.to_dict(), "tasks_table": self.tasks.table()}
-
-
-def evaluate(config: EvaluateConfig, *, say: Say = quiet, note: Say = quiet) -> Evaluation:
+def evaluate(config: EvaluateConfig, *, say: Say = quiet, note: Say = quiet) -> EvaluationRecord:
     """Evaluate a base model and its adapters into ``config.out``.
 
     Raises:
@@ -58,8 +33,8 @@ def evaluate(config: EvaluateConfig, *, say: Say = quiet, note: Say = quiet) -> 
     adapters = named_specs(config.adapter, "adapter")
     held_out = load_held_out(config)
     found = measure(base_source(config.model, config.revision), adapters, config, held_out)
-    found.write(config.out)
-    for line in found.text():
+    write_evaluation(config.out, found)
+    for line in evaluation_text(found):
         say(line)
     say(f"-> {config.out / 'evaluation.json'}")
     return found
@@ -94,15 +69,15 @@ def measure(
     *,
     trained: Sequence[Dataset] = (),
     chat_template: str | None = None,
-) -> Evaluation:
+) -> EvaluationRecord:
     """Losses on held-out rows, then tasks.
 
     Args:
         trained: rows the adapters were trained on; evaluation rows found there are taken out.
     """
-    found = Evaluation(base)
+    found = EvaluationRecord(base=SourceRecord.of(base))
     if held_out:
-        found.rows = evaluate_models(
+        rows = evaluate_models(
             base,
             adapters,
             held_out,
@@ -113,12 +88,14 @@ def measure(
             dtype=options.dtype,
             device=options.device,
         )
+        found = replace(found, rows=tuple(rows))
     if options.tasks:
-        found.tasks = _run_harness(base, adapters, options)
-        found.rows += [
-            {"model": row.model, "data": row.task, "metric": row.metric, "value": row.value, "rows": row.samples}
-            for row in found.tasks.rows
+        results = _run_harness(base, adapters, options)
+        rows = [
+            EvaluationRow(model=row.model, data=row.task, metric=row.metric, value=row.value, rows=row.samples)
+            for row in results.rows
         ]
+        found = replace(found, rows=(*found.rows, *rows), tasks=results.to_dict(), tasks_table=results.table())
     return found
 
 
@@ -142,14 +119,14 @@ def _run_harness(base: Source, adapters: Mapping[str, str], options: EvaluateOpt
     )
 
 
-def evaluation_text(found: Mapping[str, Any]) -> list[str]:
-    """Lines that show ``evaluation.json``: losses, then tasks as papers print them."""
+def evaluation_text(found: EvaluationRecord) -> list[str]:
+    """Lines that show an evaluation: losses, then tasks as papers print them."""
     lines = []
-    losses = [row for row in found["rows"] if row["metric"] == METRIC]
+    losses = [row for row in found.rows if row.metric == METRIC]
     if losses:
         lines = [
             "",
             text_table(*evaluation_table(losses)),
             f"({METRIC}: nats a token of held-out answers, lower is better)",
         ]
-    return [*lines, "", found["tasks_table"]] if "tasks_table" in found else lines
+    return lines if found.tasks_table is None else [*lines, "", found.tasks_table]

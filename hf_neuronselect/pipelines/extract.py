@@ -12,8 +12,8 @@ from ..core.configs import ExtractConfig
 from ..core.errors import NeuronSelectError
 from ..rows.load import load_again, load_rows
 from ..selection.library import load_capability
+from ..signals.base import SIGNALS, Signal
 from ..signals.extractor import NeuronFeatureExtractor
-from ..signals.forward import Directions, merge_directions
 from ..store.store import FeatureStore, write_store
 from .job import check_rows
 from .parts import CAPABILITY, Chosen, Say, extractor_of, method_of, methods_of, quiet
@@ -34,7 +34,7 @@ def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> Fe
     check_rows([rows], config)
     extractor = extractor_of(config, list(dict.fromkeys(names)), note)
     if config.capability:
-        extractor = extractor.with_features(extractor.features, _directions(config.capability, extractor))
+        extractor = extractor.with_features([*extractor.signals, *_compact(config.capability, extractor)])
     path = Path(config.pool)
     done = write_store(
         rows.data,
@@ -44,7 +44,7 @@ def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> Fe
         shard_rows=config.shard_rows,
         shard=config.part,
         num_workers=None if config.num_workers == "auto" else config.num_workers,
-        engine=config.backend,
+        backend=config.backend,
         load_pool=partial(load_again, str(path.resolve()) if path.exists() else config.pool, rows.about),
         say=note,
     )
@@ -58,7 +58,7 @@ def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> Fe
     if done["missing_shards"]:
         note(f"{done['missing_shards']} shards are still missing; without --shard, extract makes what is missing.")
         return None
-    return FeatureStore(config.out, pool_about=rows.about)
+    return FeatureStore(config.out)
 
 
 def _methods(config: ExtractConfig) -> list[Chosen]:
@@ -70,24 +70,31 @@ def _methods(config: ExtractConfig) -> list[Chosen]:
     if len(chosen) > 1:
         raise NeuronSelectError("is of one method; with several, write name(option=value)", option="method_option",
                                 value=next(iter(config.method_option)))  # fmt: skip
-    return [method_of(chosen[0].method.name, {**chosen[0].options, **config.method_option}, 0)]
+    return [method_of(chosen[0].method.name, {**chosen[0].method.options, **config.method_option}, 0)]
 
 
-def _directions(specs: Sequence[str], extractor: NeuronFeatureExtractor) -> Directions:
-    """Directions of saved capabilities, which rows are projected on."""
-    found: list[Directions] = []
+def _compact(specs: Sequence[str], extractor: NeuronFeatureExtractor) -> list[Signal]:
+    """Signals that are enough to score saved capabilities.
+
+    Raises:
+        NeuronSelectError: a method without such signals, or a capability of another extraction.
+    """
+    found: list[Signal] = []
     for spec in specs:
         selector = load_capability(spec.removeprefix(CAPABILITY))
-        directions = selector.directions()
-        if directions is None:
+        signals = selector.compact_signals()
+        if not signals:
             raise NeuronSelectError(
-                f"is of method {selector.method.name}, which has no directions; extract with --method "
+                f"is of method {selector.method.name}, whose signals cannot be made smaller; extract with --method "
                 f"{selector.method.name}", option="capability", value=spec,
             )  # fmt: skip
-        if selector.extractor_hash != extractor.hash:
-            raise NeuronSelectError(
-                f"comes from extractor {selector.extractor_hash}, the options here make {extractor.hash}: model, layer, "
-                "template and tokens must be the same", option="capability", value=spec,
-            )  # fmt: skip
-        found.append(directions)
-    return merge_directions(found)
+        for name, identity in selector.identities.items():
+            known = name in (one.name for one in signals) or name in SIGNALS.names()
+            own = next((one for one in signals if one.name == name), name)
+            if known and extractor.identity(own) != identity:
+                raise NeuronSelectError(
+                    f"its signal {name} is {identity}, the options here make {extractor.identity(own)}: model, layer, "
+                    "template and tokens must be the same", option="capability", value=spec,
+                )  # fmt: skip
+        found += signals
+    return found

@@ -16,8 +16,8 @@ from ..rows.load import Rows
 from ..selection.library import load_capability
 from ..selection.selection import Selection
 from ..selection.selector import NeuronSelector
+from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
-from ..signals.forward import Directions, merge_directions
 from ..store.store import FeatureStore, write_store
 from .parts import CAPABILITY, Chosen, Say, quiet
 
@@ -56,7 +56,11 @@ class Job:
         """Fit the targets, once."""
         self.selector.extractor = self.extractor
         if self.targets and not self.fitted:
-            self.selector.fit({name: rows.data for name, rows in self.targets.items()}, extractor=self.extractor)
+            self.selector.fit(
+                {name: rows.data for name, rows in self.targets.items()},
+                extractor=self.extractor,
+                sources={name: rows.source for name, rows in self.targets.items()},
+            )
             self.fitted = True
         return self.selector
 
@@ -74,10 +78,7 @@ class Job:
             weights=several.weight or None,
             exclude=options.exclude,
             features=self.store,
-            provenance={
-                "pool": self.rows.about,
-                "target_rows": {name: rows.about for name, rows in self.targets.items()},
-            },
+            source=self.rows.source,
         )
 
 
@@ -142,22 +143,12 @@ def share_pass(jobs: Sequence[Job], folder: Path, *, say: Say = quiet) -> None:
     extractor = sharing[0].extractor if sharing else None
     if len(sharing) < 2 or extractor is None or not any(job.chosen.signals for job in sharing):
         return
-    directions = _directions(sharing)
-    signals = [name for job in sharing if directions is None or job.selector.directions() is None
-               for name in job.chosen.method.features]  # fmt: skip
+    signals: list[Signal] = []
+    for job in sharing:
+        signals += job.fit().compact_signals() or signals_of(job.chosen.method.signals)
     rows = sharing[0].rows
     assert isinstance(rows.data, Dataset)
-    write_store(
-        rows.data, extractor.with_features(dict.fromkeys(signals), directions), folder, pool_about=rows.about, say=say
-    )
-    store = FeatureStore(folder, pool_about=rows.about)
+    write_store(rows.data, extractor.with_features(signals), folder, pool_about=rows.about, say=say)
+    store = FeatureStore(folder)
     for job in sharing:
         job.store = store
-
-
-def _directions(jobs: Sequence[Job]) -> Directions | None:
-    """Directions to project rows on, where all jobs that have some project the same signal in the same way."""
-    found = [one for job in jobs if (one := job.fit().directions()) is not None]
-    if not found or len({(one.feature, one.normalize) for one in found}) > 1:
-        return None
-    return merge_directions(found)

@@ -11,12 +11,10 @@ A run's folder::
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import constants, hf_hub_download
@@ -24,25 +22,24 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..core.configs import RunConfig, SelectConfig
 from ..core.errors import NeuronSelectError
+from ..core.folders import SELECTION_RECORD, TRAINING_RECORD
+from ..core.provenance import SelectionSummary, plain
 from ..core.sources import Source, content_hash, hub_errors
 from ..hub.push import check_write_access
 from ..rows.load import load_rows
-from ..selection.selection import RECORD as SELECTION_RECORD
 from ..selection.selection import Selection
-from ..training.models import RECORD as TRAINING_RECORD
+from ..training.evaluation import EVALUATION_RECORD, read_evaluation, write_evaluation
 from ..training.models import base_source
 from ..training.sft import read_record, train_adapter, write_record
 from .evaluate import check_tasks, evaluation_text, load_held_out, measure
 from .job import Job, share_pass
-from .parts import CAPABILITY, Say, extractor_of, named_specs, quiet
+from .parts import CAPABILITY, Say, named_specs, quiet
 from .push import commit
 from .recipe import Recipe, control_config
-from .select import finish, prepare
+from .select import extractor_for, finish, prepare
 from .steps import Steps
 
 STORE = "features"
-# Parts of a selection's record that an adapter's record repeats.
-_SAID = ("method", "targets", "pool", "budget", "aggregate", "counts", "repo_id")
 
 
 def run(config: RunConfig, *, say: Say = quiet, note: Say = quiet) -> int:
@@ -100,7 +97,7 @@ class _Run:
     held_out: Mapping[str, Dataset]
     say: Say
     note: Say
-    rows: dict[str, tuple[Dataset, dict[str, Any]]] = field(default_factory=dict)  # name -> rows, their record
+    rows: dict[str, tuple[Dataset, SelectionSummary]] = field(default_factory=dict)  # name -> rows, their record
     keys: list[str] = field(default_factory=list)
 
     @property
@@ -144,7 +141,7 @@ class _Run:
 
             self.steps.run(f"select {name}", made_of[name], work, folder / SELECTION_RECORD)
             selection = Selection.from_pretrained(folder)
-            self.rows[name] = selection.dataset, selection.provenance
+            self.rows[name] = selection.dataset, selection.provenance.summary()
         shutil.rmtree(self.out / STORE, ignore_errors=True)
 
     def _jobs(self, configs: Mapping[str, SelectConfig]) -> dict[str, Job]:
@@ -155,7 +152,8 @@ class _Run:
             jobs[name] = prepare(config, like=first)
         signals = [signal for job in jobs.values() for signal in job.chosen.signals]
         if jobs:
-            extractor = extractor_of(next(iter(configs.values())), list(dict.fromkeys(signals)), self.note)
+            config, job = next(iter(configs.values())), next(iter(jobs.values()))
+            extractor = extractor_for(config, job, list(dict.fromkeys(signals)), self.note)
             for job in jobs.values():
                 job.extractor = extractor.with_features(job.chosen.signals)
             share_pass(list(jobs.values()), self.out / STORE, say=self.note)
@@ -164,7 +162,7 @@ class _Run:
     def take(self, data: str) -> None:
         """Rows that were selected before, or elsewhere."""
         rows, record = load_training_rows(data)
-        self.rows[self.recipe.train.name or record.get("method", {}).get("name", "adapter")] = rows, record
+        self.rows[self.recipe.train.name or (record.method.name if record.method else "adapter")] = rows, record
 
     # -------------------------------------------------------------------------------------- train
     def train(self) -> None:
@@ -175,14 +173,15 @@ class _Run:
                 train.about(),
                 train.chat_template(),
                 self.base.commit,
-                record.get("files") or record.get("pool"),
+                record.files or plain(record.pool),
             ]
 
-            def work(rows: Dataset = rows, record: Any = record, folder: Path = folder, name: str = name) -> None:
+            def work(
+                rows: Dataset = rows, record: SelectionSummary = record, folder: Path = folder, name: str = name
+            ) -> None:
                 if (folder / TRAINING_RECORD).exists():  # of other rows or settings
                     shutil.rmtree(folder)
-                said = {key: record[key] for key in _SAID if key in record}
-                train_adapter(rows, folder, train, selection=said, name=name)
+                train_adapter(rows, folder, train, selection=record, name=name)
 
             self.keys.append(self.steps.run(f"train {name}", made_of, work, folder / TRAINING_RECORD))
 
@@ -203,14 +202,13 @@ class _Run:
                 chat_template=self.recipe.train.chat_template(),
             )
             for name in self.rows:
-                record = read_record(self.adapter(name))
-                record["evaluation"] = found.rows
+                record = replace(read_record(self.adapter(name)), evaluation=found.rows)
                 write_record(self.adapter(name), record)
-            found.write(self.out)
+            write_evaluation(self.out, found)
 
-        file = self.out / "evaluation.json"
+        file = self.out / EVALUATION_RECORD
         self.keys.append(self.steps.run("evaluate", made_of, work, file))
-        for line in evaluation_text(json.loads(file.read_text(encoding="utf-8"))):
+        for line in evaluation_text(read_evaluation(self.out)):
             self.say(line)
         self.say(f"-> {file}, {self.out / 'evaluation.png'}\n")
 
@@ -229,7 +227,8 @@ class _Run:
                 if not section.examples:
                     Selection.from_pretrained(folder).write_pages(folder, examples=False)
                 urls["selection"] = commit(folder, repo, section)
-                record["selection"]["repo_id"] = repo
+                assert record.selection is not None
+                record = replace(record, selection=replace(record.selection, repo_id=repo))
             if section.adapter:
                 write_record(self.adapter(self.name), record)
                 urls["adapter"] = commit(self.adapter(self.name), full(section.adapter), section)
@@ -241,7 +240,7 @@ class _Run:
 
 
 # ------------------------------------------------------------------------------------------- helpers
-def load_training_rows(spec: str, token: str | bool | None = None) -> tuple[Dataset, dict[str, Any]]:
+def load_training_rows(spec: str, token: str | bool | None = None) -> tuple[Dataset, SelectionSummary]:
     """Rows and where they come from: a selection (folder or Hub id) or any rows ``--pool`` takes."""
     path = Path(spec)
     is_selection = (path / SELECTION_RECORD).is_file()
@@ -256,11 +255,10 @@ def load_training_rows(spec: str, token: str | bool | None = None) -> tuple[Data
                 is_selection = False
     if is_selection:
         selection = Selection.from_pretrained(spec, token=token)
-        more = {} if path.exists() else {"repo_id": spec}
-        return selection.dataset, selection.provenance | more
+        return selection.dataset, selection.provenance.summary(None if path.exists() else spec)
     rows = load_rows(spec, option="data", token=token)
     assert isinstance(rows.data, Dataset)
-    return rows.data, {"pool": rows.about}
+    return rows.data, SelectionSummary(pool=rows.source)
 
 
 def _read_by(config: SelectConfig) -> list[str | Path]:

@@ -2,65 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..core.errors import NeuronSelectError, one_of
+from ..core.provenance import Budget
+from ..methods.pickers import BestFirst, Picker, order_by_score, row_scores, take_turns
 
 AGGREGATES = ("quota", "round_robin", "mean", "max", "weighted")
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How many rows are kept: exactly one of the four.
-
-    Attributes:
-        ratio: in (0, 1]; ``max(1, floor(ratio * N + 0.5))`` of all N rows read.
-        k: rows. threshold: rows scoring at least that. max_tokens: stops at the first row that does not fit.
-
-    Raises:
-        NeuronSelectError: none or several given, or a value out of range.
-    """
-
-    ratio: float | None = None
-    k: int | None = None
-    threshold: float | None = None
-    max_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if len(given) != 1:
-            raise NeuronSelectError(
-                f"give exactly one of ratio, k, threshold, max_tokens (got {', '.join(given) or 'none'})"
-            )
-        name, value = next(iter(given.items()))
-        if isinstance(value, float) and not math.isfinite(value):
-            raise NeuronSelectError("must be a finite number", option=name, value=value)
-        if name == "ratio" and not 0 < value <= 1:
-            raise NeuronSelectError("must lie in (0, 1]; 0.05 keeps 5 %", option="ratio", value=value)
-        if name in ("k", "max_tokens") and value < 1:
-            raise NeuronSelectError("must be at least 1", option=name, value=value)
-
-    def rows(self, total: int) -> int | None:
-        """Rows to keep of ``total`` read; None where scores or lengths decide."""
-        if self.ratio is not None:
-            return max(1, math.floor(self.ratio * total + 0.5))
-        return self.k
-
-
-def order_by_score(scores: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Valid rows, best first, ties to the smaller row: int64."""
-    rows = np.flatnonzero(valid)
-    return rows[np.lexsort((rows, -scores[rows]))]
-
-
-def percentiles(scores: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Rank as a share in (0, 1]: 1 for the best of the valid rows; NaN elsewhere."""
-    order = order_by_score(scores, valid)
-    out = np.full(len(scores), np.nan)
+def percentiles(order: np.ndarray, total: int) -> np.ndarray:
+    """Rank as a share in (0, 1]: 1 for the first row of the order; NaN for rows not in it."""
+    out = np.full(total, np.nan)
     out[order] = 1.0 - np.arange(len(order)) / max(1, len(order))
     return out
 
@@ -85,55 +41,67 @@ def pick(
     *,
     aggregate: str = "quota",
     weights: Mapping[str, float] | None = None,
+    picker: Picker | None = None,
 ) -> Picked:
     """Choose rows.
 
     Args:
-        scores: target -> float64 ``[N]``. valid: rows that may be chosen.
+        scores: target -> float64 ``[N]`` or ``[N, exemplars]``. valid: rows that may be chosen.
         n_tokens: ``[N]``, for ``max_tokens``.
-        aggregate: several targets: ``quota`` (k split evenly, union, refilled round-robin),
-            ``round_robin``, or the ``mean``, ``max`` or ``weighted`` mean of per-target ranks.
+        aggregate: several targets: ``quota`` (k split evenly, union, refilled in turns), ``round_robin``, or the
+            ``mean``, ``max`` or ``weighted`` mean of per-target ranks.
         weights: target -> weight, for ``weighted``.
+        picker: order in which a target takes rows; default best first.
 
     Raises:
         NeuronSelectError: options that do not go together.
     """
-    one_of(aggregate, AGGREGATES, "aggregate")
-    names = list(scores)
+    picker, names = picker or BestFirst(), list(scores)
+    check_aggregate(names, budget, aggregate, weights)
+    orders = {name: picker.order(scores[name], valid) for name in names}
     if len(names) == 1:
-        combined = scores[names[0]]
-        order = order_by_score(combined, valid)
-        chosen = _cut(order, combined, valid, n_tokens, budget)
-        return Picked(chosen, combined, _places(order, len(valid)))
-    if budget.threshold is not None:
-        raise NeuronSelectError(
-            f"unclear with {len(names)} targets, whose scores have different scales; use k, ratio or max_tokens",
-            option="threshold", value=budget.threshold,
-        )  # fmt: skip
-    ranks = {name: percentiles(scores[name], valid) for name in names}
-    table = np.stack([ranks[name] for name in names])
+        combined, order = row_scores(scores[names[0]]), orders[names[0]]
+        return Picked(_cut(order, combined, valid, n_tokens, budget), combined, _places(order, len(valid)))
+    table = np.stack([percentiles(orders[name], len(valid)) for name in names])
     if aggregate in ("quota", "round_robin", "max"):
         combined = table.max(axis=0)
     elif aggregate == "mean":
         combined = table.mean(axis=0)
     else:
-        if weights is None or set(weights) != set(names) or not all(w >= 0 for w in weights.values()) \
-                or sum(weights.values()) <= 0:  # fmt: skip
-            raise NeuronSelectError(
-                f"needs a weight >= 0 for each of {', '.join(names)}, one of them above 0",
-                option="weights",
-                value=weights,
-            )
-        share = np.asarray([weights[name] for name in names], dtype=np.float64)
+        share = np.asarray([(weights or {})[name] for name in names], dtype=np.float64)
         combined = (share / share.sum()) @ table
     if aggregate in ("quota", "round_robin"):
-        orders = [order_by_score(scores[name], valid) for name in names]
-        wanted = budget.rows(len(valid))
-        order = _round_robin(orders) if aggregate == "round_robin" or wanted is None else _quota(orders, wanted)
+        wanted, turns = budget.rows(len(valid)), list(orders.values())
+        order = take_turns(turns) if aggregate == "round_robin" or wanted is None else _quota(turns, wanted)
     else:
         order = order_by_score(combined, valid)
     chosen = _cut(order, combined, valid, n_tokens, budget)
     return Picked(chosen, combined, _places(order, len(valid)))
+
+
+def check_aggregate(names: Sequence[str], budget: Budget, aggregate: str, weights: Mapping[str, float] | None) -> None:
+    """Refuse a budget or aggregate that these targets cannot have.
+
+    Raises:
+        NeuronSelectError: an unknown aggregate, a threshold for several targets, wrong weights.
+    """
+    one_of(aggregate, AGGREGATES, "aggregate")
+    if len(names) == 1:
+        return
+    if budget.threshold is not None:
+        raise NeuronSelectError(
+            f"unclear with {len(names)} targets, whose scores have different scales; use k, ratio or max_tokens",
+            option="threshold", value=budget.threshold,
+        )  # fmt: skip
+    if aggregate == "weighted" and (
+        weights is None or set(weights) != set(names) or not all(w >= 0 for w in weights.values())
+        or sum(weights.values()) <= 0
+    ):  # fmt: skip
+        raise NeuronSelectError(
+            f"needs a weight >= 0 for each of {', '.join(names)}, one of them above 0",
+            option="weights",
+            value=weights,
+        )
 
 
 def _cut(order: np.ndarray, score: np.ndarray, valid: np.ndarray, n_tokens: np.ndarray, budget: Budget) -> np.ndarray:
@@ -150,25 +118,10 @@ def _places(order: np.ndarray, total: int) -> np.ndarray:
     return places
 
 
-def _round_robin(orders: list[np.ndarray], taken: list[int] | None = None) -> np.ndarray:
-    """Each target in turn takes its best row not yet taken, until none is left."""
-    taken = list(taken or [])
-    seen, at = set(taken), [0] * len(orders)
-    total = len(orders[0])
-    while len(taken) < total:
-        for i, order in enumerate(orders):
-            while at[i] < len(order) and int(order[at[i]]) in seen:
-                at[i] += 1
-            if at[i] < len(order):
-                taken.append(int(order[at[i]]))
-                seen.add(taken[-1])
-    return np.asarray(taken, dtype=np.int64)
-
-
 def _quota(orders: list[np.ndarray], wanted: int) -> np.ndarray:
-    """Each target's own best ``wanted / targets`` (first targets one more), then round-robin."""
+    """Each target's own best ``wanted / targets`` (first targets one more), then in turns."""
     share, more = divmod(min(wanted, len(orders[0])), len(orders))
     union: dict[int, None] = {}
     for i, order in enumerate(orders):
         union.update(dict.fromkeys(order[: share + (i < more)].tolist()))
-    return _round_robin(orders, list(union))
+    return take_turns(orders, list(union))

@@ -2,74 +2,79 @@
 
 from __future__ import annotations
 
-import heapq
+import contextlib
+import hashlib
 import json
 import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, IterableDataset
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from ..core.cost import Cost
 from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
-from ..core.sources import commit_of, hub_errors
+from ..core.provenance import Budget, CapabilityRecord, ExtractionRecord, SourceRecord, TargetRecord
+from ..core.sources import cache_dir
+from ..hub.cards import CapabilityCard, write_card
 from ..hub.pushable import PushToHub
 from ..methods import Method, make_method
-from ..methods.base import Target
-from ..rows.leakage import Leakage, as_array, from_array
+from ..methods.base import PoolMethod, Target, exemplar_signals, signals_needed
+from ..methods.pickers import row_scores
+from ..rows.leakage import Leakage
 from ..rows.load import source_of
-from ..signals.columns import FeatureBatch
+from ..signals.base import Signal, signals_of
+from ..signals.columns import RowBatch
 from ..signals.extractor import NeuronFeatureExtractor
-from ..signals.forward import Directions
-from ..store.store import FeatureStore
-from .budget import AGGREGATES, Budget, Picked, pick
-from .scan import Reader, Scored, Tally, added_columns, scan
+from ..store.store import FeatureStore, write_store
+from .budget import Picked, check_aggregate, pick
+from .capability import Capability, make_extractor
+from .reader import Reader, added_columns
+from .record import extraction_record, method_record, selection_record
+from .scan import Scored, Tally, scan
 from .selection import Selection, score_table
+from .stream import select_from_stream, stream_budget
 
 Data: TypeAlias = Dataset | IterableDataset
 TARGET_NAME = re.compile(r"[A-Za-z0-9_-]+")
 EXCLUDE = ("duplicate", "leak")
-FORMAT = 1
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "capability.safetensors"
 
 
 class NeuronSelector(PushToHub):
     """Selects the rows of a pool whose neurons act most like those of a target's exemplars.
 
     Args:
-        method: a registered method's name. params: the method's options (``metric="cosine"``, ``seed=1``).
+        method: a registered method's name. options: the method's (``metric="cosine"``, ``seed=1``).
 
     Attributes:
         targets: name -> what the method keeps of its exemplars, after :meth:`fit`.
-        extractor_hash: the extractor the exemplars' features came from.
+        exemplars: name -> how many there were, and where they came from.
+        identities: signal -> the identity that rows must have it by.
 
     Raises:
         NeuronSelectError: unknown method or option.
     """
 
-    def __init__(self, method: str = "mona", **params: Any) -> None:
-        self.method: Method = make_method(method, params)
-        self.targets: dict[str, Target] = {}
-        self.counts: dict[str, dict[str, int]] = {}
-        self.target_rows: dict[str, dict[str, Any]] = {}  # where exemplars came from, as far as known
+    def __init__(self, method: str = "mona", **options: Any) -> None:
+        self.method: Method = make_method(method, options)
         self.extractor: NeuronFeatureExtractor | None = None
-        self.extractor_hash: str | None = None
-        # Of a loaded capability: the extractor it belongs to, and where it came from.
-        self.extractor_about: dict[str, Any] | None = None
-        self.capability: dict[str, Any] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start clean: nothing is fitted, no exemplar is known."""
+        self.targets: dict[str, Target] = {} if self.method.needs_target else {self.method.name: {}}
+        self.exemplars: dict[str, TargetRecord] = {}
+        self.identities: dict[str, str] = {}
+        self.extraction = ExtractionRecord()  # how the exemplars' signals were computed
+        self.capability: SourceRecord | None = None  # where a loaded one came from
         self.leakage = Leakage()
-        if not self.method.needs_target:
-            self.targets = {self.method.name: {}}
+        self.cost = Cost()  # of fitting
 
     def __repr__(self) -> str:
         fitted = ", ".join(self.targets) or "not fitted"
@@ -77,55 +82,64 @@ class NeuronSelector(PushToHub):
 
     # ---------------------------------------------------------------------------------------- fit
     def fit(
-        self, target: Data | Mapping[str, Data], *, extractor: NeuronFeatureExtractor | None = None
+        self,
+        target: Data | Mapping[str, Data],
+        *,
+        extractor: NeuronFeatureExtractor | None = None,
+        sources: Mapping[str, SourceRecord] | None = None,
     ) -> NeuronSelector:
-        """Learn one target, or several named ones, from their exemplars.
+        """Learn one target, or several named ones, from their exemplars. What was fitted before is forgotten.
 
         Args:
-            target: exemplars (10-100 of the task's train or dev set), or ``{name: exemplars}``, with
-                feature columns or without (then ``extractor`` computes them).
+            target: exemplars (10-100 of the task's train or dev set), or ``{name: exemplars}``, with the signals'
+                columns or without (then ``extractor`` computes them).
             extractor: also remembered for :meth:`score` and :meth:`select`.
+            sources: name -> where its exemplars came from; default what their cache files tell.
 
         Returns:
             self.
 
         Raises:
-            NeuronSelectError: no usable exemplar, a bad name, features missing or of another extractor.
+            NeuronSelectError: no usable exemplar, a bad name, signals missing or of another extraction.
         """
         named = dict(target) if isinstance(target, Mapping) and not isinstance(target, Dataset) else {"target": target}
+        self._forget()
         self.extractor = extractor or self.extractor
-        targets: dict[str, Target] = {}
+        started = time.perf_counter()
         for name, data in named.items():
             if not TARGET_NAME.fullmatch(name):
                 raise NeuronSelectError("a target's name is letters, digits, _ and -", option="target", value=name)
             rows = _single_split(data, "target")
-            targets[name] = self._fit_one(name, rows)
-            self.target_rows[name] = source_of(rows)
-        self.capability = None
-        if self.method.needs_target:
-            self.targets = targets
+            fitted = self._fit_one(name, rows, (sources or {}).get(name) or source_of(rows))
+            if self.method.needs_target:
+                self.targets[name] = fitted
+        if not self.method.needs_target:
+            self.identities = {}  # exemplars say nothing of how the pool's signals must be computed
+        elif self.extractor is not None and self.extractor.extraction.model is not None:
+            # What rows are scored by may be other signals than the exemplars'.
+            for signal in (*signals_of(self.method.signals), *self.compact_signals()):
+                if signal.stored:
+                    self.identities.setdefault(signal.name, self.extractor.identity(signal))
+        self.extraction = self._extraction(self.extractor)
+        passes = sum(cost.total_seconds for cost in self.cost.passes.values())
+        self.cost = self.cost.merge(Cost(fit_seconds=round(time.perf_counter() - started - passes, 3)))
         return self
 
-    def _fit_one(self, name: str, data: Data) -> Target:
+    def _fit_one(self, name: str, data: Data, source: SourceRecord | None) -> Target:
         method = self.method
         reader = Reader(
-            method.fit_features if method.fit_features is not None else method.features,
-            self.extractor,
-            self.extractor_hash,
-            option="target",
-            optional=method.optional_fit_features,
-            needs_texts=method.needs_texts,
-            needs_lengths=method.needs_target,
+            exemplar_signals(method), self.extractor, self.identities, option="target", optional=method.optional_signals
         )
-        parts: list[FeatureBatch] = []
+        parts: list[RowBatch] = []
         rows, reasons = 0, []
         for batch in reader.read(data):
-            rows += len(batch.features)
+            rows += len(batch)
             reasons += [skip for skip in batch.skips if skip]
-            parts.append(batch.features.only_usable())
+            parts.append(batch.rows.only_usable())
             self.leakage |= Leakage.of(batch.conversations)
         usable = sum(len(part) for part in parts)
-        self.counts[name] = {"exemplars": rows, "used": usable}
+        self.exemplars[name] = TargetRecord(exemplars=rows, used=usable, source=source)
+        self.cost = self.cost.merge(reader.cost())
         if usable == 0:
             raise NeuronSelectError(f"no exemplar can be used ({reasons[0]})", option="target", value=name)
         if usable < rows:
@@ -134,9 +148,28 @@ class NeuronSelector(PushToHub):
                 NeuronSelectWarning,
                 stacklevel=4,
             )
-        if method.needs_target:
-            self.extractor_hash = reader.hash
-        return {key: np.asarray(value) for key, value in method.fit(_joined(parts)).items()}
+        return {key: np.asarray(value) for key, value in method.fit(RowBatch.join(parts)).items()}
+
+    def _extraction(self, extractor: NeuronFeatureExtractor | None) -> ExtractionRecord:
+        """How the method's signals are computed, as far as known."""
+        if extractor is not None:
+            stored = [signal.name for signal in signals_of(self.method.signals) if signal.stored]
+            known = extraction_record(extractor, stored if extractor.extraction.model else ())
+            return replace(known, signals={**known.signals, **self.identities})
+        return replace(self.extraction, signals={**self.extraction.signals, **self.identities})
+
+    def make_extractor(self, *, token: str | bool | None = None, **options: Any) -> NeuronFeatureExtractor:
+        """Make the extractor that this capability was fitted with, and remember it.
+
+        Args:
+            options: see :func:`hf_neuronselect.selection.capability.make_extractor`; all may be left out where the
+                model is bundled or on the Hub.
+
+        Raises:
+            NeuronSelectError: the model is not at hand, or an option contradicts the capability.
+        """
+        self.extractor = make_extractor(self.extraction, signals_needed(self.method), token=token, **options)
+        return self.extractor
 
     # -------------------------------------------------------------------------------------- score
     def _reader(
@@ -145,31 +178,27 @@ class NeuronSelector(PushToHub):
         if not self.targets:
             raise NeuronSelectError("fit a target first: NeuronSelector(...).fit(exemplars, extractor=...)")
         return Reader(
-            self.method.features,
+            self.method.signals,
             extractor or self.extractor,
-            self.extractor_hash,
-            needs_texts=self.method.needs_texts,
-            needs_lengths=self.method.needs_target or self.method.name in ("longest", "shortest"),
-            projections=list(directions.vectors) if (directions := self.directions()) is not None else (),
+            dict(self.identities),
+            compact=self.compact_signals(),
             needs_rows=needs_rows,
             store=store,
         )
 
-    def directions(self) -> Directions | None:
-        """What an extractor can project rows on, ``extractor.with_features([], selector.directions())``: then one
-        number per block and target is kept of a row instead of its vectors, and scores are the same.
-
-        Returns:
-            None where the method has no directions.
+    def compact_signals(self) -> tuple[Signal, ...]:
+        """Smaller signals that are enough to score the fitted targets: ``extractor.with_features(...)`` of them keeps
+        one number per block instead of a vector. () where the method has none.
         """
-        return self.method.directions(self.targets.values()) if self.targets else None
+        return self.method.compact_signals(list(self.targets.values())) if self.targets else ()
 
     def _score_batch(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Score columns of a batch that has feature columns: name -> float64 ``[n]``."""
-        data = Dataset.from_dict(batch)
-        nothing = Tally()
-        parts = list(scan(data, self._reader(None), self.method, self.targets, Leakage(), (), nothing))
-        return {name: np.concatenate([part.scores[name] for part in parts]) for name in self.targets}
+        """Scores of a batch that has the signals' columns: target -> float64 ``[n]``."""
+        return self._scores(Dataset.from_dict(batch), self._reader(None))
+
+    def _scores(self, data: Dataset, reader: Reader) -> dict[str, np.ndarray]:
+        parts = list(scan(data, reader, self.method, self.targets, Leakage(), (), Tally()))
+        return {name: np.concatenate([row_scores(part.scores[name]) for part in parts]) for name in self.targets}
 
     def score(
         self, pool: Data, *, extractor: NeuronFeatureExtractor | None = None, features: FeatureStore | None = None
@@ -187,12 +216,16 @@ class NeuronSelector(PushToHub):
         if taken := [name for name in names.values() if name in (pool.column_names or [])]:
             raise NeuronSelectError(f"the data already has the column {taken[0]!r}; remove or rename it")
         if isinstance(pool, Dataset) or features is not None:
-            tally = Tally()
-            parts = list(scan(pool, self._reader(extractor, features), self.method, self.targets, Leakage(), (), tally))
+            scores = self._scores(pool, self._reader(extractor, features))
             for target, column in names.items():
-                pool = pool.add_column(column, np.concatenate([part.scores[target] for part in parts]))
+                pool = pool.add_column(column, scores[target])
             return pool
-        mapped = pool if extractor is None else pool.map(extractor.with_features(self.method.features), batched=True)
+        if isinstance(self.method, PoolMethod):
+            raise NeuronSelectError(
+                "looks at the whole pool before it scores; load the pool as a Dataset", option="method",
+                value=self.method.name,
+            )  # fmt: skip
+        mapped = pool if extractor is None else pool.map(extractor.with_features(self.method.signals), batched=True)
 
         def add(batch: dict[str, Any]) -> dict[str, np.ndarray]:
             scores = self._score_batch(batch)
@@ -236,21 +269,21 @@ class NeuronSelector(PushToHub):
         exclude: Sequence[str] = EXCLUDE,
         extractor: NeuronFeatureExtractor | None = None,
         features: FeatureStore | None = None,
-        provenance: Mapping[str, Any] | None = None,
+        source: SourceRecord | None = None,
     ) -> Selection:
-        """The best rows of a pool.
+        """Select the best rows of a pool.
 
         Args:
-            pool: rows, with feature columns or without (then the extractor computes them in the same
-                pass; nothing but scores is kept). A stream is read once, with a bounded heap.
+            pool: rows, with the signals' columns or without (then the extractor computes them in the same pass; nothing
+                but scores is kept). A stream is read once, with a bounded heap.
             ratio, k, threshold, max_tokens: the budget, at most one; without one the method's own ratio.
             aggregate: several targets: ``quota``, ``round_robin``, ``mean``, ``max``, ``weighted`` (of ranks).
             weights: target -> weight, for ``weighted``.
-            exclude: ``duplicate`` (exact, the first stays) and ``leak`` (rows that are an exemplar or
-                hold one's question) are left out; pass fewer to keep them.
+            exclude: ``duplicate`` (exact, the first stays) and ``leak`` (rows that are an exemplar or hold one's
+                question) are left out; pass fewer to keep them.
             extractor: default the one given to :meth:`fit`.
-            features: a store of this pool's features: the model does not run over it.
-            provenance: more to be recorded, e.g. where the pool came from.
+            features: a store of this pool's signals: the model does not run over it.
+            source: where the pool came from; default what its cache files tell.
 
         Returns:
             A :class:`Selection`; never bare indices.
@@ -261,24 +294,42 @@ class NeuronSelector(PushToHub):
         if ratio is None and k is None and threshold is None and max_tokens is None:
             ratio = self.method.default_ratio
         budget = Budget(ratio, k, threshold, max_tokens)
-        one_of(aggregate, AGGREGATES, "aggregate")
         for what in exclude:
             one_of(what, EXCLUDE, "exclude")
+        check_aggregate(list(self.targets), budget, aggregate, weights)
         pool = _single_split(pool, "pool")
+        check_free([name for name in pool.column_names or [] if name not in added_columns(pool.column_names or [])])
         extractor = extractor or self.extractor
         tally = Tally()
+        method = self._prepared(pool)
         reader = self._reader(extractor, features, needs_rows=bool(exclude))
-        found = scan(pool, reader, self.method, self.targets, self.leakage, exclude, tally)
-        if isinstance(pool, Dataset):
-            selection = self._select_rows(pool, found, budget, aggregate, weights, tally)
-        else:
-            selection = self._select_stream(pool, found, budget, aggregate, tally)
-        selection.provenance = self._provenance(pool, budget, aggregate, weights, exclude, extractor, tally, selection)
-        # Plain JSON values from the start: what is saved and read again is equal to what was made.
-        more = dict(provenance or {})
-        more["pool"] = selection.provenance["pool"] | more.get("pool", source_of(pool))
-        more.setdefault("target_rows", {name: about for name, about in self.target_rows.items() if about})
-        selection.provenance = json.loads(json.dumps(selection.provenance | more))
+        with self._spooled(pool, reader):
+            found = scan(pool, reader, method, self.targets, self.leakage, exclude, tally)
+            if isinstance(pool, Dataset):
+                selection = self._select_rows(pool, found, budget, aggregate, weights, tally)
+            else:
+                rows = stream_budget(pool, budget, list(self.targets), aggregate, method.picker())
+                picks = select_from_stream(pool, found, budget, list(self.targets), aggregate, rows)
+                if not picks.kept:
+                    self._check_some(np.ones(1), tally)
+                selection = Selection(
+                    picks.dataset, picks.indices, picks.scores, selector=self, keep_alive=picks.folder
+                )
+        known = source or source_of(pool) or SourceRecord()
+        selection.provenance = selection_record(
+            self.about(),
+            capability=self.capability,
+            pool=replace(known, fingerprint=getattr(pool, "_fingerprint", None), rows=tally.rows),
+            budget=budget,
+            aggregate=aggregate if len(self.targets) > 1 else None,
+            weights=weights,
+            exclude=exclude,
+            extractor=self._extraction(extractor) if extractor or self.extraction.signals else None,
+            tally=tally,
+            lengths=selection.picked_lengths(),
+            selected=len(selection),
+            cost=self.cost.merge(reader.cost()).merge(Cost(score_seconds=round(tally.score_seconds, 3))),
+        )
         return selection
 
     def _select_rows(
@@ -286,15 +337,19 @@ class NeuronSelector(PushToHub):
     ) -> Selection:
         parts: list[Scored] = list(found)
         scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in self.targets}
+        of_row = {name: row_scores(values) for name, values in scores.items()}
         n_tokens = np.concatenate([part.n_tokens for part in parts])
         excluded = np.concatenate([part.excluded for part in parts])
         truncated = np.concatenate([part.truncated for part in parts])
         self._check_some(excluded, tally)
 
         def choose(budget: Budget) -> tuple[Dataset, Picked, pa.Table]:
-            picked = pick(scores, excluded == 0, n_tokens, budget, aggregate=aggregate, weights=weights)
-            table = score_table(scores, picked, n_tokens, truncated, excluded)
-            return self._rows(pool, picked.indices, scores, picked.score[picked.indices]), picked, table
+            picked = pick(
+                scores, excluded == 0, n_tokens, budget, aggregate=aggregate, weights=weights,
+                picker=self.method.picker(),
+            )  # fmt: skip
+            table = score_table(of_row, picked, n_tokens, truncated, excluded)
+            return self._rows(pool, picked.indices, of_row, picked.score[picked.indices]), picked, table
 
         dataset, picked, table = choose(budget)
         if budget.k is not None and budget.k > int((excluded == 0).sum()):
@@ -314,7 +369,6 @@ class NeuronSelector(PushToHub):
     def _rows(self, pool: Dataset, indices: np.ndarray, scores: Mapping[str, np.ndarray], score: np.ndarray) -> Dataset:
         """The selected rows as they came, with ``neuron_score``, ``neuron_rank`` and ``source_index``."""
         rows = pool.with_format(None).remove_columns(added_columns(pool.column_names))
-        _check_free(rows.column_names)
         # Taken as one table: an index mapping would be flattened again for each column added.
         rows = Dataset(rows.with_format("arrow")[indices.tolist()], info=rows.info.copy(), split=rows.split)
         columns = {"neuron_score": score, "neuron_rank": np.arange(len(indices)), "source_index": indices}
@@ -324,122 +378,60 @@ class NeuronSelector(PushToHub):
             rows = rows.add_column(name, values)
         return rows
 
-    def _select_stream(
-        self, pool: IterableDataset, found: Any, budget: Budget, aggregate: str, tally: Tally
-    ) -> Selection:
-        k = budget.k
-        if budget.ratio is not None:
-            splits = pool.info.splits or {}
-            known = splits.get(str(pool.split)) if pool.split else None
-            if known is None or not known.num_examples:
-                raise NeuronSelectError(
-                    "the length of a stream is not known; use k", option="ratio", value=budget.ratio
-                )
-            k = budget.rows(known.num_examples)
-        if budget.max_tokens is not None:
-            raise NeuronSelectError("a stream needs k or threshold", option="max_tokens", value=budget.max_tokens)
-        if len(self.targets) > 1 and (aggregate not in ("quota", "round_robin") or k is None):
-            raise NeuronSelectError(
-                "ranks of a whole stream are not kept; several targets take quota or round_robin, and k",
-                option="aggregate", value=aggregate,
-            )  # fmt: skip
-        best = _Best(list(self.targets), k, budget.threshold)
-        folder = tempfile.TemporaryDirectory(prefix="neuronselect-")
-        log_path = Path(folder.name) / "scores.parquet"
-        log: pq.ParquetWriter | None = None
-        for part in found:
-            nothing = Picked(np.zeros(0, np.int64), _first(part.scores), np.full(len(part.index), -1))
-            table = score_table(part.scores, nothing, part.n_tokens, part.truncated, part.excluded, part.index)
-            log = log or pq.ParquetWriter(log_path, table.schema)
-            log.write_table(table)
-            for i in np.flatnonzero(part.excluded == 0):
-                best.offer(
-                    int(part.index[i]), {name: float(part.scores[name][i]) for name in part.scores}, part.rows[i]
-                )
-        if log is not None:
-            log.close()
-        heaps, kept, valid = best.heaps, best.kept, best.offered
-        if not valid:
-            self._check_some(np.ones(1), tally)
-        # Among the kept rows, a target's scores below its own heap stand for "worse than all kept".
-        held = np.asarray(sorted(kept), dtype=np.int64)
-        inside = {name: {-i for _, i in heap} for name, heap in heaps.items()}
-        scores = {name: np.asarray([kept[i][1][name] for i in held.tolist()]) for name in heaps}
-        masked = {name: np.where([i in inside[name] for i in held.tolist()], scores[name], -np.inf) for name in heaps}
-        cut = Budget(k=max(1, min(k, len(held)))) if k is not None else budget
-        picked = pick(masked, np.ones(len(held), bool), np.ones(len(held)), cut, aggregate=aggregate)
-        indices = held[picked.indices]
-        score = picked.score[picked.indices]
-        if len(heaps) > 1:  # percentiles among ALL valid rows, as without streaming
-            score = 1.0 - (1.0 - score) * len(held) / valid
-        rows = [kept[i][0] for i in indices.tolist()]
-        own = [name for name in (pool.column_names or list(rows[0] if rows else {}))]
-        drop = set(added_columns(own))
-        features = None if pool.features is None else pool.features.copy()
-        if features is not None:
-            for name in drop:
-                features.pop(name)
-        dataset = Dataset.from_list(
-            [{key: value for key, value in row.items() if key not in drop} for row in rows], features=features
+    def _prepared(self, pool: Data) -> Method:
+        """The method after its :meth:`~hf_neuronselect.methods.Method.prepare`."""
+        if type(self.method).prepare is Method.prepare:
+            return self.method
+        state = json.dumps([self.method.name, self.method.options, getattr(pool, "_fingerprint", None)], default=str)
+        work = (
+            cache_dir()
+            / "prepared"
+            / f"{self.method.name}-{hashlib.blake2b(state.encode(), digest_size=8).hexdigest()}"
         )
-        _check_free(dataset.column_names)
-        dataset = dataset.add_column("neuron_score", score)
-        dataset = dataset.add_column("neuron_rank", np.arange(len(indices)))
-        dataset = dataset.add_column("source_index", indices)
-        if len(heaps) > 1:
-            for name in heaps:
-                dataset = dataset.add_column(f"neuron_score_{name}", scores[name][picked.indices])
-        return Selection(dataset, indices, log_path, selector=self, keep_alive=folder)
+        work.mkdir(parents=True, exist_ok=True)
+        return self.method.prepare(pool, work)
 
-    def _provenance(
-        self, pool: Data, budget: Budget, aggregate: str, weights: Any, exclude: Sequence[str],
-        extractor: NeuronFeatureExtractor | None, tally: Tally, selection: Selection,
-    ) -> dict[str, Any]:  # fmt: skip
-        lengths = selection.picked_lengths()
-        return {
-            "format": FORMAT,
-            "method": {"name": self.method.name, "paper": self.method.paper, **self.method.params()},
-            "targets": {name: self.counts.get(name, {}) for name in self.targets},
-            "budget": {name: value for name, value in vars(budget).items() if value is not None},
-            "capability": self.capability,
-            "aggregate": aggregate if len(self.targets) > 1 else None,
-            "weights": dict(weights) if weights else None,
-            "exclude": list(exclude),
-            "extractor": None if extractor is None else extractor.config.about() | {"hash": extractor.hash},
-            "pool": {"fingerprint": getattr(pool, "_fingerprint", None), "rows": tally.rows},
-            "counts": {
-                "rows": tally.rows,
-                "selected": len(selection.indices),
-                "truncated": tally.truncated,
-                **tally.excluded,
-                "reasons": tally.reasons,
-            },
-            "tokens": {
-                "pool_mean": round(tally.tokens / max(1, tally.rows), 2) if tally.tokens else None,
-                "selected_mean": round(float(lengths.mean()), 2) if len(lengths) and tally.tokens else None,
-            },
-            "packages": {
-                name: version(name)
-                for name in ("hf-neuronselect", "datasets", "transformers", "torch", "huggingface-hub", "numpy")
-            },
-            "timing": {
-                "seconds": round(tally.seconds, 3),
-                "tokens_per_second": round(tally.tokens / tally.seconds) if tally.seconds else None,
-                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            },
-        }
+    @contextlib.contextmanager
+    def _spooled(self, pool: Data, reader: Reader) -> Iterator[None]:
+        """For a pool method, whose rows are read twice: what a model computes is kept in a temporary store."""
+        if not isinstance(self.method, PoolMethod) or not isinstance(pool, Dataset) or reader.store is not None:
+            yield
+            return
+        plan = reader.plan(pool.column_names)
+        if not plan.needs_model or plan.extractor is None:
+            yield
+            return
+        with tempfile.TemporaryDirectory(prefix="neuronselect-") as folder:
+            write_store(pool, plan.extractor, folder, pool_about={})
+            reader.store = FeatureStore(folder)
+            yield
 
     # -------------------------------------------------------------------------------- persistence
-    def about(self) -> dict[str, Any]:
-        """``config.json`` of a saved capability: method, parameters, targets and the extractor it belongs to."""
-        return {
-            "format": FORMAT,
-            "method": self.method.name,
-            "params": self.method.params(),
-            "targets": {name: self.counts.get(name, {}) for name in self.targets},
-            "extractor_hash": self.extractor_hash,
-            "extractor": self.extractor.config.about() if self.extractor is not None else self.extractor_about,
-        }
+    def about(self) -> CapabilityRecord:
+        """``config.json`` of this capability: method, exemplars, and how their signals were computed."""
+        return CapabilityRecord(
+            method=method_record(self.method), targets=dict(self.exemplars), extractor=self.extraction
+        )
+
+    def fitted(self) -> Capability:
+        """What is kept of the targets, without extractor or data."""
+        return Capability(self.about(), dict(self.targets), self.leakage, self.capability)
+
+    @classmethod
+    def of(cls, capability: Capability) -> NeuronSelector:
+        """A selector of fitted targets.
+
+        Raises:
+            NeuronSelectError: an unknown method, or one without these options.
+        """
+        record = capability.record
+        selector = cls(record.method.name, **record.method.options)
+        if selector.method.needs_target:
+            selector.targets = dict(capability.targets)
+            selector.identities = dict(record.extractor.signals)
+        selector.exemplars, selector.extraction = dict(record.targets), record.extractor
+        selector.capability, selector.leakage = capability.source, capability.leakage
+        return selector
 
     def save_pretrained(self, folder: str | Path, *, card: bool = True) -> None:
         """Write a capability: ``config.json``, ``capability.safetensors`` (no exemplar text) and ``README.md``.
@@ -450,97 +442,25 @@ class NeuronSelector(PushToHub):
         Raises:
             NeuronSelectError: nothing is fitted.
         """
-        from ..hub.cards import CapabilityCard, write_card
-
         if not self.targets:
             raise NeuronSelectError("fit a target first: there is nothing to save")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        arrays = {f"{name}/{key}": np.ascontiguousarray(value) for name, target in self.targets.items()
-                  for key, value in target.items()}  # fmt: skip
-        arrays["leakage/rows"] = as_array(self.leakage.rows)
-        arrays["leakage/questions"] = as_array(self.leakage.questions)
-        save_file(arrays, folder / WEIGHTS_FILE)
-        (folder / CONFIG_FILE).write_text(json.dumps(self.about(), indent=2) + "\n", encoding="utf-8")
+        self.fitted().save(Path(folder))
         if card:
-            write_card(folder, CapabilityCard(self.about()))
+            write_card(Path(folder), CapabilityCard(self.about()))
 
     @classmethod
     def from_pretrained(
         cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None, subfolder: str = ""
     ) -> NeuronSelector:
-        """A saved capability, from a folder or the Hub.
+        """Load a saved capability, from a folder or the Hub.
 
         Args:
-            subfolder: where in the folder or repository it lies (a feature library has several).
+            subfolder: of the folder or repository (a feature library has several).
 
         Raises:
             NeuronSelectError: not a capability, or a damaged one.
         """
-        folder = Path(source)
-        hub = not folder.is_dir()
-        if hub:
-            inside = f"{subfolder}/" if subfolder else ""
-            with hub_errors("target", str(source)):
-                patterns = [f"{inside}{CONFIG_FILE}", f"{inside}{WEIGHTS_FILE}"]
-                folder = Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
-        folder = folder / subfolder
-        try:
-            config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            arrays = load_file(folder / WEIGHTS_FILE)
-            selector = cls(config["method"], **config["params"])
-        except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as cause:
-            reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:160]
-            raise NeuronSelectError(f"not a capability ({reason})", option="target", value=str(source)) from cause
-        for name in config["targets"]:
-            prefix = f"{name}/"
-            selector.targets[name] = {
-                key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
-            }
-        selector.counts = config["targets"]
-        selector.extractor_hash, selector.extractor_about = config["extractor_hash"], config["extractor"]
-        about = {"id": str(source) if hub else Path(source).resolve().name, "commit": commit_of(folder)}
-        selector.capability = about | ({"name": Path(subfolder).name} if subfolder else {})
-        selector.leakage = Leakage(from_array(arrays["leakage/rows"]), from_array(arrays["leakage/questions"]))
-        return selector
-
-
-class _Best:
-    """The best rows of a stream for each target: bounded heaps, and the rows that stand in one of them."""
-
-    def __init__(self, targets: Sequence[str], k: int | None, threshold: float | None) -> None:
-        self.k, self.threshold = k, threshold
-        self.heaps: dict[str, list[tuple[float, int]]] = {name: [] for name in targets}
-        self.kept: dict[int, tuple[dict[str, Any], dict[str, float]]] = {}
-        self.offered = 0
-        self._uses: dict[int, int] = {}
-
-    def offer(self, index: int, scores: dict[str, float], row: dict[str, Any]) -> None:
-        """A row that may be selected; ties go to the smaller index."""
-        self.offered += 1
-        taken = 0
-        for name, heap in self.heaps.items():
-            item = (scores[name], -index)
-            if self.k is not None and len(heap) == self.k:
-                if item > heap[0]:
-                    self._drop(-heapq.heapreplace(heap, item)[1])
-                    taken += 1
-            elif self.threshold is None or item[0] >= self.threshold:
-                heapq.heappush(heap, item)
-                taken += 1
-        if taken:
-            self._uses[index] = taken
-            self.kept[index] = (row, scores)
-
-    def _drop(self, index: int) -> None:
-        self._uses[index] -= 1
-        if not self._uses[index]:
-            del self._uses[index], self.kept[index]
-
-
-def _first(scores: Mapping[str, np.ndarray]) -> np.ndarray:
-    first = next(iter(scores.values()))
-    return first if len(scores) == 1 else np.full(len(first), np.nan)
+        return cls.of(Capability.fetch(source, revision=revision, token=token, subfolder=subfolder))
 
 
 def _single_split(data: Any, option: str) -> Data:
@@ -552,29 +472,7 @@ def _single_split(data: Any, option: str) -> Data:
     return data
 
 
-def _check_free(names: Sequence[str]) -> None:
+def check_free(names: Sequence[str]) -> None:
     for name in ("neuron_score", "neuron_rank", "source_index"):
         if name in names:
             raise NeuronSelectError(f"the pool already has the column {name!r}; remove or rename it", option="pool")
-
-
-def _joined(parts: Sequence[FeatureBatch]) -> FeatureBatch:
-    """Batches of usable rows as one."""
-    columns: dict[str, Any] = {}
-    for name in parts[0].columns:
-        if isinstance(parts[0].columns[name], (pa.Array, pa.ChunkedArray)):
-            arrays = [chunk for part in parts for chunk in _chunks_of(part.columns[name])]
-            columns[name] = pa.chunked_array(arrays)
-        else:
-            columns[name] = [row for part in parts for row in part.columns[name]]
-    return FeatureBatch(
-        np.concatenate([part.index for part in parts]),
-        np.concatenate([part.n_tokens for part in parts]),
-        np.concatenate([part.usable for part in parts]),
-        columns,
-        [text for part in parts for text in part.texts],
-    )
-
-
-def _chunks_of(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
-    return column.chunks if isinstance(column, pa.ChunkedArray) else [column]

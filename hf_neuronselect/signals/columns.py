@@ -1,16 +1,13 @@
-"""The Arrow columns features are kept in, and how methods read them back without copies.
+"""Rows as methods see them: columns of Arrow or numpy, read without copies.
 
-Sparse features are two list columns, ``<name>_indices`` (int32, ascending) and ``<name>_values``;
-dense ones a list column ``<name>``
-(float32; ``blocks x width`` where there is a vector per block). Bookkeeping: ``n_tokens`` (int32, tokens
-fed), ``truncated`` (bool), ``neuron_skip`` (string, why a row has no features, else empty) and
-``neuron_extractor`` (16 hex digits).
+Sparse signals are two list columns, ``<name>_indices`` (int32, ascending) and ``<name>_values``; dense ones a list
+column ``<name>`` (float32; ``blocks x width`` where there is a vector per block).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,12 +15,10 @@ import pyarrow as pa
 
 from ..core.errors import NeuronSelectError
 
-BOOKKEEPING = ("n_tokens", "truncated", "neuron_skip", "neuron_extractor")
-
 
 @dataclass(frozen=True)
 class SparseRows:
-    """Rows of nonzeros (CSR): ``indices`` and ``values`` of row i stand at ``indptr[i]:indptr[i + 1]``."""
+    """Rows of nonzeros (CSR): row i has ``indices`` and ``values`` at ``indptr[i]:indptr[i + 1]``."""
 
     indptr: np.ndarray
     indices: np.ndarray
@@ -36,39 +31,45 @@ class SparseRows:
         span = slice(self.indptr[i], self.indptr[i + 1])
         return self.indices[span], self.values[span]
 
-    def sum(self, values: np.ndarray) -> np.ndarray:
-        """Per-row float64 sums of ``values [nonzeros]``, each row added up by itself."""
-        sums = np.zeros(len(self), dtype=np.float64)
-        filled = np.flatnonzero(np.diff(self.indptr))
-        if len(filled):
-            sums[filled] = np.add.reduceat(values.astype(np.float64), self.indptr[filled])
-        return sums
-
 
 @dataclass(frozen=True)
-class FeatureBatch:
+class RowBatch:
     """Rows of a pool or of exemplars, as a method sees them.
+
+    ``rows["n_tokens"]`` is a plain column, ``rows.sparse("mona")`` and ``rows.dense("hidden")`` are a signal's vectors.
 
     Attributes:
         index: int64 ``[n]``, each row's number in the whole data.
-        n_tokens: int64 ``[n]``. usable: bool ``[n]``, rows that have features.
-        columns: feature columns by name. texts: rendered content, where the method asks for it.
+        usable: bool ``[n]``, rows that have every signal asked for.
+        columns: the signals' columns by name.
     """
 
     index: np.ndarray
-    n_tokens: np.ndarray
     usable: np.ndarray
     columns: Mapping[str, Any]
-    texts: Sequence[str] = field(default_factory=tuple)
 
     def __len__(self) -> int:
         return len(self.index)
 
+    def __contains__(self, column: str) -> bool:
+        return column in self.columns
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """A column with one value a row: ``[n]``, numbers or (dtype object) texts."""
+        values = self.columns[column]
+        if isinstance(values, (pa.Array, pa.ChunkedArray)):
+            return np.asarray(
+                values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
+            )
+        if isinstance(values, np.ndarray):
+            return values
+        return np.asarray(values, dtype=object if any(isinstance(value, str) for value in values[:1]) else None)
+
     def sparse(self, name: str) -> SparseRows:
-        """A sparse feature of every row; rows without features are empty.
+        """A sparse signal of every row; rows without it are empty.
 
         Raises:
-            NeuronSelectError: a row has not as many indices as values.
+            NeuronSelectError: a row does not have as many indices as values.
         """
         indptr, indices = _flat(self.columns[f"{name}_indices"])
         of_values, values = _flat(self.columns[f"{name}_values"])
@@ -79,7 +80,7 @@ class FeatureBatch:
         return SparseRows(indptr, indices, values)
 
     def dense(self, name: str) -> np.ndarray:
-        """A dense feature: float32 ``[n, width]`` or ``[n, blocks, width]``; NaN in rows without features."""
+        """A dense signal: float32 ``[n, width]`` or ``[n, blocks, width]``; NaN in rows without it."""
         column = self.columns[name]
         if isinstance(column, pa.ChunkedArray):
             column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
@@ -103,23 +104,45 @@ class FeatureBatch:
         out[filled] = given.reshape(-1, *shape)
         return out
 
-    def only_usable(self) -> FeatureBatch:
-        """The rows that have features."""
-        if self.usable.all():
-            return self
-        keep = np.flatnonzero(self.usable)
-        columns = {
-            name: [column[i] for i in keep.tolist()] if isinstance(column, list) else column.take(pa.array(keep))
-            for name, column in self.columns.items()
-        }
-        texts = [self.texts[i] for i in keep.tolist()] if len(self.texts) else ()
-        return FeatureBatch(self.index[keep], self.n_tokens[keep], self.usable[keep], columns, texts)
+    def only_usable(self) -> RowBatch:
+        """The rows that have every signal."""
+        return self if self.usable.all() else self.take(np.flatnonzero(self.usable))
+
+    def take(self, rows: np.ndarray) -> RowBatch:
+        """Some of the rows, by their places ``[k]``."""
+        columns = {name: _taken(column, rows) for name, column in self.columns.items()}
+        return RowBatch(self.index[rows], self.usable[rows], columns)
+
+    @classmethod
+    def join(cls, parts: Sequence[RowBatch]) -> RowBatch:
+        """Batches of the same columns as one."""
+        columns: dict[str, Any] = {}
+        for name, first in parts[0].columns.items():
+            found = [part.columns[name] for part in parts]
+            if isinstance(first, (pa.Array, pa.ChunkedArray)):
+                columns[name] = pa.chunked_array([chunk for column in found for chunk in _chunks_of(column)])
+            elif isinstance(first, np.ndarray):
+                columns[name] = np.concatenate(found)
+            else:
+                columns[name] = [row for column in found for row in column]
+        index, usable = (np.concatenate([getattr(part, name) for part in parts]) for name in ("index", "usable"))
+        return cls(index, usable, columns)
+
+
+def _taken(column: Any, rows: np.ndarray) -> Any:
+    if isinstance(column, (pa.Array, pa.ChunkedArray)):
+        return column.take(pa.array(rows))
+    return column[rows] if isinstance(column, np.ndarray) else [column[i] for i in rows.tolist()]
+
+
+def _chunks_of(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
+    return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
 
 
 def _flat(column: Any) -> tuple[np.ndarray, np.ndarray]:
     """A list column as (indptr, values): Arrow (zero copy) or a list of numpy rows."""
     if isinstance(column, pa.ChunkedArray):
-        # Chunks are put together by copying, even a single one.
+        # combine_chunks copies even a single chunk
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if isinstance(column, pa.Array):
         offsets = column.offsets.to_numpy().astype(np.int64)

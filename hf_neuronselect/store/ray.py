@@ -24,10 +24,12 @@ import pyarrow as pa
 import transformers
 from datasets import Dataset
 
+from ..core.cost import Cost
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.provenance import plain, record_of
 from ..signals.extractor import NeuronFeatureExtractor
 from .shard_maker import TRIES, Events, Shard, ShardMaker, Size
-from .shards import MANIFEST, shard_ranges
+from .shards import MANIFEST, shard_name
 
 
 def run_ray(
@@ -46,15 +48,16 @@ def run_ray(
         NeuronSelectError: Ray is not installed or not reached, or has nothing to run an actor on; what an actor
             raised; a shard whose actors died three times; files that the actors wrote and that are not seen from here.
     """
-    ray, device = _import_ray(), maker.extractor.device
+    ray, options = _import_ray(), maker.extractor.extraction.options
+    device = options.device
     if device not in ("auto", "cuda", "cpu"):
         raise NeuronSelectError(
             "Ray gives each actor a GPU of its own: auto, cuda or cpu", option="device", value=device
         )
-    if maker.extractor.device_map is not None:
+    if options.device_map is not None:
         raise NeuronSelectError(
             "spreads one model over several GPUs, and Ray gives each actor one: leave it away",
-            option="device_map", value=maker.extractor.device_map,
+            option="device_map", value=options.device_map,
         )  # fmt: skip
     if not numbers:
         return
@@ -104,7 +107,7 @@ def _import_ray() -> Any:
         import ray.data
     except ImportError as cause:
         raise NeuronSelectError(
-            "needs Ray: pip install 'hf-neuronselect[ray]'", option="engine", value="ray"
+            "needs Ray: pip install 'hf-neuronselect[ray]'", option="backend", value="ray"
         ) from cause
     for handler in logging.getLogger("ray.data").handlers:
         own = type(handler).__module__.startswith("ray.")  # others' handlers may be there as well
@@ -122,7 +125,7 @@ def _cluster(ray: Any) -> Iterator[None]:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as cause:
         raise NeuronSelectError(
-            f"no Ray cluster: {' '.join(str(cause).split())[:240]}; look at RAY_ADDRESS", option="engine", value="ray"
+            f"no Ray cluster: {' '.join(str(cause).split())[:240]}; look at RAY_ADDRESS", option="backend", value="ray"
         ) from cause
     try:
         yield
@@ -140,13 +143,15 @@ def _events(report: dict[str, Any], maker: ShardMaker, num_workers: int) -> Even
         raise NeuronSelectError(report["error"], option=report["option"], value=report["value"])
     if report["row_bytes"] is not None:
         yield Size(report["row_bytes"])
-    yield Shard(*report["shard"])
+    number, rows, tokens, size, flaw, cost = report["shard"]
+    yield Shard(number, rows, tokens, size, flaw, record_of(cost, Cost))
 
 
 def _check_seen(maker: ShardMaker, numbers: Sequence[int]) -> None:
-    there = {path.name for path in maker.folder.iterdir()}  # a listing: a look at one file may be remembered
-    ranges = shard_ranges(maker.manifest)
-    if unseen := [ranges[number][0] for number in numbers if ranges[number][0] not in there]:
+    # A listing: whether one file is there may be remembered by the file system.
+    there = {f"{path.parent.name}/{path.name}" for path in maker.folder.glob("*/*")}
+    wanted = [f"{maker.key(signal)}/{shard_name(number)}" for number in numbers for signal in maker.signals]
+    if unseen := [name for name in wanted if name not in there]:
         raise NeuronSelectError(
             f"{len(unseen)} shards, first {unseen[0]}, were written by actors and are not seen from here: it needs to be "
             "a folder that all nodes share",
@@ -216,6 +221,6 @@ class _ShardActor:
         self.maker = self.maker or ShardMaker(self.load_pool(), self.extractor, self.folder, self.manifest)
         for event in self.maker.work([number], sized=self.sized):
             if isinstance(event, Shard):
-                report["shard"] = event
+                report["shard"] = [*event[:-1], plain(event.cost)]
             else:
                 report["row_bytes"], self.sized = event.row_bytes, True

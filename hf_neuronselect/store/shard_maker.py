@@ -1,23 +1,28 @@
-"""Making a store's shards: what one process does, whoever hands it their numbers (a loop, a worker, a Ray actor)."""
+"""Making a store's shards: the work of one process, whoever hands it their numbers (a loop, a worker, a Ray actor)."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from ..core.cost import Cost, Meter
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.prefetch import ahead
-from ..rows.encode import Sample
-from ..rows.formats import read_row, row_format, rows_of
-from ..signals.extractor import NeuronFeatureExtractor
-from .shards import HEX, disk_errors, encode_shard, flaw_of, seal, shard_ranges, write_whole
+from ..rows.formats import RowFormat, read_row, row_format, rows_of
+from ..rows.identity import rows_digest
+from ..signals.base import Signal
+from ..signals.engine import Computed
+from ..signals.extractor import NeuronFeatureExtractor, Prepared
+from .shards import Stamp, disk_errors, encode_shard, open_shard, read_stamp, shard_name, shard_ranges, write_shard
 
 TRIES = 3  # workers a shard may cost
 
@@ -29,9 +34,10 @@ class Size(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A shard that now stands in the store: its number, what it holds, and what was wrong with it before ("": nothing).
+    """A finished shard: the shards of one number, one for each signal.
 
-    ``tokens`` is 0 where nothing had to be made.
+    ``tokens`` were run for it now, at ``cost``; ``bytes`` is the size of all its files; ``flaw`` is what was wrong with
+    it before ("": nothing).
     """
 
     number: int
@@ -39,23 +45,41 @@ class Shard(NamedTuple):
     tokens: int
     bytes: int
     flaw: str
+    cost: Cost
 
 
 Events = Generator[Size | Shard, None, None]
 
 
 @dataclass(frozen=True)
+class Todo:
+    """What is left to do for a shard: signals by the first row they lack."""
+
+    number: int
+    rows: range
+    digest: str
+    missing: dict[Signal, int]
+    flaw: str
+    prepared: dict[int, Prepared]
+
+
+@dataclass(frozen=True)
 class ShardMaker:
-    """Makes shards of a store that is open; pickles without weights, so that it can be sent to other processes.
+    """Makes shards of an open store; pickles without weights, so that it can be sent to other processes.
 
     Args:
-        pool: the rows. extractor: what computes their features. folder: the store. manifest: the store's own.
+        pool: the rows. extractor: computes their signals. folder: the store. manifest: the store's own.
     """
 
     pool: Dataset
     extractor: NeuronFeatureExtractor
     folder: Path
     manifest: Mapping[str, Any]
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:
+        """The signals that a store keeps."""
+        return tuple(signal for signal in self.extractor.computed if signal.stored)
 
     def work(self, numbers: Iterable[int], rank: int | None = None, *, sized: bool = False) -> Events:
         """See to the shards of these numbers: what is missing or damaged is made, one after another.
@@ -66,25 +90,22 @@ class ShardMaker:
             sized: no :class:`Size` is measured.
 
         Raises:
-            NeuronSelectError: the rows cannot be read or computed, or the disk is full.
+            NeuronSelectError: a shard holds other rows, rows cannot be read or computed, or the disk is full.
         """
-        ranges = shard_ranges(self.manifest)
-
-        def prepare(number: int) -> tuple[int, str, list[Sample]]:
-            name, start, stop = ranges[number]
-            flaw = flaw_of(self.folder / name, self.manifest, number, stop - start)
-            return number, flaw, self._tokenized(range(start, stop)) if flaw else []
-
-        for number, flaw, samples in ahead(numbers, prepare, wait=False):
-            name, start, stop = ranges[number]
-            path, tokens = self.folder / name, 0
-            if flaw:
+        for todo in ahead(numbers, self._look, wait=False):
+            meters: dict[str, Meter] = {}
+            if todo.missing:
                 if not sized:
-                    few = self._tokenized(range(0, len(self.pool), max(1, len(self.pool) // 16))[:16])
-                    yield Size(_row_bytes(self._features(few, rank)))
+                    few = self.extractor.prepare(
+                        self._conversations(range(0, len(self.pool), max(1, len(self.pool) // 16))[:16])
+                    )
+                    found = self.extractor.compute(few, rank)
+                    yield Size(sum(_row_bytes(self._table(signal, found)) for signal in self.signals))
                     sized = True
-                tokens = self._make(path, number, samples, rank)
-            yield Shard(number, stop - start, tokens, path.stat().st_size, flaw)
+                self._make(todo, rank, meters)
+            size = sum((self._path(signal, todo.number)).stat().st_size for signal in self.signals)
+            cost = functools.reduce(Cost.merge, (meter.cost() for meter in meters.values()), Cost())
+            yield Shard(todo.number, len(todo.rows), cost.computed_tokens, size, todo.flaw, cost)
 
     def after_death(self, number: int, cause: str, deaths: int, num_workers: int) -> None:
         """Warn that a shard is done again, or give up on it.
@@ -92,40 +113,129 @@ class ShardMaker:
         Raises:
             NeuronSelectError: as many workers died on it as may.
         """
-        name, start, stop = shard_ranges(self.manifest)[number]
+        rows = shard_ranges(len(self.pool), self.manifest["shard_rows"])[number]
         if deaths >= TRIES:
             raise NeuronSelectError(
-                f"{name} (rows {start} to {stop - 1}): {deaths} workers died on it, the last one by {cause}; if memory "
-                "ran out, use fewer workers or a smaller batch_tokens",
+                f"{shard_name(number)} (rows {rows.start} to {rows.stop - 1}): {deaths} workers died on it, the last one "
+                f"by {cause}; if memory ran out, use fewer workers or a smaller batch_tokens",
                 option="num_workers", value=num_workers,
             )  # fmt: skip
         warnings.warn(
-            f"a worker died by {cause}: {name} (rows {start} to {stop - 1}) is done again by a new one",
+            f"a worker died by {cause}: {shard_name(number)} (rows {rows.start} to {rows.stop - 1}) is done again by a "
+            "new one",
             NeuronSelectWarning,
             stacklevel=4,
         )
 
-    def _make(self, path: Path, number: int, samples: Sequence[Sample], rank: int | None) -> int:
-        table = self._features(samples, rank)
-        raw = memoryview(encode_shard(table, {**self.manifest, "shard": number}))
-        at, digest = seal(raw)
-        with disk_errors(self.folder):
-            write_whole(path, (raw[:at], digest, raw[at + HEX :]))
-        return int(sum(table["n_tokens"].to_pylist()))
+    # ------------------------------------------------------------------------------------- looking
+    def key(self, signal: Signal) -> str:
+        """The folder of a signal."""
+        return self.extractor.key(signal)
 
-    def _tokenized(self, rows: range) -> list[Sample]:
-        config = self.extractor.config
-        fmt = row_format(self.pool.column_names, config.row_format, dict(config.columns))
+    def _path(self, signal: Signal, number: int) -> Path:
+        return self.folder / self.key(signal) / shard_name(number)
+
+    def _look(self, number: int) -> Todo:
+        """What a shard lacks, its rows read and tokenised."""
+        rows = shard_ranges(len(self.pool), self.manifest["shard_rows"])[number]
+        digest = rows_digest(self.pool, self._format, rows)
+        missing: dict[Signal, int] = {}
+        flaws: dict[str, None] = {}
+        for signal in self.signals:
+            stamp = read_stamp(self._path(signal, number))
+            flaw, start = ("", rows.stop) if not isinstance(stamp, str) else (stamp, rows.start)
+            if isinstance(stamp, Stamp):
+                flaw, start = self._judge(stamp, signal, number, rows, digest)
+            if start < rows.stop:
+                missing[signal] = start
+                flaws[flaw] = None
+        prepared = {
+            start: self.extractor.with_features([s for s, at in missing.items() if at == start]).prepare(
+                self._conversations(range(start, rows.stop))
+            )
+            for start in sorted(set(missing.values()))
+        }
+        flaw = next((flaw for flaw in flaws if flaw != "missing"), "missing" if flaws else "")
+        return Todo(number, rows, digest, missing, flaw, prepared)
+
+    def _judge(self, stamp: Stamp, signal: Signal, number: int, rows: range, digest: str) -> tuple[str, int]:
+        """What is wrong with a whole shard, and the first row that it lacks."""
+        identity = self.extractor.identity(signal)
+        if (stamp.signal, stamp.identity, stamp.number, stamp.start) != (signal.name, identity, number, rows.start):
+            return "of another store", rows.start
+        if stamp.rows == len(rows) and stamp.rows_digest == digest:
+            return "", rows.stop
+        kept = range(rows.start, rows.start + stamp.rows)
+        if stamp.rows < len(rows) and stamp.rows_digest == rows_digest(self.pool, self._format, kept):
+            return "missing", kept.stop  # the pool has grown
+        raise other_rows(self.folder, shard_name(number), kept)
+
+    @property
+    def _format(self) -> RowFormat:
+        options = self.extractor.extraction.options
+        return row_format(self.pool.column_names, options.row_format, options.columns)
+
+    def _conversations(self, rows: range) -> list[Any]:
+        fmt = self._format
         texts = self.pool.with_format(None).select_columns(fmt.used).select(rows)[:]
-        return self.extractor.tokenize([read_row(row, fmt) for row in rows_of(texts)])
+        return [read_row(row, fmt) for row in rows_of(texts)]
 
-    def _features(self, samples: Sequence[Sample], rank: int | None) -> pa.Table:
-        columns = self.extractor.compute(samples, rank)
-        return Dataset.from_dict(columns, features=self.extractor.column_types).with_format("arrow")[:]
+    # -------------------------------------------------------------------------------------- making
+    def _make(self, todo: Todo, rank: int | None, meters: dict[str, Meter]) -> None:
+        """Compute what a shard lacks, and write it."""
+        for start, prepared in todo.prepared.items():
+            signals = [signal for signal, at in todo.missing.items() if at == start]
+            found = self.extractor.with_features(signals).compute(prepared, rank, meters=meters)
+            for signal in signals:
+                table, path = self._table(signal, found), self._path(signal, todo.number)
+                if start > todo.rows.start:
+                    with open_shard(path) as file:
+                        table = pa.concat_tables([pq.read_table(file), table])
+                stamp = Stamp(
+                    signal.name, self.extractor.identity(signal), todo.number, todo.rows.start, len(todo.rows),
+                    todo.digest, dict(self.manifest),
+                )  # fmt: skip
+                with disk_errors(self.folder):
+                    path.parent.mkdir(exist_ok=True)
+                    write_shard(path, table, stamp)
+
+    def _table(self, signal: Signal, found: Computed) -> pa.Table:
+        types = signal.types(self.extractor.extraction)
+        skips = pa.array([skip or None for skip in found.skips[signal.name]], pa.string())
+        return pa.table({name: _array(found.columns[name], kind) for name, kind in types.items()} | {"skip": skips})
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    """A column as Arrow: numpy rows without a detour over Python lists."""
+    if not pa.types.is_list(kind):
+        return pa.array(values, kind)
+    rows: Sequence[np.ndarray] = values
+    if pa.types.is_list(kind.value_type):
+        inner = _array([block for row in rows for block in row], kind.value_type)
+        return pa.ListArray.from_arrays(_offsets([len(row) for row in rows]), inner)
+    flat = np.concatenate(rows) if len(rows) else np.zeros(0)
+    return pa.ListArray.from_arrays(
+        _offsets([len(row) for row in rows]), pa.array(flat.astype(kind.value_type.to_pandas_dtype()), kind.value_type)
+    )
+
+
+def _offsets(lengths: Sequence[int]) -> pa.Array:
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise NeuronSelectError("a shard holds more numbers than Arrow's lists can; lower it", option="shard_rows")
+    return pa.array(offsets.astype(np.int32), pa.int32())
+
+
+def other_rows(folder: Path, name: str, rows: range) -> NeuronSelectError:
+    return NeuronSelectError(
+        f"{name} was computed from other rows than rows {rows.start} to {rows.stop - 1} of this pool: the pool has "
+        "changed or is in another order; name another folder, or delete this one and extract again",
+        option="features", value=folder.name,
+    )  # fmt: skip
 
 
 def _row_bytes(sample: pa.Table) -> float:
-    meta = pq.read_metadata(pa.BufferReader(encode_shard(sample, {})))
+    meta = pq.read_metadata(pa.BufferReader(encode_shard(sample, Stamp("", "", 0, 0, 0, ""))))
     groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
     size = sum(group.column(i).total_compressed_size for group in groups for i in range(group.num_columns))
     return size / max(1, len(sample))

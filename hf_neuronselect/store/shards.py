@@ -1,16 +1,15 @@
-"""Files of a feature store: written whole or not at all, and parquet shards that show what happened to them since."""
+"""Files of a store: written whole or not at all, and parquet shards that carry a checksum and what they are of."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,13 @@ import xxhash
 from ..core.errors import NeuronSelectError
 
 MANIFEST = "manifest.json"
-STAMP = b"neuron_shard"  # the parquet key of what a shard says of itself
+STAMP = b"neuron_shard"  # parquet key of a shard's stamp
 HEX = 32
-# Of all of a shard's bytes but the digest's own, against damage: what is written now, and what was before.
-DIGESTS: dict[str, Callable[..., Any]] = {
-    "shard_xxh3": xxhash.xxh3_128,
-    "shard_blake2b": partial(hashlib.blake2b, digest_size=HEX // 2),
-}
-DIGEST = "shard_xxh3"
+DIGEST = "xxh3"  # checksum over the shard, without the checksum field itself
 ROW_GROUP = 64 << 20  # bytes in memory, so that a reader never holds a whole shard of wide rows
 PIECE = 4 << 20  # bytes hashed at a time
 DAY = 86400.0
-PART = re.compile(r"\.(?:shard-\d+\.parquet|manifest\.json)\.(?:(?P<host>.+)\.)?(?P<pid>\d+)\.part")
+PART = re.compile(r"\.(?:shard-\d+\.parquet|manifest\.json|signal\.json)\.(?:(?P<host>.+)\.)?(?P<pid>\d+)\.part")
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -52,7 +46,11 @@ def host_name() -> str:
 
 
 def write_whole(path: Path, pieces: Iterable[Any], *, claim: bool = False) -> None:
-    """The pieces as one file, whole or not at all; ``claim``: only where no such file is yet."""
+    """Write the pieces as one file, whole or not at all.
+
+    Args:
+        claim: only where there is no such file yet.
+    """
     part = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.part")
     try:
         with part.open("wb") as stream:
@@ -75,7 +73,7 @@ def write_whole(path: Path, pieces: Iterable[Any], *, claim: bool = False) -> No
 
 
 def _claim(part: Path, path: Path) -> None:
-    """Of several processes that start a store at once the first one's manifest stands."""
+    """Of several processes that start a store at once, the first one's manifest is kept."""
     try:
         os.link(part, path)
     except FileExistsError:
@@ -86,8 +84,8 @@ def _claim(part: Path, path: Path) -> None:
 
 
 def remove_dead_parts(folder: Path) -> None:
-    """What killed runs left: of dead processes of this machine, and of any machine after a day."""
-    for path in folder.iterdir():
+    """Remove what killed runs left: of dead processes of this machine, and of any machine after a day."""
+    for path in (*folder.glob(".*.part"), *folder.glob("*/.*.part")):
         if found := PART.fullmatch(path.name):
             with contextlib.suppress(OSError):  # another process was first, or it is another user's
                 here = found["host"] in (None, host_name()) and not _alive(int(found["pid"]))
@@ -110,17 +108,39 @@ def _alive(pid: int) -> bool:
 
 
 # ------------------------------------------------------------------------------------------ shards
-def shard_ranges(manifest: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """File name and row range of each shard."""
-    step, rows = manifest["shard_rows"], manifest["rows"]
-    return [(f"shard-{i:05d}.parquet", start, min(start + step, rows)) for i, start in enumerate(range(0, rows, step))]
+@dataclass(frozen=True)
+class Stamp:
+    """What a shard says of itself.
+
+    Attributes:
+        signal, identity: what it holds. number: its place among the signal's shards. start: its first row.
+        rows: how many. rows_digest: hash of these rows of the pool, see :func:`~hf_neuronselect.rows.identity.rows_digest`.
+        manifest: the store's, so that a lost one can be restored.
+    """
+
+    signal: str
+    identity: str
+    number: int
+    start: int
+    rows: int
+    rows_digest: str
+    manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
-def encode_shard(table: pa.Table, stamp: Mapping[str, Any]) -> pa.Buffer:
-    """Parquet: ascending indices as differences, numbers' bytes apart (they compress better), all zstd."""
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.parquet"
+
+
+def shard_ranges(rows: int, shard_rows: int) -> list[range]:
+    """The rows of each shard."""
+    return [range(start, min(start + shard_rows, rows)) for start in range(0, rows, shard_rows)]
+
+
+def encode_shard(table: pa.Table, stamp: Stamp) -> pa.Buffer:
+    """Parquet: ascending indices as differences, the bytes of numbers apart (they compress better), all zstd."""
     encodings, words = {}, []
-    for field in table.schema:
-        path, kind = field.name, field.type
+    for column in table.schema:
+        path, kind = column.name, column.type
         while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
             path, kind = f"{path}.list.element", kind.value_type
         if pa.types.is_integer(kind):
@@ -135,107 +155,71 @@ def encode_shard(table: pa.Table, stamp: Mapping[str, Any]) -> pa.Buffer:
         write_statistics=False,
     ) as writer:  # fmt: skip
         writer.write_table(table, row_group_size=max(1, ROW_GROUP * len(table) // max(1, table.nbytes)))
-        writer.add_key_value_metadata({STAMP.decode(): json.dumps({**stamp, DIGEST: "0" * HEX})})
+        writer.add_key_value_metadata({STAMP.decode(): json.dumps({**asdict(stamp), DIGEST: "0" * HEX})})
     return sink.getvalue()
 
 
-def _mark_in(footer: bytes) -> tuple[int, Callable[..., Any] | None]:
-    """Where a shard's digest stands in its footer, and what makes one."""
-    for name, make in DIGESTS.items():
-        mark = f'"{name}": "'.encode()
-        if (found := footer.rfind(mark)) >= 0:
-            return found + len(mark), make
-    return -1, None
-
-
-def seal(raw: memoryview) -> tuple[int, bytes]:
-    """Where a shard's digest stands and what it must be; (0, b"") if it bears none."""
-    footer = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
-    if raw[-4:] != b"PAR1" or footer < 0:
-        raise ValueError("the end of a parquet file is missing")
-    found, make = _mark_in(bytes(raw[footer:]))
-    if make is None:
-        return 0, b""
-    at = footer + found
-    digest = make(raw[:at])
-    digest.update(raw[at + HEX :])
-    return at, digest.hexdigest().encode()
-
-
-def stamp_of(file: pa.NativeFile) -> dict[str, Any] | None:
-    """What a whole shard says of itself; None if it was made before shards did. Reads every byte, in pieces.
+def _mark_in(footer: bytes) -> int:
+    """Position of the checksum in a shard's footer.
 
     Raises:
-        OSError, ValueError: missing or damaged.
+        ValueError: there is none.
+    """
+    mark = f'"{DIGEST}": "'.encode()
+    found = footer.rfind(mark)
+    if found < 0:
+        raise ValueError("no checksum")
+    return found + len(mark)
+
+
+def write_shard(path: Path, table: pa.Table, stamp: Stamp) -> int:
+    """Write a shard with its stamp and checksum; returns its size in bytes."""
+    raw = memoryview(encode_shard(table, stamp))
+    footer = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    at = footer + _mark_in(bytes(raw[footer:]))
+    digest = xxhash.xxh3_128(raw[:at])
+    digest.update(raw[at + HEX :])
+    write_whole(path, (raw[:at], digest.hexdigest().encode(), raw[at + HEX :]))
+    return len(raw)
+
+
+def stamp_of(file: pa.NativeFile) -> Stamp:
+    """The stamp of a shard whose bytes are all as they were written. Reads every byte, in pieces.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: missing or damaged.
     """
     size = file.size()
     end = file.read_at(8, max(0, size - 8))
     footer = size - 8 - int.from_bytes(end[:4], "little")
     if end[4:] != b"PAR1" or footer < 0:
         raise ValueError("the end of a parquet file is missing")
-    found, make = _mark_in(file.read_at(size - footer, footer))
-    if make is None:
-        return None
-    at, digest = footer + found, make()
+    at, digest = footer + _mark_in(file.read_at(size - footer, footer)), xxhash.xxh3_128()
     for start, stop in ((0, at), (at + HEX, size)):
         for piece in range(start, stop, PIECE):
             file.seek(piece)
             digest.update(file.read_buffer(min(PIECE, stop - piece)))
     if file.read_at(HEX, at) != digest.hexdigest().encode():
         raise ValueError("its bytes are not those written")
-    return dict(json.loads(pq.read_metadata(file).metadata[STAMP]))
-
-
-def read_stamp(path: Path) -> dict[str, Any] | None:
-    """As :func:`stamp_of`."""
-    with pa.OSFile(str(path)) as file:
-        return stamp_of(file)
+    found = json.loads(pq.read_metadata(file).metadata[STAMP])
+    del found[DIGEST]
+    return Stamp(**found)
 
 
 @contextlib.contextmanager
 def open_shard(path: Path) -> Iterator[pa.NativeFile]:
-    """A shard to be checked and then decoded: the same bytes, of the file that bore the name when it was opened."""
+    """Open a shard to be checked and then decoded: the same bytes, even if the file is replaced in between."""
     with pa.OSFile(str(path)) as file:
-        # The usual shard is read once; one of wide rows, which memory may not hold, twice.
+        # A usual shard is read once; one of wide rows, which memory may not hold, twice.
         yield pa.BufferReader(file.read_buffer()) if file.size() <= ROW_GROUP else file
 
 
-def flaw_of(path: Path, manifest: Mapping[str, Any], number: int, rows: int) -> str:
-    """What is wrong with a shard, in words; empty if nothing is. Reads it whole, once."""
+def read_stamp(path: Path) -> Stamp | str:
+    """The stamp of a shard, or what is wrong with it: ``missing`` or ``damaged``. Reads the file once."""
     if not path.exists():
         return "missing"
     try:
         with open_shard(path) as file:
-            return flaw_in(file, manifest, number, rows)
-    except (OSError, ValueError, KeyError, pa.ArrowException):
+            return stamp_of(file)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return "damaged"
-
-
-def flaw_in(file: pa.NativeFile, manifest: Mapping[str, Any], number: int, rows: int) -> str:
-    """As :func:`flaw_of`, of an open shard.
-
-    Raises:
-        OSError, ValueError, KeyError, ArrowException: damaged.
-    """
-    stamp = stamp_of(file)
-    if stamp is not None:
-        return "" if stamp["shard"] == number and same_store(stamp, manifest) else "of another store"
-    if "blake2b" in manifest:
-        return "damaged"
-    found = pq.ParquetFile(file)
-    makers = set()
-    for group in range(found.num_row_groups):
-        makers |= set(found.read_row_group(group)["neuron_extractor"].unique().to_pylist())
-    if makers != {manifest["extractor_hash"]}:
-        return "of another store"
-    return "" if found.metadata.num_rows == rows else "damaged"
-
-
-def identity(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two pools the same rows; terms of use, asked for online alone, do not."""
-    return {name: about.get(name) for name in ("id", "commit", "config", "split")}
-
-
-def same_store(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    names = ("extractor_hash", "features", "rows", "shard_rows")
-    return all(one[name] == other[name] for name in names) and identity(one["pool"]) == identity(other["pool"])

@@ -1,21 +1,23 @@
-"""Feature store: parquet shards of a fixed row range and a manifest; a rerun does what is missing or damaged.
+"""Feature store: the signals of a pool, side by side, in parquet shards; a rerun does what is missing or damaged.
 
-A file is written to a temporary name, fsynced and renamed, so what bears a shard's name was written whole. What
-happens to it later is noticed: each shard bears the manifest, its own number and a digest of all its other bytes.
-Several processes may fill one folder at once, on one machine or on many.
+A store is a folder with ``manifest.json`` and a folder for each signal, ``<name>-<identity>/``, with one shard for each
+row range and ``signal.json``. A file is written to a temporary name, fsynced and renamed, so a shard is always whole;
+later damage is noticed by its checksum. Each shard also holds a hash of the pool rows it was computed from: numbers of
+other rows are never used, and rows appended to the pool are the only ones computed. Several processes may fill one
+folder at once, on one machine or on many. ``costs/`` holds what each run cost.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +26,37 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.utils import tqdm
 
+from ..core.cost import Cost, PassCost
 from ..core.errors import NeuronSelectError, one_of
 from ..core.prefetch import ahead
-from ..rows.formats import row_format
+from ..core.provenance import decode, encode
+from ..rows.formats import RowFormat, row_format
+from ..rows.identity import rows_digest
 from ..signals.extractor import NeuronFeatureExtractor
 from .processes import gpu_count, run_workers
-from .shard_maker import ShardMaker, Size
+from .shard_maker import ShardMaker, Size, other_rows
 from .shards import (
-    DIGESTS,
     HEX,
     MANIFEST,
     PART,
+    Stamp,
     disk_errors,
-    flaw_in,
-    identity,
+    host_name,
     open_shard,
     read_stamp,
     remove_dead_parts,
+    shard_name,
     shard_ranges,
+    stamp_of,
     write_whole,
 )
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+SIGNAL = "signal.json"
+COSTS = "costs"
+STEP = 2000  # rows read at once
 
 
 # ---------------------------------------------------------------------------------------- manifest
@@ -56,39 +65,42 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=HEX // 2).hexdigest()
 
 
+def _text(manifest: Mapping[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=2) + "\n").encode()
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         found = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-        needed = {"extractor_hash", "features", "pool", "rows", "shard_rows"}
-        if not needed <= found.keys() or found.get("blake2b") not in (None, _digest(found)):
+        if not {"pool", "rows", "shard_rows"} <= found.keys() or found.get("blake2b") != _digest(found):
             raise ValueError("not what was written")
         return found
     except (OSError, ValueError, TypeError) as seen:
         cause = seen
-    mend = ": run `neuronselect extract` again, it mends that" if any(folder.glob("shard-*.parquet")) else ""
+    mend = ": run `neuronselect extract` again, it mends that" if any(folder.glob("*/shard-*.parquet")) else ""
     raise NeuronSelectError(
         f"not a feature store (no readable {MANIFEST}){mend}", option="features", value=folder.name
     ) from cause
 
 
 def _from_shards(folder: Path, cause: NeuronSelectError) -> dict[str, Any]:
-    """A lost manifest, as the first whole shard bears it."""
-    for path in sorted(folder.glob("shard-*.parquet")):
-        with contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException):
-            if (stamp := read_stamp(path)) is not None:
-                return {name: value for name, value in stamp.items() if name not in ("shard", *DIGESTS)}
+    """A lost manifest, as the first whole shard holds it."""
+    for path in sorted(folder.glob("*/shard-*.parquet")):
+        if isinstance(stamp := read_stamp(path), Stamp):
+            return dict(stamp.manifest)
     raise NeuronSelectError(
         "exists and is not a feature store; name another", option="out", value=folder.name
     ) from cause
 
 
-def _open_store(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of the store in ``folder``, made where there is none; another store's is refused."""
+def _open_store(folder: Path, pool: Dataset, pool_about: Mapping[str, Any], shard_rows: int) -> dict[str, Any]:
+    """The manifest of the store in ``folder``, made where there is none."""
     path = folder / MANIFEST
+    wanted = {"format": FORMAT, "pool": dict(pool_about), "rows": len(pool), "shard_rows": shard_rows}
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         remove_dead_parts(folder)
-        # Listed before the manifest is asked for: a shard that is seen has its manifest by then.
+        # Listed before the manifest is read: a shard that is seen has its manifest by then.
         taken = any(not PART.fullmatch(file.name) for file in folder.iterdir())
         try:
             found, lost = _read_manifest(folder), False
@@ -98,26 +110,22 @@ def _open_store(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
             else:
                 write_whole(path, [_text({**wanted, "blake2b": _digest(wanted)})], claim=True)
                 found = _read_manifest(folder)  # another process may have been first
-    for name in ("extractor_hash", "features", "pool", "rows"):
-        there, now = (identity(one[name]) if name == "pool" else one[name] for one in (found, wanted))
-        if there != now:
-            raise NeuronSelectError(
-                f"the store is of another {name.removesuffix('_hash')}: {found[name]}, now {wanted[name]}; name another "
-                "folder",
-                option="out", value=folder.name,
-            )  # fmt: skip
+    if found["rows"] > len(pool):
+        raise NeuronSelectError(
+            f"the store has {found['rows']} rows, the pool {len(pool)}: they are not the same rows; name another folder",
+            option="out", value=folder.name,
+        )  # fmt: skip
     if lost:
-        logger.warning("%s was missing or damaged: made again from a shard", MANIFEST)
+        logger.warning("%s was missing or damaged: restored from a shard", MANIFEST)
+    now = {**wanted, "shard_rows": found["shard_rows"]}
+    now["blake2b"] = _digest(now)
+    if lost or now != found:
         with disk_errors(folder):
-            write_whole(path, [_text(found)])
-    return found
+            write_whole(path, [_text(now)])
+    return now
 
 
-def _text(manifest: Mapping[str, Any]) -> bytes:
-    return (json.dumps(manifest, indent=2) + "\n").encode()
-
-
-# -------------------------------------------------------------------------------- writing, reading
+# ----------------------------------------------------------------------------------------- writing
 def write_store(
     pool: Dataset,
     extractor: NeuronFeatureExtractor,
@@ -127,21 +135,22 @@ def write_store(
     shard_rows: int = 4096,
     shard: tuple[int, int] = (0, 1),
     num_workers: int | None = 1,
-    engine: str = "local",
+    backend: str = "local",
     load_pool: Callable[[], Dataset] | None = None,
     say: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
-    """Compute the extractor's features of every row of ``pool`` into a store; resumes an unfinished one.
+    """Compute the extractor's signals of every row of ``pool`` into a store; resumes an unfinished one.
 
-    Shards that are there are read once and checked; a damaged one, or one of another store, is done again.
+    Signals that the store has are kept; shards are read once and checked, a damaged one is computed again. Where the
+    pool has grown since, only the new rows are computed.
 
     Args:
-        pool_about: the pool's identity (id, commit), kept in the manifest.
+        pool_about: where the pool comes from, kept in the manifest.
         shard_rows: rows of a shard; a store begun keeps its own.
-        shard: ``(i, n)``: of the shards only every n-th, from the i-th (0-based); for n processes at once.
+        shard: ``(i, n)``: only every n-th shard, from the i-th (0-based); for n processes at once.
         num_workers: processes with an extractor each, on GPU 0, 1, ...; 1 is this process itself, None as many as there
             are GPUs. They are spawned: a script that asks for several needs ``if __name__ == "__main__"``.
-        engine: ``local``, or ``ray``: ``num_workers`` are actors of a Ray cluster (see :mod:`.ray_engine`).
+        backend: ``local``, or ``ray``: ``num_workers`` are actors of a Ray cluster (see :mod:`.ray`).
         load_pool: for ``ray``: loads the pool on another machine; without it the pool itself is sent.
         say: is told the bytes a row, measured on 16 rows, before the first shard is computed.
 
@@ -150,41 +159,49 @@ def write_store(
         bytes of this process's part; ``missing_shards``, those of the whole store that are not there yet.
 
     Raises:
-        NeuronSelectError: the folder holds a store of another extractor or pool, the disk is full, or a shard's
+        NeuronSelectError: the folder holds something else or signals of other rows, the disk is full, or a shard's
             workers keep dying.
     """
     if not 0 <= shard[0] < shard[1]:
         raise NeuronSelectError("I/N is needed, I from 0 to N - 1", option="shard", value=f"{shard[0]}/{shard[1]}")
     if num_workers is not None and num_workers < 1:
         raise NeuronSelectError("must be at least 1", option="num_workers", value=num_workers)
-    if one_of(engine, ("local", "ray"), "engine") == "ray" and shard != (0, 1):
+    if one_of(backend, ("local", "ray"), "backend") == "ray" and shard != (0, 1):
         raise NeuronSelectError(
             "Ray shares all shards out itself; leave it away", option="shard", value=f"{shard[0]}/{shard[1]}"
         )
     folder = Path(folder)
-    row_format(pool.column_names, extractor.config.row_format, dict(extractor.config.columns))
-    manifest = _open_store(folder, {
-        "format": FORMAT, "extractor_hash": extractor.hash, "extractor": extractor.config.numbers(),
-        "features": extractor.config.made, "pool": dict(pool_about), "rows": len(pool), "shard_rows": shard_rows,
-    })  # fmt: skip
-    ranges = shard_ranges(manifest)
-    mine = range(len(ranges))[shard[0] :: shard[1]]
+    row_format(pool.column_names, extractor.extraction.options.row_format, extractor.extraction.options.columns)
+    manifest = _open_store(folder, pool, pool_about, shard_rows)
     maker = ShardMaker(pool, extractor, folder, manifest)
-    if engine == "ray":
+    for signal in maker.signals:
+        place = folder / maker.key(signal)
+        with disk_errors(folder):
+            place.mkdir(exist_ok=True)
+            if not (place / SIGNAL).exists():
+                about = {"signal": signal.name, "identity": extractor.identity(signal), **extractor.about(signal)}
+                write_whole(place / SIGNAL, [_text(about)], claim=True)
+    ranges = shard_ranges(len(pool), manifest["shard_rows"])
+    mine = range(len(ranges))[shard[0] :: shard[1]]
+    device = extractor.extraction.options.device
+    if backend == "ray":
         from .ray import run_ray
 
         events = run_ray(maker, mine, num_workers, load_pool)
-    elif (count := num_workers or (1 if extractor.device_map else gpu_count(extractor.device))) > 1:
+    elif (count := num_workers or (1 if extractor.extraction.options.device_map else gpu_count(device))) > 1:
         events = run_workers(maker, mine, count)
     else:
         events = maker.work(mine)
     started = time.perf_counter()
     done = {"rows": 0, "tokens": 0, "bytes": 0, "skipped_shards": 0, "healed_shards": 0}
-    total, told = sum(stop - start for _, start, stop in (ranges[i] for i in mine)), False
+    passes: dict[tuple[str, ...], PassCost] = {}
+    total, told = sum(len(ranges[i]) for i in mine), False
     with (
         tqdm(total=total, unit=" rows", desc="extract", disable=None if sys.stderr.isatty() else True) as bar,
         contextlib.closing(events),
+        contextlib.ExitStack() as last,
     ):
+        last.callback(lambda: _write_cost(folder, passes.values()))
         for event in events:
             if isinstance(event, Size):
                 if not told:  # every worker measures it
@@ -192,15 +209,21 @@ def write_store(
                 told = True
                 continue
             if event.flaw not in ("", "missing"):
-                logger.warning("%s is %s: it is done again", ranges[event.number][0], event.flaw)
+                logger.warning("%s is %s: it is computed again", shard_name(event.number), event.flaw)
                 done["healed_shards"] += 1
             done["skipped_shards"] += not event.flaw
             for name in ("rows", "tokens", "bytes"):
                 done[name] += getattr(event, name)
+            for one in event.cost.passes.values():
+                known = passes.get(key := (one.engine, *one.signals))
+                passes[key] = known.plus(one) if known else one
             bar.update(event.rows)
             if done["tokens"]:
                 bar.set_postfix_str(f"{done['tokens'] / (time.perf_counter() - started):,.0f} tokens/s")
-    missing = sum(not (folder / name).exists() for name, _, _ in ranges)
+    missing = sum(
+        not all((folder / maker.key(signal) / shard_name(i)).exists() for signal in maker.signals)
+        for i in range(len(ranges))
+    )
     return {**done, "seconds": time.perf_counter() - started, "missing_shards": missing}
 
 
@@ -210,98 +233,187 @@ def _size_line(row_bytes: float, rows: int, folder: Path) -> str:
     return f"about {row_bytes:,.0f} bytes a row, {size:,.1f} MB for {rows:,} rows ({free / 1e9:,.1f} GB free)"
 
 
+def _write_cost(folder: Path, passes: Iterable[PassCost]) -> None:
+    """What this run cost, in a file of its own."""
+    run = f"{time.time_ns()}-{host_name()}-{os.getpid()}"
+    if found := {f"{run}-{i}": cost for i, cost in enumerate(passes)}:
+        path = folder / COSTS / f"{run}.json"
+        with contextlib.suppress(OSError):  # a full disk is reported elsewhere
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, [encode(Cost(passes=found)).encode()])
+
+
+# ----------------------------------------------------------------------------------------- reading
 class FeatureStore:
     """A finished store, read shard after shard: memory does not grow with its rows, and nothing is copied to disk.
 
     Args:
-        folder: of the store. pool_about: the pool's identity, if the store must be that pool's.
+        folder: of the store.
 
     Attributes:
-        manifest: what the store is of: ``extractor_hash``, ``extractor``, ``features``, ``pool``, ``rows``, ...
+        manifest: ``pool``, ``rows``, ``shard_rows``. identities: signal -> identities under which it is stored.
 
     Raises:
-        NeuronSelectError: not a store, unfinished, or made from another pool.
+        NeuronSelectError: not a store.
     """
 
-    def __init__(self, folder: str | Path, *, pool_about: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
-        if pool_about is not None and identity(self.manifest["pool"]) != identity(pool_about):
-            raise self._error(
-                f"the store is of the pool {self.manifest['pool']}, now {dict(pool_about)}: extract again"
-            )
-        shards = shard_ranges(self.manifest)
-        if missing := [name for name, _, _ in shards if not (self.folder / name).exists()]:
-            raise self._error(
-                f"{len(missing)} of {len(shards)} shards are missing, first {missing[0]}: run `neuronselect extract` "
-                "again with the same options (without --shard), it makes what is missing"
-            )
-
-    @functools.cached_property
-    def column_names(self) -> list[str]:
-        """Feature and bookkeeping columns.
-
-        Raises:
-            NeuronSelectError: the first shard is damaged.
-        """
-        name, _, _ = shard_ranges(self.manifest)[0]
-        try:
-            return list(pq.read_schema(self.folder / name).names)
-        except (OSError, ValueError, pa.ArrowException) as cause:
-            raise self._flawed(name, "damaged") from cause
+        self.identities: dict[str, list[str]] = {}
+        for place in sorted(path.parent for path in self.folder.glob(f"*/{SIGNAL}")):
+            name, _, identity = place.name.rpartition("-")
+            self.identities.setdefault(name, []).append(identity)
 
     def __len__(self) -> int:
         return int(self.manifest["rows"])
 
     def __repr__(self) -> str:
-        return f"FeatureStore({self.folder.name!r}, {', '.join(self.manifest['features'])}, {len(self)} rows)"
+        return f"FeatureStore({self.folder.name!r}, {', '.join(self.identities)}, {len(self)} rows)"
 
-    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows in order, a parquet row group (64 MB at most, 4,096 rows by default) a table.
-
-        A shard is checked before its first row is given out; the next row group is read in another thread
-        while the last one is used.
+    def check(self, wanted: Mapping[str, str]) -> None:
+        """Refuse an unfinished store.
 
         Args:
-            columns: those decoded; default all.
+            wanted: signal -> identity.
 
         Raises:
-            NeuronSelectError: a shard is damaged, missing or of another store; no such column.
+            NeuronSelectError: shards are missing.
         """
-        with contextlib.closing(self._decoded(columns)) as decoded:
-            yield from ahead(decoded, lambda table: table)
+        number = len(shard_ranges(len(self), self.manifest["shard_rows"]))
+        for name, identity in wanted.items():
+            place = f"{name}-{identity}"
+            missing = [i for i in range(number) if not (self.folder / place / shard_name(i)).exists()]
+            if missing:
+                raise self._error(
+                    f"{len(missing)} of {number} shards of {name} are missing, first {shard_name(missing[0])}: run "
+                    "`neuronselect extract` again with the same options (without --shard), it makes what is missing"
+                )
 
-    def _decoded(self, columns: Sequence[str] | None) -> Generator[pa.Table]:
-        for number, (name, start, stop) in enumerate(shard_ranges(self.manifest)):
-            try:
-                with open_shard(self.folder / name) as file:
-                    if flaw := flaw_in(file, self.manifest, number, stop - start):
-                        raise self._flawed(name, flaw)
-                    shard = pq.ParquetFile(file)
-                    if absent := sorted(set(columns or ()) - set(shard.schema_arrow.names)):
-                        raise self._error(
-                            f"holds no {', '.join(absent)}, it is of {', '.join(self.manifest['features'])}: extract "
-                            "with the method you select by"
-                        )
-                    for group in range(shard.num_row_groups):
-                        yield shard.read_row_group(group, columns)
-            except NeuronSelectError:
-                raise
-            except FileNotFoundError as cause:
-                raise self._flawed(name, "missing") from cause
-            except (OSError, ValueError, KeyError, pa.ArrowException) as cause:
-                raise self._flawed(name, "damaged") from cause
+    def batches(
+        self, wanted: Mapping[str, str], pool: Dataset | None = None, fmt: RowFormat | None = None, step: int = STEP
+    ) -> Iterator[dict[str, pa.Table]]:
+        """Signals of consecutive rows, in order, at most ``step`` rows at a time.
 
-    def dataset(self, columns: Sequence[str] | None = None) -> Dataset:
-        """The columns (default all) in memory, beside the pool's row by row.
+        A shard is checked before its first row is given out: its bytes by their checksum, its rows against the pool's.
+        The next rows are read in another thread while the last ones are used.
+
+        Args:
+            wanted: signal -> identity. pool, fmt: the rows whose signals they must be.
+
+        Yields:
+            signal -> its columns, and ``skip``: why a row has none of it, or null.
 
         Raises:
-            NeuronSelectError: as :meth:`tables`.
+            NeuronSelectError: a shard is damaged, missing, or of other rows.
         """
-        return Dataset(pa.concat_tables(self.tables(columns)))
+        self.check(wanted)
+        with contextlib.closing(self._read(wanted, pool, fmt, step)) as found:
+            yield from ahead(found, lambda tables: tables)
+
+    def _read(
+        self, wanted: Mapping[str, str], pool: Dataset | None, fmt: RowFormat | None, step: int
+    ) -> Generator[dict[str, pa.Table]]:
+        for number, rows in enumerate(shard_ranges(len(self), self.manifest["shard_rows"])):
+            digest = rows_digest(pool, fmt, rows) if pool is not None and fmt is not None else None
+            with contextlib.ExitStack() as open_files:
+                cursors = {
+                    name: _Cursor(self._checked(open_files, name, identity, number, rows, digest))
+                    for name, identity in wanted.items()
+                }
+                for start in range(0, len(rows), step):
+                    take = min(step, len(rows) - start)
+                    try:
+                        tables = {name: cursor.take(take) for name, cursor in cursors.items()}
+                    except (OSError, ValueError, pa.ArrowException) as cause:
+                        raise self._flawed(shard_name(number), "damaged") from cause
+                    yield tables
+
+    def _checked(
+        self, open_files: contextlib.ExitStack, name: str, identity: str, number: int, rows: range, digest: str | None
+    ) -> pq.ParquetFile:
+        path = self.folder / f"{name}-{identity}" / shard_name(number)
+        label = f"{name} {shard_name(number)}"
+        try:
+            file = open_files.enter_context(open_shard(path))
+            stamp, found = stamp_of(file), pq.ParquetFile(file)
+        except FileNotFoundError as cause:
+            raise self._flawed(label, "missing") from cause
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as cause:
+            raise self._flawed(label, "damaged") from cause
+        if (stamp.signal, stamp.identity, stamp.start) != (name, identity, rows.start):
+            raise self._flawed(label, "of another store")
+        if stamp.rows != len(rows) or found.metadata.num_rows != len(rows):
+            raise self._flawed(label, "unfinished")
+        if digest is not None and stamp.rows_digest != digest:
+            raise other_rows(self.folder, label, rows)
+        return found
+
+    def dataset(self, *names: str) -> Dataset:
+        """The columns of signals (default all) in memory, in the pool's order.
+
+        Raises:
+            NeuronSelectError: as :meth:`batches`; a signal is stored under several identities.
+        """
+        wanted = {name: self.identity_of(name) for name in names or self.identities}
+        parts = [
+            pa.table({c: t.column(c) for t in tables.values() for c in t.column_names if c != "skip"})
+            for tables in self.batches(wanted)
+        ]
+        return Dataset(pa.concat_tables(parts))
+
+    def identity_of(self, name: str, expected: str | None = None) -> str:
+        """Under which identity to read a signal.
+
+        Raises:
+            NeuronSelectError: it is not there, not under the one expected, or under several.
+        """
+        found = self.identities.get(name, [])
+        if expected is not None and expected in found:
+            return expected
+        if not found:
+            raise self._error(
+                f"it has no signal {name}, only {', '.join(self.identities) or 'none'}: run `neuronselect extract` into "
+                "it with the method you select by"
+            )
+        if expected is not None:
+            raise self._error(
+                f"its signal {name} comes from another extraction ({', '.join(found)}, wanted {expected}): model, SAE, "
+                "layer, K, template and tokens must be the same; extract again with these options, it is added"
+            )
+        if len(found) > 1:
+            raise self._error(f"it has the signal {name} of {len(found)} extractions: name the model and its options")
+        return found[0]
+
+    def cost(self, wanted: Mapping[str, str]) -> Cost:
+        """What computing signals cost when they were computed; a pass over several of them counts once."""
+        keys = {f"{name}-{identity}" for name, identity in wanted.items()}
+        found = Cost()
+        for path in sorted((self.folder / COSTS).glob("*.json")):
+            with contextlib.suppress(OSError, NeuronSelectError):
+                cost = decode(path.read_bytes(), Cost, what="a cost", option="features", value=self.folder.name)
+                used = {name: one for name, one in cost.passes.items() if keys & set(one.signals)}
+                found = found.merge(Cost(passes=used))
+        return found.as_reused()
 
     def _flawed(self, name: str, flaw: str) -> NeuronSelectError:
         return self._error(f"{name} is {flaw}: run `neuronselect extract` again, it redoes that shard")
 
     def _error(self, message: str) -> NeuronSelectError:
         return NeuronSelectError(message, option="features", value=self.folder.name)
+
+
+class _Cursor:
+    """Reads a parquet file's row groups and gives them out in pieces of any size."""
+
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self.file, self.group = file, 0
+        self.rest: pa.Table | None = None
+
+    def take(self, rows: int) -> pa.Table:
+        while self.rest is None or len(self.rest) < rows:
+            more = self.file.read_row_group(self.group)
+            self.group += 1
+            self.rest = more if self.rest is None or not len(self.rest) else pa.concat_tables([self.rest, more])
+        found, self.rest = self.rest.slice(0, rows), self.rest.slice(rows)
+        return found

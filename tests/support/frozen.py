@@ -1,4 +1,4 @@
-"""Freezes the numbers of many small selections, so that a change of the code can be held against them to the bit.
+"""Freezes the numbers of many small selections, so that changed code can be compared with them to the bit.
 
 ``run OUT.npz [NAME ...]`` makes all selections (or those named) with the bundled model, SAE and data and writes their
 scores and picks; ``compare A.npz B.npz`` says which arrays differ; ``goldens OUT.npz GOLDENS.json`` writes a short
@@ -41,7 +41,6 @@ import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ Options = Mapping[str, Any]
 Row = dict[str, Any]
 
 ROWS_OF_A_SOURCE, EXEMPLARS, FORMAT_ROWS = 6, 8, 24
-MOST_BYTES = 500
+MOST_BYTES = 400
 """Longer rows of the pool are not taken, to save time, where a source has enough short ones."""
 MAX_LENGTH = 256
 """Tokens kept of a row unless a selection says otherwise; one planted row is longer."""
@@ -77,7 +76,7 @@ def assets() -> Path:
 
 
 def entry_point() -> importlib.metadata.EntryPoint:
-    """The command: of a checkout as its own ``pyproject.toml`` says, for another one may be installed."""
+    """The command; a checkout's own ``pyproject.toml`` is asked first, because another version may be installed."""
     group, name = "console_scripts", "neuronselect"
     project = package().parent / "pyproject.toml"
     if project.is_file():
@@ -107,7 +106,7 @@ def exemplar_rows(target: str) -> list[Row]:
 
 
 def pool_rows() -> list[Row]:
-    """As many rows of each source of the demo pool, in the pool's order, and rows that must be left out or cut."""
+    """Rows of every source of the demo pool, equally many and in its order, and rows that must be left out or cut."""
     rows = pq.read_table(assets() / "demo" / "pool.parquet").to_pylist()
     sources = sorted({row["source"] for row in rows})
     chosen: list[int] = []
@@ -168,6 +167,7 @@ class Lab:
 
         self.folder = folder
         self._made: dict[str, Path] = {}
+        self._mapped: dict[str, Any] = {}
         self._numbers = itertools.count()
         rows = pool_rows()
         self._data = {"pool.parquet": Dataset.from_list(rows)}
@@ -178,6 +178,7 @@ class Lab:
             self._data[f"{target}.parquet"] = Dataset.from_list(exemplar_rows(target))
         asked = _formats(exemplar_rows("gsm8k"))["queries.jsonl"]
         self._data["queries.parquet"] = Dataset.from_list(asked)
+        _write_moe(folder / "moe")
         for name, data in self._data.items():
             (data.to_parquet if name.endswith(".parquet") else data.to_json)(folder / name)
 
@@ -223,34 +224,33 @@ class Lab:
         options = {"device": "cpu", "max_length": MAX_LENGTH, "sae": str(assets() / "sae"), **options}
         return NeuronFeatureExtractor.from_pretrained(str(assets() / "model"), features=list(features), **options)
 
-    @cached_property
-    def moe(self) -> Path:
-        """A small mixture-of-experts model with the bundled tokenizer; always the same weights."""
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+    def mapped(self, name: str, features: Sequence[str], options: Options) -> Any:
+        """The rows of one of the files with feature columns."""
+        key = f"{name} {features} {options}"
+        if key not in self._mapped:
+            extractor = self.extractor(features, options)
+            self._mapped[key] = self.data(name).map(extractor, batched=True, batch_size=50, load_from_cache_file=False)
+        return self._mapped[key]
 
-        folder, draw = self.folder / "moe", np.random.default_rng(7)
-        shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-        config = AutoConfig.for_model(
-            "olmoe",
-            **shape,
-            num_key_value_heads=2,
-            num_experts=6,
-            num_experts_per_tok=2,
-            vocab_size=8192,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        with torch.no_grad():
-            for _, parameter in sorted(model.named_parameters()):
-                values = draw.normal(1.0 if parameter.ndim == 1 else 0.0, 0.15, tuple(parameter.shape))
-                parameter.copy_(torch.from_numpy(values))
-        model.save_pretrained(folder)
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            shutil.copy(assets() / "model" / name, folder)
-        return folder
+
+def _write_moe(folder: Path) -> None:
+    """A small mixture-of-experts model with the bundled tokenizer; always the same weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "olmoe", hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=8192,
+        num_key_value_heads=2, num_experts=6, num_experts_per_tok=2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    draw = np.random.default_rng(7)
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            values = draw.normal(1.0 if parameter.ndim == 1 else 0.0, 0.15, tuple(parameter.shape))
+            parameter.copy_(torch.from_numpy(values))
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(assets() / "model" / name, folder)
 
 
 # ------------------------------------------------------------------------------------------ arrays
@@ -262,9 +262,8 @@ def _array(column: pa.ChunkedArray) -> np.ndarray:
     values, kind = column.to_pylist(), column.type
     if pa.types.is_boolean(kind):
         return np.asarray(values, dtype=bool)
-    null, dtype = (-1, np.int64) if pa.types.is_integer(kind) else (np.nan, np.float64)
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        null, dtype = "", np.str_
+    null: Any = -1 if pa.types.is_integer(kind) else np.nan if pa.types.is_floating(kind) else ""
+    dtype = {int: np.int64, float: np.float64, str: np.str_}[type(null)]
     return np.asarray([null if value is None else value for value in values], dtype=dtype)
 
 
@@ -317,8 +316,6 @@ class Command:
     def __call__(self, lab: Lab) -> Arrays:
         words, options = shlex.split(self.words), shlex.split(self.options)
         common = ["--device", "cpu", "--max-length", str(MAX_LENGTH), *options]  # of an option given twice, the last
-        if "{lab}/moe" in common:
-            _ = lab.moe  # it is there from now on
         if not {"--k", "--ratio", "--threshold", "--max-tokens"} & {*words}:
             words += ["--k", "12"]
         exemplars = [f"--target={name}={{lab}}/{name}.parquet" for name in self.targets]
@@ -363,18 +360,16 @@ class Call:
     def __call__(self, lab: Lab) -> Arrays:
         from hf_neuronselect import NeuronSelector
 
-        extractor = lab.extractor(self.features or (self.method,), self.options)
-        exemplars = {name: lab.data(f"{name}.parquet") for name in self.targets}
         selector = NeuronSelector(self.method, **self.params)
-        if self.way in ("mapped", "mapped_above"):  # then the selector has no model
-            selector.fit({name: _mapped(data, extractor) for name, data in exemplars.items()})
+        if self.way.startswith("mapped"):  # then the selector has no model
+            selector.fit({name: self.mapped(lab, f"{name}.parquet") for name in self.targets})
         else:
-            selector.fit(exemplars, extractor=extractor)
-        return WAYS[self.way](self, lab, selector, extractor)
+            extractor = lab.extractor(self.features or (self.method,), self.options)
+            selector.fit({name: lab.data(f"{name}.parquet") for name in self.targets}, extractor=extractor)
+        return WAYS[self.way](self, lab, selector)
 
-
-def _mapped(data: Any, extractor: Any) -> Any:
-    return data.map(extractor, batched=True, batch_size=50, load_from_cache_file=False)
+    def mapped(self, lab: Lab, name: str) -> Any:
+        return lab.mapped(name, self.features or (self.method,), self.options)
 
 
 def _select(call: Call, selector: Any, pool: Any) -> Arrays:
@@ -388,18 +383,18 @@ def _score(selector: Any, pool: Any) -> Arrays:
     return {name.removeprefix("neuron_"): np.asarray([row[name] for row in rows], dtype=np.float64) for name in names}
 
 
-def _above(call: Call, pool: Any, selector: Any) -> Arrays:
-    kept = pool.filter(selector.above(**call.budget), batched=True, load_from_cache_file=False)
+def _above(call: Call, lab: Lab, selector: Any) -> Arrays:
+    kept = call.mapped(lab, call.pool).filter(selector.above(**call.budget), batched=True, load_from_cache_file=False)
     return {"picked_id": np.asarray(kept["id"], dtype=np.str_)}
 
 
-def _saved(call: Call, lab: Lab, selector: Any, extractor: Any) -> Arrays:
+def _saved(call: Call, lab: Lab, selector: Any) -> Arrays:
     """By a capability that was saved and read again."""
     folder = lab.new("capability")
     selector.save_pretrained(folder)
     again = type(selector).from_pretrained(folder)
-    again.extractor = extractor
-    return _select(call, again, lab.data(call.pool))
+    extractor = lab.extractor((call.method,), call.options)
+    return _of_selection(again.select(lab.data(call.pool), extractor=extractor, **call.budget))
 
 
 def _reread(call: Call, lab: Lab, selector: Any) -> Arrays:
@@ -411,15 +406,16 @@ def _reread(call: Call, lab: Lab, selector: Any) -> Arrays:
     return _of_selection(Selection.from_pretrained(folder))
 
 
-WAYS: dict[str, Callable[[Call, Lab, Any, Any], Arrays]] = {
-    "direct": lambda call, lab, selector, _: _select(call, selector, lab.data(call.pool)),
-    "mapped": lambda call, lab, selector, made: _select(call, selector, _mapped(lab.data(call.pool), made)),
-    "mapped_above": lambda call, lab, selector, made: _above(call, _mapped(lab.data(call.pool), made), selector),
-    "stream": lambda call, lab, selector, _: _select(call, selector, lab.data(call.pool).to_iterable_dataset()),
-    "score": lambda call, lab, selector, _: _score(selector, lab.data(call.pool)),
-    "score_stream": lambda call, lab, selector, _: _score(selector, lab.data(call.pool).to_iterable_dataset()),
+WAYS: dict[str, Callable[[Call, Lab, Any], Arrays]] = {
+    "direct": lambda call, lab, selector: _select(call, selector, lab.data(call.pool)),
+    "stream": lambda call, lab, selector: _select(call, selector, lab.data(call.pool).to_iterable_dataset()),
+    "mapped": lambda call, lab, selector: _select(call, selector, call.mapped(lab, call.pool)),
+    "mapped_above": _above,
+    "score": lambda call, lab, selector: _score(selector, lab.data(call.pool)),
+    "score_stream": lambda call, lab, selector: _score(selector, lab.data(call.pool).to_iterable_dataset()),
+    "score_mapped": lambda call, lab, selector: _score(selector, call.mapped(lab, call.pool)),
     "saved": _saved,
-    "reread": lambda call, lab, selector, _: _reread(call, lab, selector),
+    "reread": _reread,
 }
 
 # A store of all features that one pass gives, where the way in is not what is frozen.
@@ -465,8 +461,8 @@ CASES: dict[str, Callable[[Lab], Arrays]] = {
     "pool_tokens.assistant.nait_mean": Command(MEAN, options="--pool-tokens assistant"),
     "pool_tokens.user.mona": Command("--method mona", options="--pool-tokens user"),
     "pool_tokens.user.polysemantic": Command("--method polysemantic", options="--pool-tokens user"),
-    "pool_sum.mona": Call("mona", options={"pool": "sum"}),
-    "pool_sum.hidden": Call("hidden", options={"pool": "sum"}),
+    "pool_sum.mona": Call("mona", options={"pooling": "sum"}),
+    "pool_sum.polysemantic": Call("polysemantic", options={"pooling": "sum"}),
     "site_mlp.nait": Call("nait", options={"site": "mlp"}),
     "site_mlp.nait_mean": Call("nait", params={"candidate": "mean"}, options={"site": "mlp"}),
     "drift_mean.nait": Call("nait", options={"drift": "mean"}),
@@ -512,6 +508,8 @@ CASES: dict[str, Callable[[Lab], Arrays]] = {
     "score.nait": Call("nait", way="score"),
     "score.several": Call("mona", way="score", targets=THREE),
     "score.stream": Call("mona", way="score_stream"),
+    "score.mapped": Call("hidden", way="score_mapped"),
+    "score.stream.several": Call("hidden", way="score_stream", targets=THREE),
     "saved.mona": Call("mona", way="saved"),
     "saved.nait": Call("nait", way="saved", params={"normalize": True}),
     "reread.hidden": Call("hidden", way="reread"),
@@ -545,10 +543,12 @@ CASES: dict[str, Callable[[Lab], Arrays]] = {
     "keep.leak": Command("--method mona --keep leak --k 1000", store=STORE),
     "keep.both": Command("--method nait --keep leak --keep duplicate --k 1000", store=STORE),
     "rethreshold.k": Call("hidden", again={"k": 30}),
-    "rethreshold.ratio": Call("hidden", again={"ratio": 0.2}),
-    "rethreshold.threshold": Call("hidden", again={"threshold": 0.9}),
-    "rethreshold.max_tokens": Call("hidden", again={"max_tokens": 1000}),
-    "rethreshold.several": Call("mona", targets=THREE, budget={"k": 9, "aggregate": "mean"}, again={"ratio": 0.2}),
+    "rethreshold.ratio": Call("hidden", way="mapped", again={"ratio": 0.2}),
+    "rethreshold.threshold": Call("hidden", way="mapped", again={"threshold": 0.9}),
+    "rethreshold.max_tokens": Call("hidden", way="mapped", again={"max_tokens": 1000}),
+    "rethreshold.several": Call(
+        "mona", way="mapped", targets=THREE, budget={"k": 9, "aggregate": "mean"}, again={"ratio": 0.2}
+    ),
 }
 
 
@@ -600,7 +600,7 @@ def _one_thread() -> Iterator[None]:
 
 def write(path: Path, arrays: Arrays) -> None:
     with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def read(path: Path) -> Arrays:
@@ -638,12 +638,13 @@ def _difference(a: np.ndarray | None, b: np.ndarray | None) -> str:
 def compare(first: Arrays, second: Arrays) -> list[str]:
     """One line for each array that differs."""
     differences = {name: _difference(first.get(name), second.get(name)) for name in {**first, **second}}
-    moved = {name.split("/")[0] for name, words in differences.items() if words and "/picked" in name}
+    picks = ("/picked", "/picked_id")
+    moved = {name.split("/")[0] for name, words in differences.items() if words and name.endswith(picks)}
     lines = []
     for name, words in differences.items():
         if words:
-            picks = "picks differ" if name.split("/")[0] in moved else "picks are the same"
-            lines.append(f"{name}: {words}; {picks}")
+            same = name.split("/")[0] not in moved
+            lines.append(f"{name}: {words}; {'picks are the same' if same else 'picks differ'}")
     return lines
 
 
@@ -681,9 +682,9 @@ def main() -> int:
     given = parser.parse_args()
     if given.command == "compare":
         first, second = read(given.first), read(given.second)
-        lines = compare(first, second) or [f"{len(first)} arrays are equal to the bit"]
-        sys.stdout.write("\n".join(lines) + "\n")
-        return int(bool(compare(first, second)))
+        lines = compare(first, second)
+        sys.stdout.write("\n".join(lines or [f"{len(first)} arrays are equal to the bit"]) + "\n")
+        return int(bool(lines))
     if given.command == "goldens":
         given.out.write_text(_json(golden(read(given.arrays))), encoding="utf-8")
         return 0

@@ -1,4 +1,4 @@
-"""Loaded parts, shared within a process: one model, one SAE, whatever features are asked of them."""
+"""Models, tokenizers and SAEs, loaded once a process and shared by everything that reads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,88 +26,66 @@ from transformers.utils import find_adapter_config_file
 
 from ..core.errors import NeuronSelectError
 from ..core.sources import Source, hub_errors
-from ..models.backbone import Backbone, find_decoder
-from ..models.prefix import fetched, load_prefix, lost_tensors, no_safetensors, quiet_report
-from ..models.sae import SparseAutoencoder
-from ..models.sae_formats import load_sae
-from ..rows.encode import SampleEncoder
-from .config import DTYPES, ExtractorConfig
-from .forward import FEATURES, Feature, Projection
+from .backbone import Backbone, find_decoder
+from .prefix import fetched, load_prefix, lost_tensors, no_safetensors, quiet_report
+from .sae import SparseAutoencoder
+from .sae_formats import load_sae
 
 logger = logging.getLogger(__name__)
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _KEPT = 2  # models held at once in a process
 
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 Place = torch.device | str | dict[str, Any]
-"""Where a model goes: onto one device, or by a device map as transformers takes it."""
+"""Where a model goes: one device, or a device map as transformers takes it."""
 
 
-@dataclass
-class Runtime:
-    """What an extractor runs with; never pickled. Without weights: only what tokenising needs."""
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model and how it is loaded; see :class:`~hf_neuronselect.core.options.ModelOptions`."""
 
-    tokenizer: Any
-    encoder: SampleEncoder
-    backbone: Backbone | None
-    sae: SparseAutoencoder | None
+    source: Source
+    dtype: str
+    quantize: str | None = None
+    attn_implementation: str | None = None
+
+    @property
+    def in_memory(self) -> bool:
+        return self.source.commit.startswith("state:")
 
 
-_BACKBONES: OrderedDict[tuple[Any, ...], tuple[int, Backbone]] = OrderedDict()
-# Models and tokenizers that live in this process only, by the state hash in their Source.
+_BACKBONES: OrderedDict[tuple[ModelSpec, str], tuple[int, Backbone]] = OrderedDict()
+_WHOLE: OrderedDict[tuple[ModelSpec, str], Any] = OrderedDict()
+# Models and tokenizers of this process only, by the state hash in their Source.
 _IN_MEMORY: WeakValueDictionary[str, torch.nn.Module] = WeakValueDictionary()
 _IN_MEMORY_TOKENIZERS: dict[str, Any] = {}
 
 
 def remember(commit: str, model: torch.nn.Module, tokenizer: Any) -> None:
-    """Make an in-memory model known to copies of its extractor in this process."""
+    """Register an in-memory model, so that copies of its extractor in this process find it."""
     _IN_MEMORY[commit] = model
     _IN_MEMORY_TOKENIZERS[commit] = tokenizer
 
 
-def sample_encoder(config: ExtractorConfig, tokenizer: Any) -> SampleEncoder:
-    """The row encoder an extractor's configuration asks for."""
-    return SampleEncoder(
-        tokenizer,
-        pool_tokens=config.pool_tokens,
-        max_length=config.max_length,
-        truncation_side=config.truncation_side,
-        content_spans=any(FEATURES[name].needs_content for name in config.features),
-        chat_template=config.chat_template,
-    )
-
-
-def load_runtime(config: ExtractorConfig, place: Place, *, weights: bool) -> Runtime:
-    """Load, or find already loaded, what a configuration needs in a place.
-
-    Args:
-        place: a device; or a device map, by which the blocks are spread: the SAE goes where the last of them runs.
-        weights: False: the tokenizer alone.
-
-    Raises:
-        NeuronSelectError: an in-memory model in a process that does not have it; files that cannot be had.
-    """
-    in_memory = config.model.commit.startswith("state:")
-    if in_memory and config.model.commit not in _IN_MEMORY:
+def _remembered(source: Source) -> Any:
+    if source.commit not in _IN_MEMORY:
         raise NeuronSelectError(
             "this extractor holds a model in memory, which cannot be sent to another process: save it with "
             "save_pretrained and use NeuronFeatureExtractor.from_pretrained, or num_proc=None"
         )
-    tokenizer = _IN_MEMORY_TOKENIZERS[config.model.commit] if in_memory else _tokenizer(config.model)
-    encoder = sample_encoder(config, tokenizer)
-    if not weights or not config.computes:
-        return Runtime(tokenizer, encoder, None, None)
-    sae = None
-    if config.sae is not None:
-        if config.sae.commit.startswith("state:"):
-            raise NeuronSelectError("an SAE held in memory cannot be sent to another process: pass its folder")
-        sae = _sae(
-            config.sae, config.options.layer, str(place if isinstance(place, torch.device) else "cpu"), config.dtype
-        )
-    backbone = Backbone(_IN_MEMORY[config.model.commit]) if in_memory else _backbone(config, sae, place)
-    if config.sae is not None and not isinstance(place, torch.device):
-        sae = _sae(config.sae, config.options.layer, str(backbone.device), config.dtype)
-    return Runtime(tokenizer, encoder, backbone, sae)
+    return _IN_MEMORY[source.commit]
+
+
+def tokenizer_of(source: Source) -> Any:
+    """The tokenizer of a model.
+
+    Raises:
+        NeuronSelectError: an in-memory model of another process.
+    """
+    if source.commit.startswith("state:"):
+        _remembered(source)
+        return _IN_MEMORY_TOKENIZERS[source.commit]
+    return _tokenizer(source)
 
 
 @lru_cache(maxsize=4)
@@ -115,53 +93,81 @@ def _tokenizer(source: Source) -> Any:
     return AutoTokenizer.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
 
 
+def sae_on(source: Source, layer: int, device: torch.device, dtype: str) -> SparseAutoencoder:
+    """An SAE on a device.
+
+    Raises:
+        NeuronSelectError: an SAE held in the memory of another process.
+    """
+    if source.commit.startswith("state:"):
+        raise NeuronSelectError("an SAE held in memory cannot be sent to another process: pass its folder")
+    return _sae(source, layer, str(device), dtype)
+
+
 @lru_cache(maxsize=_KEPT)
 def _sae(source: Source, layer: int, device: str, dtype: str) -> SparseAutoencoder:
     return load_sae(source.location, layer=layer).to(device, DTYPES[dtype])
 
 
-def _depth(config: ExtractorConfig, sae: SparseAutoencoder | None, num_layers: int) -> int:
-    """Blocks that must run."""
-    kinds: list[type[Feature]] = [FEATURES[name] for name in config.features]
-    if config.directions is not None:
-        kinds.append(Projection)
-    return 1 + max(kind.deepest(config.options, sae, num_layers) for kind in kinds)
+def backbone_of(spec: ModelSpec, place: Place, depth_of: Callable[[int], int]) -> Backbone:
+    """The first blocks of a model, loaded or already there.
 
+    Args:
+        place: a device, or a device map by which the blocks are spread.
+        depth_of: number of all blocks -> blocks that must run.
 
-def _backbone(config: ExtractorConfig, sae: SparseAutoencoder | None, place: Place) -> Backbone:
-    key = (config.model, config.dtype, config.quantize, config.attn_implementation, str(place))
+    Raises:
+        NeuronSelectError: an in-memory model of another process; files that cannot be had.
+    """
+    if spec.in_memory:
+        return Backbone(_remembered(spec.source))
+    key = (spec, str(place))
     if key in _BACKBONES:
         blocks, backbone = _BACKBONES[key]
-        if blocks >= _depth(config, sae, backbone.num_layers):
+        if blocks >= depth_of(backbone.num_layers):
             _BACKBONES.move_to_end(key)
             return backbone
         del _BACKBONES[key]  # more blocks are needed than were kept
     started = time.perf_counter()
-    whole = Backbone(_load_model(config, sae, place))
-    depth = _depth(config, sae, whole.num_layers)
+    whole = Backbone(_load_model(spec, place, depth_of))
+    depth = depth_of(whole.num_layers)
     backbone = Backbone(whole.decoder, depth=depth)
     if not isinstance(place, torch.device):
         backbone.device = _runs_on(backbone.blocks[-1])
-    _BACKBONES[key] = depth, backbone
-    while len(_BACKBONES) > _KEPT:
-        _BACKBONES.popitem(last=False)
+    _keep(_BACKBONES, key, (depth, backbone))
     logger.info(
-        "loaded %s (%d of %d blocks, %s) in %.1f s", config.model.id, depth, whole.num_layers, config.dtype,
+        "loaded %s (%d of %d blocks, %s) in %.1f s", spec.source.id, depth, whole.num_layers, spec.dtype,
         time.perf_counter() - started,
     )  # fmt: skip
     return backbone
 
 
-def _load_model(config: ExtractorConfig, sae: SparseAutoencoder | None, place: Place) -> Any:
-    """The blocks that must run, or more where they cannot be told apart, in eval mode in their place."""
+def causal_lm_of(spec: ModelSpec, place: Place) -> Any:
+    """A whole causal LM with its head, in eval mode, loaded or already there."""
+    if spec.in_memory:
+        return _remembered(spec.source)
+    key = (spec, str(place))
+    if key not in _WHOLE:
+        _keep(_WHOLE, key, _load_model(spec, place, None))
+    return _WHOLE[key]
+
+
+def _keep(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    cache[key] = value
+    while len(cache) > _KEPT:
+        cache.popitem(last=False)
+
+
+def _load_model(spec: ModelSpec, place: Place, depth_of: Callable[[int], int] | None) -> Any:
+    """A model in eval mode in its place: the blocks that must run, or all where they cannot be told apart."""
     if isinstance(place, torch.device):
-        model = _from_files(config, sae, {})
-        if config.quantize is None:
+        model = _from_files(spec, depth_of, {})
+        if spec.quantize is None:
             nn.Module.to(model, place)
         return model
     offload = tempfile.mkdtemp(prefix="neuronselect_")  # for what the map puts on the disk
     try:
-        model = _from_files(config, sae, {"device_map": place, "offload_folder": offload})
+        model = _from_files(spec, depth_of, {"device_map": place, "offload_folder": offload})
     except BaseException as cause:
         shutil.rmtree(offload, ignore_errors=True)
         if isinstance(cause, NeuronSelectError) or not isinstance(cause, (ValueError, RuntimeError, AssertionError)):
@@ -172,36 +178,36 @@ def _load_model(config: ExtractorConfig, sae: SparseAutoencoder | None, place: P
     return model
 
 
-def _from_files(config: ExtractorConfig, sae: SparseAutoencoder | None, options: dict[str, Any]) -> Any:
-    options = options | {"dtype": DTYPES[config.dtype]}
-    if config.quantize is not None:
+def _from_files(spec: ModelSpec, depth_of: Callable[[int], int] | None, options: dict[str, Any]) -> Any:
+    options = options | {"dtype": DTYPES[spec.dtype]}
+    if spec.quantize is not None:
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=config.quantize == "4bit", load_in_8bit=config.quantize == "8bit"
+            load_in_4bit=spec.quantize == "4bit", load_in_8bit=spec.quantize == "8bit"
         )
-    if config.attn_implementation is not None:
-        options["attn_implementation"] = config.attn_implementation
-    with hub_errors("model", config.model.id):
+    if spec.attn_implementation is not None:
+        options["attn_implementation"] = spec.attn_implementation
+    with hub_errors("model", spec.source.id):
         try:
-            lm_config = _plain(config)
+            lm_config = _plain(spec)
             model = None
-            if lm_config is not None:
-                depth = _depth(config, sae, lm_config.get_text_config().num_hidden_layers)
-                model = load_prefix(config.model, lm_config, depth, **options)
+            if lm_config is not None and depth_of is not None:
+                depth = depth_of(lm_config.get_text_config().num_hidden_layers)
+                model = load_prefix(spec.source, lm_config, depth, **options)
             if model is None:
-                model = _whole(config.model, options, plain=lm_config is not None)
+                model = _whole(spec.source, options, plain=lm_config is not None)
         except ImportError as cause:
-            if config.quantize is None:
+            if spec.quantize is None:
                 raise
             raise NeuronSelectError(
-                "needs bitsandbytes: pip install bitsandbytes", option="quantize", value=config.quantize
+                "needs bitsandbytes: pip install bitsandbytes", option="quantize", value=spec.quantize
             ) from cause
     return model.eval().requires_grad_(False)
 
 
-def _plain(config: ExtractorConfig) -> Any | None:
+def _plain(spec: ModelSpec) -> Any | None:
     """The configuration of a plain checkpoint; None: an adapter, a quantised model, weights in files of other names."""
-    source = config.model
-    if config.quantize is not None or _is_adapter(source):
+    source = spec.source
+    if spec.quantize is not None or _is_adapter(source):
         return None
     lm_config = AutoConfig.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
     parts = (lm_config, lm_config.get_text_config())

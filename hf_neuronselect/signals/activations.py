@@ -1,0 +1,248 @@
+"""The forward engine's signals: SAE latents, gate activations, hidden states, drifts, routing weights."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ..core.errors import NeuronSelectError
+from ..models.backbone import Backbone, Observer
+from ..models.batching import TokenBatch
+from ..models.sae import CHUNK_ELEMENTS, Site, SparseAutoencoder, top_k
+from .base import register_signal
+from .extraction import Extraction
+from .forward import ForwardSignal, Reducer
+
+PAPER_K = 192  # MoNA's K, used where neither K nor an SAE's own k is given
+
+
+class _Sparse(ForwardSignal):
+    """Pooled latents, of which only the nonzeros are kept."""
+
+    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
+        value = pa.float16() if extraction.options.value_dtype == "float16" else pa.float32()
+        return {f"{self.name}_indices": pa.list_(pa.int32()), f"{self.name}_values": pa.list_(value)}
+
+    def columns(self, sums: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> dict[str, Any]:
+        """Sums over pooled tokens, float32 ``[B, m]``, as rows of nonzeros."""
+        pooled = sums / batch.n_pooled[:, None] if extraction.options.pooling == "mean" else sums
+        # Nonzeros are found on the device: a hundredth of [B, m] is copied off a GPU.
+        cast = pooled.to(getattr(torch, extraction.options.value_dtype))
+        places = cast.view(-1).nonzero().flatten()
+        rows, latents, values = (
+            part.cpu().numpy()
+            for part in (places // cast.shape[1], (places % cast.shape[1]).int(), cast.view(-1)[places])
+        )
+        splits = np.searchsorted(rows, np.arange(1, len(cast)))
+        return {f"{self.name}_indices": np.split(latents, splits), f"{self.name}_values": np.split(values, splits)}
+
+
+@register_signal
+class Mona(_Sparse):
+    """Mean over pooled tokens of the top-K SAE latents at one site (MoNA, arXiv 2503.15573, eq. 6-7)."""
+
+    name = "mona"
+    needs_sae = True
+    reads = ("top_k_features", "pooling", "value_dtype")
+
+    def numbers(self, extraction: Extraction) -> Mapping[str, Any]:
+        # The SAE's own site decides, which may be in another block than `layer`.
+        return {**super().numbers(extraction), "sae": extraction.sae_state(), "site": extraction.sae_site}
+
+    def deepest(self, extraction: Extraction, num_layers: int) -> int:
+        assert extraction.sae_site is not None
+        return Site(extraction.sae_site.split()[0]).block or 0
+
+    def start(
+        self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction
+    ) -> tuple[list[tuple[Site, Observer]], Reducer]:
+        assert sae is not None
+        sums: list[torch.Tensor] = []
+
+        def observe(hidden: torch.Tensor) -> None:
+            k = extraction.options.top_k_features
+            sums.append(sae.sum_rows(batch.pooled(hidden), batch.row, batch.size, k))
+
+        return [(sae.site, observe)], lambda: self.columns(sums[0], batch, extraction)
+
+
+@register_signal
+class Polysemantic(_Sparse):
+    """Mean over tokens of the K largest ``act(W_gate x)``, negatives 0 (MoNA's comparison, App. B.3)."""
+
+    name = "polysemantic"
+    reads = ("layer", "pooling", "value_dtype")
+
+    def numbers(self, extraction: Extraction) -> Mapping[str, Any]:
+        return {**super().numbers(extraction), "k": _gate_k(extraction)}
+
+    def deepest(self, extraction: Extraction, num_layers: int) -> int:
+        return extraction.options.layer
+
+    def start(
+        self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction
+    ) -> tuple[list[tuple[Site, Observer]], Reducer]:
+        site, activate = backbone.gate(extraction.options.layer)
+        k = _gate_k(extraction)
+        sums: list[torch.Tensor] = []
+
+        def observe(gate: torch.Tensor) -> None:
+            tokens = batch.pooled(gate)
+            total: torch.Tensor | None = None
+            step = max(64, CHUNK_ELEMENTS // tokens.shape[-1])
+            for start in range(0, len(tokens), step):
+                acts = activate(tokens[start : start + step]).clamp_min(0)
+                if total is None:
+                    total = torch.zeros(batch.size * acts.shape[-1], device=acts.device)
+                values, indices = top_k(acts, k)
+                owner = batch.row[start : start + step, None] * acts.shape[-1]
+                total.scatter_add_(0, (indices + owner).flatten(), values.float().flatten())
+            assert total is not None
+            sums.append(total.view(batch.size, -1))
+
+        return [(site, observe)], lambda: self.columns(sums[0], batch, extraction)
+
+
+def _gate_k(extraction: Extraction) -> int:
+    return extraction.options.top_k_features or extraction.sae_k or PAPER_K
+
+
+@register_signal
+class Hidden(ForwardSignal):
+    """Mean hidden state over pooled tokens at one block (MoNA's "w/o SAE"): float32 ``[d]``."""
+
+    name = "hidden"
+    reads = ("layer",)
+
+    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
+        return {self.name: pa.list_(pa.float32())}
+
+    def deepest(self, extraction: Extraction, num_layers: int) -> int:
+        return extraction.options.layer
+
+    def start(
+        self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction
+    ) -> tuple[list[tuple[Site, Observer]], Reducer]:
+        means: list[torch.Tensor] = []
+        site = backbone.residual(extraction.options.layer)
+        observers: list[tuple[Site, Observer]] = [(site, lambda hidden: means.append(batch.mean(hidden)))]
+        return observers, lambda: {self.name: list(means[0].cpu().numpy())}
+
+
+class EveryBlock(ForwardSignal):
+    """A vector per block: float32 ``[num_layers, width]``."""
+
+    reads: ClassVar[tuple[str, ...]] = ("site",)
+
+    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
+        return {self.name: pa.list_(pa.list_(pa.float32()))}
+
+    def deepest(self, extraction: Extraction, num_layers: int) -> int:
+        return num_layers - 1
+
+    def site(self, backbone: Backbone, layer: int, extraction: Extraction) -> Site:
+        return backbone.neurons(layer) if extraction.options.site == "mlp" else backbone.residual(layer)
+
+    @abstractmethod
+    def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
+        """``[B, L, width]`` -> float32 ``[B, width]``."""
+
+    def start(
+        self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction
+    ) -> tuple[list[tuple[Site, Observer]], Reducer]:
+        vectors: dict[int, torch.Tensor] = {}
+
+        def observer(layer: int) -> Observer:
+            return lambda hidden: vectors.__setitem__(layer, self.vector(hidden, batch, extraction))
+
+        layers = range(backbone.num_layers)
+        observers = [(self.site(backbone, layer, extraction), observer(layer)) for layer in layers]
+
+        def finish() -> dict[str, Any]:
+            stacked = torch.stack([vectors[layer] for layer in layers], dim=1)
+            return {self.name: list(stacked.cpu().numpy())}
+
+        return observers, finish
+
+
+@register_signal
+class Nait(EveryBlock):
+    """NAIT's activation drift per block: last minus first token (option ``drift``: other readings)."""
+
+    name = "nait"
+    reads = ("site", "drift")
+
+    def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
+        first = hidden[:, 0].float()
+        if extraction.options.drift == "mean":
+            return batch.mean(hidden) - first
+        drift = batch.at(hidden, batch.last) - first
+        return drift / (batch.last + 1)[:, None] if extraction.options.drift == "per_token" else drift
+
+
+@register_signal
+class NaitContent(EveryBlock):
+    """The drift between the first and last content token: template tokens and BOS left out."""
+
+    name = "nait_content"
+    needs_content = True
+
+    def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
+        return batch.at(hidden, batch.content[:, 1]) - batch.at(hidden, batch.content[:, 0])
+
+
+@register_signal
+class NaitLast(EveryBlock):
+    """Each block's output at the last token."""
+
+    name = "nait_last"
+
+    def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
+        return batch.at(hidden, batch.last)
+
+
+@register_signal
+class NaitMean(EveryBlock):
+    """Each block's output, mean over pooled tokens."""
+
+    name = "nait_mean"
+
+    def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
+        return batch.mean(hidden)
+
+
+@register_signal
+class Routing(ForwardSignal):
+    """Mean over pooled tokens of every MoE block's routing weights over all experts, concatenated."""
+
+    name = "routing"
+
+    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
+        return {self.name: pa.list_(pa.float32())}
+
+    def deepest(self, extraction: Extraction, num_layers: int) -> int:
+        return num_layers - 1
+
+    def start(
+        self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction
+    ) -> tuple[list[tuple[Site, Observer]], Reducer]:
+        found = [(layer, backbone.router(layer)) for layer in range(backbone.num_layers)]
+        routers = [(layer, router) for layer, router in found if router is not None]
+        if not routers:
+            raise NeuronSelectError("the model has no mixture-of-experts block", option="features", value="routing")
+        means: dict[int, torch.Tensor] = {}
+        observers: list[tuple[Site, Observer]] = []
+        for layer, (site, weigh) in routers:
+
+            def observe(
+                hidden: torch.Tensor, layer: int = layer, weigh: Callable[[torch.Tensor], torch.Tensor] = weigh
+            ) -> None:
+                means[layer] = batch.mean(weigh(hidden))
+
+            observers.append((site, observe))
+        return observers, lambda: {self.name: list(torch.cat([means[k] for k in sorted(means)], dim=1).cpu().numpy())}

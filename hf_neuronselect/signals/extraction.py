@@ -1,0 +1,207 @@
+"""An extraction: options resolved against a model and SAE, from which every signal's identity follows."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from ..core import bundled
+from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.options import ExtractionOptions
+from ..core.sources import Source, commit_of, content_hash, hub_errors, resolve
+from ..models.backbone import resolve_layer
+from ..models.loading import DTYPES, ModelSpec
+from ..models.sae import SparseAutoencoder
+from ..models.sae_formats import download_sae, find_folder, load_sae
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Resolved options. Without a model only signals computed from the text alone can be had.
+
+    Attributes:
+        options: ``layer`` counts from 0 and ``dtype`` is never ``auto``.
+        model, sae: pinned. sae_site: what the SAE reads, e.g. ``layers.30 output``. sae_k: latents it keeps by itself.
+    """
+
+    options: ExtractionOptions
+    model: Source | None = None
+    sae: Source | None = None
+    sae_site: str | None = None
+    sae_k: int | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model and how it is loaded.
+
+        Raises:
+            NeuronSelectError: there is no model.
+        """
+        if self.model is None:
+            raise NeuronSelectError("name a model: this needs one", option="model")
+        options = self.options
+        return ModelSpec(self.model, options.dtype, options.quantize, options.attn_implementation)
+
+    def rows_state(self) -> dict[str, Any]:
+        """What moves how a row is read."""
+        return {"row_format": self.options.row_format, "columns": sorted(self.options.columns.items())}
+
+    def tokens_state(self) -> dict[str, Any]:
+        """What moves a row's token ids."""
+        options = self.options
+        return self.rows_state() | {
+            "model": None if self.model is None else _key(self.model),
+            "chat_template": options.chat_template,
+            "max_length": options.max_length,
+            "truncation_side": options.truncation_side,
+        }
+
+    def model_state(self) -> dict[str, Any]:
+        """What moves every number that the model computes from token ids."""
+        spec = self.spec
+        return self.tokens_state() | {
+            "dtype": spec.dtype,
+            "quantize": spec.quantize,
+            "attn_implementation": spec.attn_implementation,
+        }
+
+    def sae_state(self) -> str | None:
+        return None if self.sae is None else _key(self.sae)
+
+
+def _key(source: Source) -> str:
+    """What pins a source. A content hash says it all: the same files under another name give the same numbers."""
+    return source.commit if ":" in source.commit else f"{source.id}@{source.commit}"
+
+
+def resolve_extraction(
+    options: ExtractionOptions, *, needs_sae: tuple[str, ...] = (), token: str | bool | None = None
+) -> Extraction:
+    """Pin the model and SAE of options, and check that they fit.
+
+    Args:
+        needs_sae: signals that need an SAE.
+
+    Raises:
+        NeuronSelectError: something cannot be had, or does not fit, with the mend.
+    """
+    if options.model is None:
+        if options.sae is not None:
+            raise NeuronSelectError("belongs to a model: name the model, too", option="sae", value=options.sae)
+        options = replace(options, model=str(bundled.MODEL), sae=str(bundled.SAE))
+    assert options.model is not None
+    source = resolve(options.model, revision=options.revision, token=token, option="model")
+    with hub_errors("model", options.model):
+        lm_config = lm_config_of(source)
+    layer = resolve_layer(options.layer, lm_config.get_text_config().num_hidden_layers)
+    options = replace(options, layer=layer, dtype=_resolve_dtype(options, lm_config))
+    if options.sae is None:
+        if needs_sae:
+            raise NeuronSelectError(
+                f"needed by {', '.join(needs_sae)}: name a sparse autoencoder (a Hub id or folder) of the model's base",
+                option="sae",
+            )
+        return Extraction(options, source)
+    sae_source = resolve_sae(options.sae, options.sae_revision, layer, token)
+    sae = load_sae(sae_source.location, layer=layer)
+    return with_sae(Extraction(options, source), sae_source, sae, lm_config)
+
+
+def with_sae(extraction: Extraction, source: Source, sae: SparseAutoencoder, lm_config: Any) -> Extraction:
+    """The extraction with an SAE, checked against the model: width, base model, block, and K.
+
+    Raises:
+        NeuronSelectError: the SAE reads vectors of another width, or cannot keep K latents.
+    """
+    model, layer = extraction.model, extraction.options.layer
+    assert model is not None
+    width = lm_config.get_text_config().hidden_size
+    if sae.d_in != width and "o_proj" not in sae.site.module:
+        raise NeuronSelectError(
+            f"the SAE reads vectors of {sae.d_in}, {model.id} has {width}: it belongs to another model",
+            option="sae",
+            value=source.id,
+        )
+    sae.resolve_k(extraction.options.top_k_features)
+    if sae.site.block not in (None, layer):
+        warnings.warn(
+            f"the SAE reads block {sae.site.block}, layer says {layer}: mona follows the SAE, the other signals "
+            f"the layer; pass layer={sae.site.block} to read one block",
+            NeuronSelectWarning,
+            stacklevel=4,
+        )
+    told, own = (sae.model_name or "").rsplit("/", 1)[-1].lower(), model.id.rsplit("/", 1)[-1].lower()
+    if told and told not in model.id.lower() and own != told:
+        warnings.warn(
+            f"the SAE was trained on {sae.model_name}, the model is {model.id}: its latents may not fit",
+            NeuronSelectWarning,
+            stacklevel=4,
+        )
+    site = f"{sae.site.module} {sae.site.io}"
+    return replace(extraction, sae=source, sae_site=site, sae_k=sae.resolve_k(None))
+
+
+def resolve_sae(sae: str, revision: str | None, layer: int, token: str | bool | None) -> Source:
+    """An SAE by folder or Hub id, pinned.
+
+    Raises:
+        NeuronSelectError: it cannot be had.
+    """
+    path = Path(sae)
+    if path.is_dir():
+        folder = find_folder(path, layer)
+        return Source(folder.name, f"content:{content_hash(folder)}", str(folder.resolve()))
+    if sae.startswith((".", "/", "~")) or "/" not in sae or ".." in sae.split("/"):
+        raise NeuronSelectError(
+            "no such folder, and not a Hub id (org/repo or org/repo/folder)", option="sae", value=sae
+        )
+    with hub_errors("sae", sae):
+        root = download_sae(sae, revision=revision, layer=layer, token=token)
+    folder = find_folder(root, layer)
+    return Source(sae, commit_of(folder), str(folder))
+
+
+def lm_config_of(source: Source) -> Any:
+    """A model's configuration; of an adapter, its base's.
+
+    Raises:
+        NeuronSelectError: not a model that transformers can load.
+    """
+    adapter = Path(source.location) / "adapter_config.json"
+    if adapter.is_file() and not (Path(source.location) / "config.json").is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
+    try:
+        return AutoConfig.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
+    except (ValueError, OSError) as cause:
+        if isinstance(cause, NeuronSelectError):
+            raise
+        reason = " ".join(str(cause).split())[:300]
+        raise NeuronSelectError(
+            f"not a model transformers can load: {reason}", option="model", value=source.id
+        ) from cause
+
+
+def _resolve_dtype(options: ExtractionOptions, lm_config: Any) -> Any:
+    if options.dtype != "auto":
+        return options.dtype
+    stored = str(getattr(lm_config, "dtype", None) or "float32").removeprefix("torch.")
+    stored = stored if stored in DTYPES else "float32"
+    if options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available()):
+        return stored
+    # bf16 is faster on CPUs with matrix units, but its rounding depends on the batch's shape: a score would move with
+    # the batch size. It is there for those who ask for it.
+    return "float32"
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What differs between two states, in words: ``max_length 128 and 2048``."""
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    return ", ".join(f"{name} {one.get(name)} and {other.get(name)}" for name in names)
