@@ -46,7 +46,7 @@ def test_the_demo_says_and_writes_what_it_found(tmp_path: Path, monkeypatch: pyt
     for name in ("gsm8k", "mbpp"):
         assert len(load_dataset(str(tmp_path / name), split="train")) == 8
         made = json.loads((tmp_path / name / "selection.json").read_text())
-        assert made["pool"]["id"] == "bundled demo pool" and made["extractor"]["options"]["layer"] == 3
+        assert made["pool"]["id"] == "bundled:pool" and made["extractor"]["options"]["layer"] == 3
     assert (tmp_path / "profiles.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/png;base64" in report.read_text()
 

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_neuronselect import Selection
 from hf_neuronselect.cli import main as cli
+from hf_neuronselect.core.provenance import plain
 from hf_neuronselect.pipelines.run import Recipe, named_specs, select_words
 
 RECIPES = ROOT / "recipes"
@@ -245,7 +246,7 @@ def test_the_pool_is_changed(again: Path) -> None:
     out = well("run", "recipe.yaml", "--out", "run", "--no-push")
     assert said(out) == dict.fromkeys(STEPS[:-1], True)
     made = json.loads((again / "run" / "adapters" / "mona" / "training.json").read_text())
-    assert made["selection"]["pool"] == Selection.from_pretrained(again / "run" / "selection").provenance["pool"]
+    assert made["selection"]["pool"] == plain(Selection.from_pretrained(again / "run" / "selection").provenance.pool)
 
 
 def test_the_model_is_changed(again: Path) -> None:
@@ -280,6 +281,7 @@ def test_a_result_is_deleted(again: Path) -> None:
 KILLED = """
 import os, signal, sys
 from hf_neuronselect.cli import main as cli
+from hf_neuronselect.core.provenance import plain
 from hf_neuronselect.training.callback import CardCallback
 
 def on_step_end(self, args, state, control, **more):
@@ -371,7 +373,7 @@ def test_several_targets_share_the_budget(here: Path) -> None:
     write(select=targets, train={"controls": ["random", "full"], "max_steps": 1}, without="push")
     out = well("run", "recipe.yaml", "--out", "run")
     made = Selection.from_pretrained("run/selection").provenance
-    assert list(made["targets"]) == ["math", "code"] and made["aggregate"] == "quota"
+    assert list(made.targets) == ["math", "code"] and made.aggregate == "quota"
     assert "train nait ..." in out and len(Selection.from_pretrained("run/controls/full")) == 60
     card = Path("run/adapters/nait/README.md").read_text()
     assert "| targets | math, code |" in card and "| rows trained on | 8 |" in card
