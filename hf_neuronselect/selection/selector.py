@@ -109,7 +109,7 @@ class NeuronSelector(PushToHub):
             if self.method.needs_target:
                 self.targets[name] = fitted
         passes = sum(cost.total_seconds for cost in self.cost.passes.values())
-        self.cost = self.cost.merge(Cost(fit_seconds=round(time.perf_counter() - started - passes, 3)))
+        self.cost = self.cost.merge(Cost(fit_seconds=round(time.perf_counter() - started - passes, 6)))
         return self
 
     def _fit_one(self, name: str, data: Data, source: SourceRecord | None) -> Target:
@@ -304,7 +304,6 @@ class NeuronSelector(PushToHub):
         else:
             selection = self._select_stream(pool, found, budget, aggregate, tally)
         known = source or source_of(pool) or SourceRecord()
-        passes = reader.meter.cost()
         selection.provenance = selection_record(
             self.about(),
             capability=self.capability,
@@ -317,7 +316,8 @@ class NeuronSelector(PushToHub):
             tally=tally,
             lengths=selection.picked_lengths(),
             selected=len(selection),
-            cost=self.cost.merge(passes).merge(Cost(score_seconds=round(tally.score_seconds, 3))),
+            cost=self.cost.merge(Cost(score_seconds=round(tally.score_seconds, 6))),
+            passes=reader.meter.cost(),
         )
         return selection
 
