@@ -514,14 +514,14 @@ def test_names_of_data() -> None:
 
 
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Signals of each batch that a model reads, filled while a test runs."""
+    """Signals that each pass over the pool computes, filled while a test runs."""
     seen: list[list[str]] = []
     before = NeuronFeatureExtractor.compute
 
-    def compute(self: NeuronFeatureExtractor, samples: Any, rank: int | None = None) -> dict[str, Any]:
-        if len(samples) > 20:  # the pool's; exemplars are fewer
-            seen.append(sorted(self.features))
-        return before(self, samples, rank)
+    def compute(self: NeuronFeatureExtractor, prepared: Any, *rest: Any, **more: Any) -> Any:
+        if len(prepared) > 20:  # the pool's; exemplars are fewer
+            seen.append(sorted(signal.name for signal in self.computed))
+        return before(self, prepared, *rest, **more)
 
     monkeypatch.setattr(NeuronFeatureExtractor, "compute", compute)
     return seen
@@ -533,10 +533,10 @@ def text_signal() -> Iterator[None]:
 
     @register_method
     class First(Method):
-        name, features, needs_target = "first", ("hidden",), False
+        name, signals, needs_target = "first", ("hidden",), False
 
-        def score(self, batch: Any, target: Any) -> np.ndarray:
-            return batch.dense("hidden")[:, 0].astype(np.float64)
+        def score(self, rows: Any, target: Any) -> np.ndarray:
+            return rows.dense("hidden")[:, 0].astype(np.float64)
 
     yield
     METHODS.remove("first")
@@ -546,7 +546,7 @@ def test_a_run_reads_its_pool_once(here: Path, monkeypatch: pytest.MonkeyPatch, 
     write(train={"controls": ["first", "random"], "max_steps": 1}, without="push evaluate")
     seen = passes(monkeypatch)
     well("run", "recipe.yaml", "--out", "run")
-    assert seen == [["hidden", "mona"]]
+    assert seen == [["hidden", "mona", "tokens"]]
     assert {path.name for path in Path("run").iterdir()} == {"selection", "controls", "adapters", "run.json"}
     for folder, method in (("selection", "mona"), ("controls/first", "first"), ("controls/random", "random")):
         words = [*SAME, "--method", method, "--target", "math=target.jsonl", "--k", "8", "--out", f"alone-{method}"]
