@@ -56,6 +56,8 @@ def test_select_writes_a_folder(pool: str, files: dict[str, str], tmp_path: Path
         "data/train-00000-of-00001.parquet",
         "scores.parquet",
         "selection.json",
+        "capability/config.json",
+        "capability/capability.safetensors",
         "report.html",
         "capability/config.json",
         "capability/capability.safetensors",

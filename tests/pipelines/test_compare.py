@@ -60,9 +60,7 @@ def test_the_same_picks_as_one_at_a_time(
     related = {"a": "s1", "b": "s0, s2"}
     config = CompareConfig(**options, methods=METHODS, k=8, related=related, draws=3, out=tmp_path / "out")
     found = compare(config, say=said.append)
-    assert sorted(counted.seen) == [5, 6, 16, 60], (
-        "the pool once (16 rows to tell its size), exemplars once"
-    )
+    assert sorted(counted.seen) == [5, 6, 16, 60], "the pool once (16 rows to tell its size), exemplars once"
     monkeypatch.undo()
     sources = np.asarray(rows(60)["source"])
     table = list(csv.DictReader((tmp_path / "out" / "compare.csv").open()))

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM
 from hf_neuronselect import Method, NeuronFeatureExtractor, Selection, register_method
 from hf_neuronselect.cli import main as cli
 from hf_neuronselect.core.configs import SelectConfig
+from hf_neuronselect.core.provenance import plain
 from hf_neuronselect.methods import METHODS
 from hf_neuronselect.pipelines import run as pipeline
 from hf_neuronselect.pipelines.parts import named_specs
@@ -249,7 +250,7 @@ def test_the_pool_is_changed(again: Path) -> None:
     out = well("run", "recipe.yaml", "--out", "run", "--no-push")
     assert said(out) == dict.fromkeys(STEPS[:-1], True)
     made = json.loads((again / "run" / "adapters" / "mona" / "training.json").read_text())
-    assert made["selection"]["pool"] == Selection.from_pretrained(again / "run" / "selection").provenance["pool"]
+    assert made["selection"]["pool"] == plain(Selection.from_pretrained(again / "run" / "selection").provenance.pool)
 
 
 def test_the_model_is_changed(again: Path) -> None:
@@ -375,7 +376,7 @@ def test_several_targets_share_the_budget(here: Path) -> None:
     write(select=targets, train={"controls": ["random", "full"], "max_steps": 1}, without="push")
     out = well("run", "recipe.yaml", "--out", "run")
     made = Selection.from_pretrained("run/selection").provenance
-    assert list(made["targets"]) == ["math", "code"] and made["aggregate"] == "quota"
+    assert list(made.targets) == ["math", "code"] and made.aggregate == "quota"
     assert "train nait ..." in out and len(Selection.from_pretrained("run/controls/full")) == 60
     card = Path("run/adapters/nait/README.md").read_text()
     assert "| targets | math, code |" in card and "| rows trained on | 8 |" in card
