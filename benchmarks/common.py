@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: a pool's random sample, alternating timed runs, the machine, tables."""
+"""Shared by the benchmark scripts: random samples of a pool, alternating timed runs, machine details, tables."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ RATIO = "{median:.2f} ({min:.2f} to {max:.2f})"
 
 
 def plain_logging(logger: logging.Logger) -> None:
-    """The script's own lines on stderr as they are; of others only warnings."""
+    """Log the script's own lines plainly on stderr, and only warnings of other libraries."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
 
 
 def read_pool(path: Path, rows: int | None = None, seed: int = 0) -> list[Conversation]:
-    """A random sample of the rows, in random order; without ``rows`` all of them as they stand."""
+    """Read a random sample of the rows in random order, or all rows in file order without ``rows``."""
     table = pq.read_table(path) if path.suffix == ".parquet" else gzip.open(path).readlines()
     chosen = np.arange(len(table)) if rows is None else np.random.default_rng(seed).permutation(len(table))[:rows]
     records = [json.loads(table[i]) for i in chosen] if isinstance(table, list) else table.take(chosen).to_pylist()
@@ -40,7 +40,7 @@ def read_pool(path: Path, rows: int | None = None, seed: int = 0) -> list[Conver
 
 
 def count(samples: Sequence[Sample]) -> int:
-    """Real tokens."""
+    """Number of tokens, without padding."""
     return sum(len(sample.input_ids) for sample in samples)
 
 
@@ -56,7 +56,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 def alternate(
     runs: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, progress: logging.Logger | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of every run, all in turn and over again; each repeat begins elsewhere."""
+    """Time all runs in turn, repeatedly; each repeat starts with a different run. Returns seconds."""
     timed: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats):
         shift = repeat * len(runs) // repeats
@@ -72,7 +72,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
-    """Of runs of the same repeat."""
+    """Ratio of two runs within each repeat."""
     return spread([a / b for a, b in zip(slow, fast, strict=True)])
 
 
@@ -82,19 +82,19 @@ def cpu_name() -> str:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a result was measured on."""
+    """Describe the machine and library versions of a result."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"cpu": cpu_name(), "device": gpu, "threads": torch.get_num_threads(), "torch": torch.__version__,
             "transformers": transformers.__version__, "python": platform.python_version()}  # fmt: skip
 
 
 def described(*parts: Mapping[str, Any]) -> str:
-    """Machine and settings on one line."""
+    """Format machine and settings on one line."""
     return ", ".join(f"{key} {value}" for part in parts for key, value in part.items())
 
 
 def speed_table(table: Mapping[str, Mapping[str, dict[str, float]]]) -> list[str]:
-    """Contenders' ``tokens_per_s`` and ``time_over_ours`` as Markdown."""
+    """Format contenders' ``tokens_per_s`` and ``time_over_ours`` as a Markdown table."""
     lines = ["| contender | tokens/s: median (min to max) | its time / ours |", "|---|--:|--:|"]
     for name, row in table.items():
         speed = "{median:,.0f} ({min:,.0f} to {max:,.0f})".format(**row["tokens_per_s"])

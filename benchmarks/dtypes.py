@@ -1,11 +1,11 @@
-"""What number formats do to a selection: rank correlation and overlap of the top 5 % against float32, on a real pool.
+"""How number formats change a selection: rank correlation and top 5 % overlap with float32, on a real pool.
 
-- model dtype: the forward pass and the SAE in float32 or bfloat16, at the extractor's own token budget. bfloat16 once
-  more at four times that budget, on the pool's first rows: how far a score moves with the batch it stood in.
-- their time on some of the rows, alternating runs.
-- value dtype: stored MoNA values in float32 or float16. Exemplars are always in the pool's format.
+- model dtype: the forward pass and the SAE in float32 or bfloat16, at the extractor's default token budget; and bfloat16
+  at four times that budget on the pool's first rows, which shows how much a score depends on its batch.
+- the time of each, on some of the rows, in alternating runs.
+- value dtype: MoNA values stored in float32 or float16. Exemplars always have the pool's format.
 
-The stores are made in ``--work`` (resumed if they are there), which takes most of the time.
+Writing the stores to ``--work`` takes most of the time; a second run continues with the stores found there.
 
     python benchmarks/dtypes.py --data DATA --work FOLDER --out benchmarks/dtypes.json
 """
@@ -86,7 +86,7 @@ def with_values(batch: FeatureBatch, values: np.ndarray) -> FeatureBatch:
 
 
 def compared(one: np.ndarray, other: np.ndarray, ratio: float) -> dict[str, float]:
-    """Spearman's correlation, shared part of the two top ``ratio``, largest move of a score in parts of their spread."""
+    """Spearman's correlation, overlap of the two top ``ratio``, and the largest change of a score over their spread."""
     ok = np.isfinite(one) & np.isfinite(other)
     a, b, k = one[ok], other[ok], max(1, int(ratio * len(one) + 0.5))
     ranks = [np.argsort(np.argsort(-x, kind="stable"), kind="stable") for x in (a, b)]
@@ -100,8 +100,8 @@ def compared(one: np.ndarray, other: np.ndarray, ratio: float) -> dict[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="pool.jsonl.gz and targets/")
-    parser.add_argument("--work", type=Path, required=True, help="where the stores are made")
-    parser.add_argument("--rows", type=int, help="a random sample of the pool; default all of it")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the stores")
+    parser.add_argument("--rows", type=int, help="size of a random sample of the pool; default all rows")
     parser.add_argument("--ratio", type=float, default=0.05)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -150,7 +150,7 @@ def main() -> None:
 
 
 def as_markdown(result: Mapping[str, Any]) -> list[str]:
-    """Worst and median target of each method and format."""
+    """Format the worst and the median target of each method and format."""
     lines = [
         "| against | method | rank correlation: median (worst) | overlap of the top: median (worst) |",
         "|---|---|--:|--:|",

@@ -1,16 +1,16 @@
-"""Tokens/s of MoNA extraction against its floor and against the plain way: one table, alternating runs.
+"""Tokens/s of MoNA extraction, of its floor and of the plain way, from alternating runs.
 
-- ours: the extractor's model part on tokenised rows: batching, prefix forward, SAE, pooling, columns.
-- floor: the bare prefix forward (no hooks, no final norm, batches made beforehand) in the best token budget, plus
-  the SAE encoder's bare matrix product over as many tokens in its best chunk; timed apart, added.
-- several features: `nait` against the bare forward of every block, and mona+nait+hidden in one pass against mona
-  alone; on a model this shallow the blocks below the SAE's that nait needs are a large part, so that part is also
-  taken out (the difference of the two bare forwards).
+- ours: the extractor on tokenised rows: batching, prefix forward, SAE, pooling, columns.
+- floor: the bare prefix forward (no hooks, no final norm, prepared batches) at its best token budget, plus the SAE
+  encoder's bare matrix product over the same tokens at its best chunk size; timed separately and added.
+- several features: `nait` against the bare forward of all blocks, and mona+nait+hidden in one pass against mona alone.
+  In such a shallow model the extra blocks that nait needs are a large share, so a second figure leaves them out (it
+  subtracts the difference of the two bare forwards).
 - plain: the full causal LM with ``output_hidden_states`` and an attention mask on padded batches, then a dense SAE
-  (linear, relu, ``torch.topk``, scatter into ``[tokens, latents]``, masked mean); in given and in sorted order.
+  (linear, relu, ``torch.topk``, scatter into ``[tokens, latents]``, masked mean); rows in given and in sorted order.
 
-Same token ids, dtype and threads for all. Tokens are real ones, never padding. First every contender's pooled
-features are compared. ``python benchmarks/extraction.py --model FOLDER --sae FOLDER --pool pool.jsonl.gz``
+All use the same token ids, dtype and threads. Only real tokens are counted, no padding. Before anything is timed, the
+pooled features of all contenders are compared. ``python benchmarks/extraction.py --model FOLDER --sae FOLDER --pool pool.jsonl.gz``
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def pad(samples: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, 
 
 
 def run_ours(extractor: NeuronFeatureExtractor, samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """The extractor's model part."""
+    """Run the extractor on tokenised rows."""
     return extractor.compute(samples)
 
 
 def dense_mona(sae: SparseAutoencoder, k: int, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """MoNA's pooled latents the plain way: ``[B, L, d]``, ``[B, L]`` -> float32 ``[B, m]`` on the CPU."""
+    """Pool MoNA's latents in the plain way: ``[B, L, d]``, ``[B, L]`` -> float32 ``[B, m]`` on the CPU."""
     x = hidden if sae.b_pre is None else hidden - sae.b_pre
     acts = F.relu(F.linear(x, sae.W_enc, sae.b_enc))
     values, indices = torch.topk(acts, k, dim=-1)
@@ -90,7 +90,7 @@ def dense_mona(sae: SparseAutoencoder, k: int, hidden: torch.Tensor, mask: torch
 def run_plain(
     model: Any, layer: int, sae: SparseAutoencoder, k: int, samples: Sequence[Sample], batch: int, order: str
 ) -> torch.Tensor:
-    """The full model on padded batches, a dense SAE: ``[rows, m]``, whatever order the rows are run in."""
+    """Run the full model on padded batches, then a dense SAE: ``[rows, m]`` in the original row order."""
     rows = list(range(len(samples)))
     if order == "sorted":
         rows.sort(key=lambda i: -len(samples[i].input_ids))
@@ -104,19 +104,19 @@ def run_plain(
 
 
 def cut(backbone: Backbone, depth: int | None) -> torch.nn.Module:
-    """The decoder's first blocks and no final norm; the decoder itself stays as it is."""
+    """A copy of the decoder with only its first blocks and no final norm."""
     decoder = copy.copy(backbone.decoder)
     decoder._modules = dict(decoder._modules)
     setattr(decoder, backbone.blocks_name, backbone.blocks[:depth])
-    for name in ("norm", "ln_f", "final_layernorm", "final_layer_norm"):  # one of them ends its forward
+    for name in ("norm", "ln_f", "final_layernorm", "final_layer_norm"):  # names of the final norm
         setattr(decoder, name, torch.nn.Identity())
     return decoder
 
 
 class Floor:
-    """What cannot be saved: the prefix forward and the encoder's matrix product, each bare.
+    """The work no implementation can avoid: the bare prefix forward and the encoder's bare matrix product.
 
-    Takes the extractor's own decoder, cut after the SAE's block, without its final norm (ours never loads it).
+    Uses the extractor's decoder, cut after the SAE's block and without its final norm (which the extractor never loads).
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Floor:
         deque(self.forward(budget, part), maxlen=0)
 
     def mona(self, budget: int, k: int) -> torch.Tensor:
-        """Features of the bare forward's hidden states, to check them."""
+        """Compute features from the bare forward's hidden states, to check them."""
         pooled = torch.zeros(self.rows, self.sae.num_latents)
         for rows, hidden, mask in self.forward(budget):
             pooled[rows] = dense_mona(self.sae, k, hidden, mask)
@@ -157,7 +157,7 @@ class Floor:
 
     @torch.inference_mode()
     def top_k(self, function: Callable[..., Any], k: int) -> None:
-        """A top-k of as many tokens' activations: 8 chunks in turn."""
+        """Take the top-k of the same number of tokens, cycling through 8 chunks."""
         left = self.tokens
         for chunk in cycle(self.activations):
             function(chunk[:left], k)
@@ -167,7 +167,7 @@ class Floor:
 
 
 def difference(got: torch.Tensor | dict[str, Any], reference: torch.Tensor) -> float:
-    """Largest relative L1 difference of a row's features; ``got`` may hold more rows."""
+    """Largest relative L1 difference of a row's features; ``got`` may have more rows."""
     if isinstance(got, dict):
         columns, got = got, torch.zeros_like(reference)
         for i in range(len(reference)):
@@ -177,7 +177,7 @@ def difference(got: torch.Tensor | dict[str, Any], reference: torch.Tensor) -> f
 
 
 def summarise(timed: dict[str, list[float]], tokens: dict[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The table by contender, and the two ratios aimed at; every ratio is one of the same repeat."""
+    """Make the table of contenders and the headline ratios; ratios compare runs of the same repeat."""
     pace = {name: [t / tokens[name] for t in times] for name, times in timed.items()}
 
     def best(prefix: str) -> str:
@@ -213,8 +213,10 @@ def main() -> None:
     parser.add_argument("--sae", required=True, help="folder of a top-k SAE of one of its blocks' outputs")
     parser.add_argument("--pool", required=True, type=Path, help=".jsonl.gz or .parquet")
     parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--plain-rows", type=int, default=128, help="rows of the plain way: the sample's first")
-    parser.add_argument("--top-k", type=int, help="default: the SAE's own")
+    parser.add_argument(
+        "--plain-rows", type=int, default=128, help="rows for the plain way, taken from the start of the sample"
+    )
+    parser.add_argument("--top-k", type=int, help="default: the SAE's own k")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto")
@@ -225,7 +227,7 @@ def main() -> None:
     options = {"top_k_features": args.top_k, "dtype": args.dtype, "device": args.device}
     extractor = NeuronFeatureExtractor.from_pretrained(args.model, sae=args.sae, **options)
     several = extractor.with_features(SEVERAL)
-    runtime = several.runtime()  # every block is kept, also for those who stop earlier
+    runtime = several.runtime()  # keeps all blocks, also for contenders that need fewer
     sae, backbone, device = runtime.sae, runtime.backbone, runtime.backbone.device
     layer, k = sae.site.block, sae.resolve_k(args.top_k)
     a_block = sae.site.io == "output" and sae.site.module.count(".") == 1 and layer + 1 < backbone.num_layers
@@ -261,7 +263,7 @@ def main() -> None:
     runs |= {name: partial(plain, subset, *shape) for name, shape in shapes.items()}
     tokens = {name: count(subset if name == SUBSET or name in shapes else samples) for name in runs}
 
-    # Features against the plain way row by row, which has no padding; ours without the rounding to float16.
+    # Compare features with the plain way row by row, which has no padding; ours without rounding to float16.
     float32 = replace(extractor.config.options, value_dtype="float32")
     exact = NeuronFeatureExtractor(replace(extractor.config, options=float32), device=args.device)
     exact._runtime = runtime
@@ -271,7 +273,7 @@ def main() -> None:
     checked = {name: difference(columns, reference) for name, columns in ours.items()}
     checked |= {f"prefix alone, budget {b}": difference(floor.mona(b, k), reference) for b in BUDGETS}
     checked |= {name: difference(plain(few, *shape), reference) for name, shape in shapes.items()}
-    worst = float(np.max([*checked.values()]))  # NaN, if any
+    worst = float(np.max([*checked.values()]))  # NaN if any is NaN
     logger.info("max relative difference (L1) of a row's features, %d rows: %.1e", len(few), worst)
     if args.dtype == "float32" and not worst <= TOLERANCE:
         raise SystemExit(f"contenders disagree by more than {TOLERANCE}: {checked}")

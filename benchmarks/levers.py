@@ -1,8 +1,8 @@
-"""What each lever of the extraction's speed is worth: each pulled alone, with the others as they are. Alternating runs.
+"""How much each optimisation of extraction speeds it up, changed one at a time, from alternating runs.
 
-Every line compares a run with a lever against the same run without it, on the same token ids, threads and dtype: how
-rows are batched, the token budget, the attention mask and kernel, where the forward stops, bf16, torch.compile, how
-many tokens the SAE encodes at once, top-k and pooling without a dense table, tokenising in a thread ahead.
+Each line compares a run with one optimisation to the same run without it, on the same token ids, threads and dtype: how
+rows are batched, the token budget, the attention mask and kernel, where the forward stops, bf16, torch.compile, how many
+tokens the SAE encodes at once, top-k and pooling without a dense table, and tokenising ahead in a thread.
 
     python benchmarks/levers.py --model FOLDER --sae FOLDER --pool pool.jsonl.gz --out benchmarks/levers.json
 """
@@ -40,7 +40,7 @@ PIECES = 4
 
 
 class Forward:
-    """The prefix forward of the sample, in one way or another."""
+    """Runs the prefix forward over the sample, in one of several ways."""
 
     def __init__(self, model: Any, decoder: torch.nn.Module, samples: Sequence[Sample], device: torch.device) -> None:
         self.model, self.decoder, self.samples, self.device = model, decoder, samples, device
@@ -59,7 +59,7 @@ class Forward:
     def run(
         self, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], mask: bool = False, whole: bool = False
     ) -> torch.Tensor:
-        """The last batch's hidden states."""
+        """Run all batches and return the last one's hidden states."""
         hidden = torch.zeros(0)
         for ids, attention_mask in batches:
             given = {"attention_mask": attention_mask} if mask else {}
@@ -80,7 +80,7 @@ class Forward:
 
 
 class Encode:
-    """From the sample's hidden states to pooled latents, in one way or another."""
+    """Turns the sample's hidden states into pooled latents, in one of several ways."""
 
     def __init__(self, sae: SparseAutoencoder, k: int, hidden: torch.Tensor, lengths: Sequence[int]) -> None:
         self.sae, self.k, self.hidden, self.lengths = sae, k, hidden, lengths
@@ -88,7 +88,7 @@ class Encode:
 
     @torch.inference_mode()
     def chunked(self, chunk: int | None = None) -> torch.Tensor:
-        """As the extractor does it: `chunk` tokens at a time, added up from (values, indices)."""
+        """The extractor's way: `chunk` tokens at a time, summed from (values, indices)."""
         return self.sae.sum_rows(self.hidden, self.row, len(self.lengths), self.k, chunk)
 
     @torch.inference_mode()

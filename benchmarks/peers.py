@@ -1,20 +1,20 @@
-"""MoNA extraction beside what people use now: the bundled model and SAE, the same rows, dtype and threads.
+"""MoNA extraction compared with other tools, on the bundled model and SAE with the same rows, dtype and threads.
 
-- ours: `extractor.compute(rows)`, its values kept in float32. Its token ids are everybody's.
-- sparsify: the forward its README shows (the causal LM, `output_hidden_states`, a mask) on padded batches, then its own
-  `Sae.encode` on every position; kept latents of real tokens added up row by row, then their mean.
-- SAELens: the same forward, then its own `TopKSAE.encode` (dense), holding the same tensors: it does not read these
-  files. Masked mean.
-- RDS+: the same forward, the last hidden states' position-weighted mean, normalised. Other features: no SAE.
-- sentence-transformers: `encode` of the same rows' rendered text by the bundled LM as an embedding model (mean
-  pooling): no embedding model is to be had offline. It tokenises (and sorts by length), so beside ours' `extract()`.
-- LESS: per row one backward pass of the response's loss through LoRA (r 128, alpha 512, q/k/v/o), the gradient with
-  Adam's moments, a Rademacher projection to 8192, 16 rows at a time. One checkpoint, float32, on `--less-rows` rows.
-  The moments come from one pass of AdamW over these rows, which is not timed.
+- ours: `extractor.compute(rows)`, with values in float32. All contenders use its token ids.
+- sparsify: the forward shown in its README (the causal LM, `output_hidden_states`, a mask) on padded batches, then its
+  own `Sae.encode` on every position; the latents of real tokens are summed row by row and averaged.
+- SAELens: the same forward, then its own `TopKSAE.encode` (dense) with the same tensors, since it cannot read these
+  files; masked mean.
+- RDS+: the same forward, then the position-weighted mean of the last hidden states, normalised. No SAE.
+- sentence-transformers: `encode` of the same rows' rendered text, with the bundled LM as embedding model (mean pooling),
+  since no embedding model is available offline. It tokenises and sorts by length, so it is compared with `extract()`.
+- LESS: for each row, one backward pass of the response's loss through LoRA (r 128, alpha 512, q/k/v/o), Adam's moments,
+  and a Rademacher projection to 8192, 16 rows at a time. One checkpoint, float32, on `--less-rows` rows. The moments
+  come from one pass of AdamW over these rows, which is not timed.
 
-The forwards run in batches of 1, 8 and 32 rows, in given order and sorted by length. Numbers are checked before
-anything is timed: mona of all against sparsify row by row; RDS+ and the embeddings against row-by-row float64; LESS'
-cosines before and after the projection. CPU only. Needs eai-sparsify, sae-lens and sentence-transformers.
+Forwards run in batches of 1, 8 and 32 rows, in given order and sorted by length. Numbers are checked before timing:
+mona of all contenders against sparsify row by row, RDS+ and the embeddings against float64 row by row, and LESS' cosines
+before and after projection. CPU only. Needs eai-sparsify, sae-lens and sentence-transformers.
 
     python benchmarks/peers.py --pool pool.jsonl.gz --out benchmarks/peers.json
 """
@@ -64,7 +64,7 @@ TOLERANCE, CHECKED_ROWS = 1e-3, 16
 OURS, EXTRACT, SUBSET = "ours", "ours, whole extract() with tokenisation", "ours, on LESS' rows"
 PACKAGES = {"sparsify": "eai-sparsify", "sae_lens": "sae-lens", "sentence_transformers": "sentence-transformers"}
 WANTED = {"eai-sparsify": ">=1.3.3", "sae-lens": ">=6.18", "sentence-transformers": ">=6"}
-PROJECTED, AT_ONCE, BLOCK = 8192, 16, 256  # LESS: width, rows a projection, weights a block of signs
+PROJECTED, AT_ONCE, BLOCK = 8192, 16, 256  # LESS: width, rows per projection, weights per block of signs
 
 
 def need(module: str) -> None:
@@ -88,7 +88,7 @@ Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def run_padded(
     model: Any, layer: int, pool: Pool, samples: Sequence[Sample], batch: int = 1, order: str = "given"
 ) -> torch.Tensor:
-    """Padded batches through the whole model, one entry of ``hidden_states`` pooled: rows in the order given."""
+    """Run padded batches through the whole model and pool one entry of ``hidden_states``, in the given order."""
     rows = list(range(len(samples)))
     if order == "sorted":
         rows.sort(key=lambda i: -len(samples[i].input_ids))
@@ -116,7 +116,7 @@ def saelens_pool(sae: Any, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Te
 
 
 def saelens_of(sae: Any, dtype: str) -> Any:
-    """SAELens' own SAE with sparsify's tensors."""
+    """An SAE of SAELens with sparsify's tensors."""
     from sae_lens import TopKSAE, TopKSAEConfig
 
     options = {"apply_b_dec_to_input": True, "dtype": dtype, "device": "cpu"}
@@ -138,13 +138,13 @@ def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 # ---------------------------------------------------------------------------- sentence-transformers
 class Embedder:
-    """A SentenceTransformer of the bundled model. ``texts``: rendered rows; its tokenizer puts the BOS before them."""
+    """A SentenceTransformer of the bundled model; ``texts`` are rendered rows, to which its tokenizer adds BOS."""
 
     def __init__(self, texts: Sequence[str], width: int, dtype: str) -> None:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-        # Told that it reads text: with a chat template it would take every text for a user's turn.
+        # Without this it would use the chat template and read every text as a user turn.
         reads = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
         options = {"modality_config": reads, "module_output_name": "token_embeddings", "max_seq_length": 2048}
         lm = Transformer(str(paths.MODEL), model_kwargs={"dtype": dtype}, **options)
@@ -157,7 +157,7 @@ class Embedder:
 
 # --------------------------------------------------------------------------------------------- LESS
 class Less:
-    """Projected LoRA gradients with Adam's moments of rows whose ``pooled`` tokens are the response."""
+    """Projected LoRA gradients with Adam's moments; a row's ``pooled`` tokens are its response."""
 
     def __init__(self, samples: Sequence[Sample], seed: int) -> None:
         torch.manual_seed(seed)
@@ -189,7 +189,7 @@ class Less:
         return found
 
     def project(self, gradients: torch.Tensor) -> torch.Tensor:
-        """Times a matrix of random signs, made anew from the seed a block of weights at a time."""
+        """Multiply by a matrix of random signs, generated from the seed a block of weights at a time."""
         rng = np.random.Generator(np.random.SFC64(self.seed))
         found = torch.zeros(len(gradients), PROJECTED)
         for part in gradients.split(BLOCK, dim=1):
@@ -209,7 +209,7 @@ class Less:
         return torch.cat([self.project(self.gradients(part)) for part in self.parts()])
 
     def check(self) -> float:
-        """How far the cosines of the first rows' gradients move by projecting them (about 1 / sqrt(8192) each)."""
+        """How much projection changes the cosines between the first rows' gradients (about 1 / sqrt(8192))."""
         gradients = self.gradients(self.parts()[0])
         before, after = (F.normalize(x) @ F.normalize(x).T for x in (gradients, self.project(gradients)))
         return float((before - after).abs().max())
@@ -217,7 +217,7 @@ class Less:
 
 # ------------------------------------------------------------------------------------------ results
 def summarise(timed: dict[str, list[float]], tokens: dict[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The table by contender, and each peer's best batch against ours; every ratio is one of the same repeat."""
+    """Make the table of contenders and each peer's best ratio; ratios compare runs of the same repeat."""
     pace = {name: [t / tokens[name] for t in times] for name, times in timed.items()}
 
     def beside(name: str) -> str:
@@ -238,14 +238,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pool", required=True, type=Path, help=".jsonl.gz or .parquet")
     parser.add_argument("--rows", type=int, default=96)
-    parser.add_argument("--less-rows", type=int, default=16, help="of these, LESS' rows: the first")
+    parser.add_argument("--less-rows", type=int, default=16, help="rows for LESS, taken from the start of the sample")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     plain_logging(logger)
-    warnings.simplefilter("ignore", FutureWarning)  # of transformers, inside peft
+    warnings.simplefilter("ignore", FutureWarning)  # raised by transformers, inside peft
     for module in PACKAGES:
         need(module)
     from sparsify import Sae
@@ -253,7 +253,7 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
     extractor = bundled.extractor(dtype=args.dtype, device="cpu", value_dtype="float32")
     runtime = extractor.runtime()
-    answers = bundled.extractor(device="cpu", pool_tokens="assistant")  # the same ids, their responses marked
+    answers = bundled.extractor(device="cpu", pool_tokens="assistant")  # the same token ids, with responses marked
     conversations = read_pool(args.pool, args.rows, args.seed)
     encoded, marked = extractor.tokenize(conversations), answers.tokenize(conversations)
     kept = [i for i in range(len(encoded)) if not encoded[i].skip]
@@ -292,7 +292,7 @@ def main() -> None:
     references |= {"SAELens": references["sparsify"], "ours": references["sparsify"]}
     checked = {name: difference(run(), references[name.split(",")[0]]) for name, run in runs.items()
                if name != SUBSET and not name.startswith("LESS")}  # fmt: skip
-    worst, moved = float(np.max([*checked.values()])), less.check()  # NaN, if any
+    worst, moved = float(np.max([*checked.values()])), less.check()  # NaN if any is NaN
     logger.info("max relative difference (L1) of a row's features: %.1e; LESS' cosines move by %.1e", worst, moved)
     if args.dtype == "float32" and not (worst <= TOLERANCE and moved <= 6 / PROJECTED**0.5):
         raise SystemExit(f"contenders disagree: {checked}, LESS' cosines by {moved}")

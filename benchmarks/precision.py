@@ -1,9 +1,9 @@
-"""Which sources do the picked 5 % of a labelled pool come from? One table: methods by targets, with controls.
+"""Which sources the picked 5 % of a labelled pool come from: a table of methods and controls by target.
 
     neuronselect extract --pool DATA/pool.jsonl.gz --method mona,nait,polysemantic,hidden --out STORE
     python benchmarks/precision.py --data DATA --store STORE --out results.json
 
-What counts as right for a target stands in ``related_sources.json`` and was fixed before the first run.
+``related_sources.json`` says which sources count as right for a target; it was fixed before the first run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--ratio", type=float, default=0.05)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--selections", type=Path, default=None, help="also write every selection folder here")
+    parser.add_argument("--selections", type=Path, default=None, help="folder to which every selection is written, too")
     args = parser.parse_args()
     disable_progress_bars()
     warnings.simplefilter("ignore", NeuronSelectWarning)
@@ -69,12 +69,12 @@ def main() -> None:
             started = time.perf_counter()
             name = label.split(",")[0]
             selector = NeuronSelector(name, **params).fit({target: exemplars}, extractor=extractor)
-            selection = selector.select(rows, ratio=args.ratio, features=store, provenance={"pool": pool.about})
+            selection = selector.select(rows, ratio=args.ratio, features=store, source=pool.source)
             found[label] = {
                 "precision": float(right[selection.indices].mean()),
                 "mean_tokens": float(lengths[selection.indices].mean()),
                 "seconds": round(time.perf_counter() - started, 2),
-                "left_out": {k: selection.provenance["counts"][k] for k in ("duplicate", "leak", "empty", "error")},
+                "left_out": selection.provenance.counts.left_out,
             }
             if args.selections is not None:
                 selection.save_pretrained(args.selections / f"{target}-{label.replace(', ', '-').replace(' ', '-')}")
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def as_markdown(record: dict) -> list[str]:
-    """Precision (and mean tokens of the picked rows) as a Markdown table."""
+    """Format precision, and the mean tokens of the picked rows, as a Markdown table."""
     names = list(METHODS)
     lines = [
         f"Share of a target's own sources in the picked {record['ratio']:.0%} of {record['rows']:,} rows "

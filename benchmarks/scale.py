@@ -1,9 +1,9 @@
-"""What 1 M, 10 M and 100 M rows cost with models of 1B, 8B and 70B: rows, bytes, GPU-hours, dollars; on paper.
+"""Estimate the cost of 1 M, 10 M and 100 M rows with models of 1B, 8B and 70B: bytes, GPU-hours, dollars.
 
 Measured here: the time of one decoder block and of the SAE encoder's product at each model's exact shape (random
-weights, real row lengths), what a matrix product of that width reaches on the same machine, the tokens and distinct
-latents of the pool's rows, and the bytes a stored row takes. Counted: the operations of every method, from its paper's
-own procedure. Assumed, and said so on the page: what a GPU sustains, and its price. Nothing was run on a GPU.
+weights, real row lengths), the speed of a matrix product of that width on the same machine, the tokens and distinct
+latents of the pool's rows, and the bytes of a stored row. Counted: the operations of every method, following its paper.
+Assumed, and stated on the page: the sustained speed of a GPU, and its price. Nothing was run on a GPU.
 
     python benchmarks/scale.py --pool hf_neuronselect/assets/demo/pool.parquet --store STORE
 """
@@ -78,7 +78,7 @@ SHAPES = {
 
 # --------------------------------------------------------------------------------------- measured
 def timed(run: Callable[[], object]) -> float:
-    """Median seconds, after one run that does not count."""
+    """Median seconds, after one warm-up run."""
     run()
     times = []
     for _ in range(REPEATS):
@@ -90,7 +90,7 @@ def timed(run: Callable[[], object]) -> float:
 
 @torch.inference_mode()
 def measure(shape: Shape, lengths: Sequence[int]) -> dict[str, float]:
-    """Tokens/s of one block and of the SAE's product, and the flop/s they and a bare matrix product reach."""
+    """Measure tokens/s of one block and of the SAE's product, and the flop/s of both and of a bare matrix product."""
     config = LlamaConfig(
         hidden_size=shape.d, intermediate_size=shape.mlp, num_hidden_layers=1, vocab_size=64,
         num_attention_heads=shape.d // 128, num_key_value_heads=shape.kv // 128, max_position_embeddings=4096,
@@ -113,7 +113,7 @@ def measure(shape: Shape, lengths: Sequence[int]) -> dict[str, float]:
     hidden = torch.rand(1024, shape.d)
     weight = model.layers[0].mlp.gate_proj.weight
     product = timed(lambda: F.linear(hidden, weight))
-    encoder = torch.rand(16_384, shape.d)  # a part of the latents: the whole of 70B's would be 8.6 GB
+    encoder = torch.rand(16_384, shape.d)  # only some of the latents: all of them would take 8.6 GB at 70B
     encode = timed(lambda: F.linear(hidden, encoder)) * shape.latents / len(encoder)
     return {
         "block_tokens_per_s": tokens / block,
@@ -124,7 +124,7 @@ def measure(shape: Shape, lengths: Sequence[int]) -> dict[str, float]:
 
 
 def stored_bytes(store: Path, column: str) -> float:
-    """Bytes a row of a column takes in a feature store's first shard."""
+    """Bytes per row of a column, in the first shard of a feature store."""
     meta = pq.read_metadata(min(store.glob("shard-*.parquet")))
     groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
     size = sum(
@@ -135,7 +135,7 @@ def stored_bytes(store: Path, column: str) -> float:
 
 
 def distinct_latents(store: Path) -> dict[str, float]:
-    """Of the pool's rows in the bundled SAE: tokens, distinct latents, bytes of a stored nonzero."""
+    """Tokens and distinct latents of the pool's rows in the bundled SAE, and bytes of a stored nonzero."""
     table = pq.read_table(min(store.glob("shard-*.parquet")), columns=["mona_indices", "n_tokens"])
     counts = np.asarray([len(row) for row in table["mona_indices"]])
     bytes_row = stored_bytes(store, "mona_")
@@ -154,7 +154,7 @@ def drift_ratio() -> float:
 
 # ---------------------------------------------------------------------------------------- counted
 def attention_flops(shape: Shape, length: float) -> float:
-    """Of one token in one block: scores and their sum over the half of the row it sees, on average."""
+    """Operations of one token in one block: scores and weighted sum over, on average, half of the row."""
     return 2 * 2 * shape.d * length / 2
 
 
@@ -165,7 +165,7 @@ def flops_a_row(shape: Shape, tokens: float, length: float) -> dict[str, float]:
         return n * blocks * (2 * shape.block + attention_flops(shape, seen))
 
     whole = forward(shape.blocks)
-    # A frozen weight's backward is one product (the input's gradient), not two; a LoRA's own are small.
+    # The backward pass of a frozen weight is one product (the input's gradient), not two; LoRA's own are small.
     trained = 2 * whole + 3 * 2 * shape.lora * tokens
     rated = tokens + RATING_TOKENS
     return {
@@ -178,8 +178,8 @@ def flops_a_row(shape: Shape, tokens: float, length: float) -> dict[str, float]:
 
 
 def bytes_a_row(shape: Shape, found: dict[str, float], drift: float) -> dict[str, float]:
-    """What each method keeps of a row to score any later target."""
-    # Distinct latents grow less than the tokens times K; the bundled SAE's share of its n * k is taken over.
+    """Bytes each method stores of a row to score any later target."""
+    # Distinct latents grow more slowly than tokens times K; assume the share of n * k seen in the bundled SAE.
     share = found["nonzeros"] / (found["tokens"] * load_sae(paths.SAE, layer=3).k)
     nonzeros = min(share * found["tokens"] * K, shape.latents)
     return {
@@ -205,14 +205,14 @@ def page(result: dict[str, Any]) -> str:
     measured, assumed, found = result["measured"], result["assumed"], result["rows"]
     rate, price, over = assumed["sustained_flops"], assumed["dollars_an_hour"], assumed["over_floor"]
     lines = [
-        "# Scale, on paper",
+        "# Estimated cost at scale",
         "",
-        "Written by `benchmarks/scale.py`; every number below comes from `benchmarks/scale.json`. **Nothing here was run on a GPU.**",
+        "Written by `benchmarks/scale.py`; all numbers are from `benchmarks/scale.json`. **Nothing here was run on a GPU.**",
         "",
         f"- *Measured* on 2 threads of {result['machine']['cpu']} (float32), at each model's exact shape with random "
         "weights and real row lengths:",
         "",
-        "| model | one block, tokens/s | its share of a bare product's flop/s | SAE product, tokens/s | so mona's floor, tokens/s | 1 M rows on this machine, days |",
+        "| model | one block, tokens/s | share of a bare product's flop/s | SAE product, tokens/s | floor of mona, tokens/s | 1 M rows on this machine, days |",
         "|---|--:|--:|--:|--:|--:|",
     ]  # fmt: skip
     for name, rates in measured.items():
@@ -224,22 +224,22 @@ def page(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"- *Measured* on rows of the bundled demo pool: {found['tokens']:.0f} tokens a row ({found['length']:.0f} weighted by tokens), "
-        f"{found['nonzeros']:.0f} distinct latents a row in the bundled SAE, {found['bytes_a_nonzero']:.2f} bytes a stored "
+        f"- *Measured* on rows of the bundled demo pool: {found['tokens']:.0f} tokens per row ({found['length']:.0f} weighted by tokens), "
+        f"{found['nonzeros']:.0f} distinct latents per row in the bundled SAE, {found['bytes_a_nonzero']:.2f} bytes per stored "
         f"nonzero; NAIT drifts compress to {result['drift_ratio']:.2f} of their float32 bytes. MoNA's nonzeros at K = {K} "
-        "take over the bundled SAE's share of distinct latents: an estimate.",
-        "- *Counted*: operations of each method by its own procedure, 2 a weight and token. LESS: a warm-up on 5 % for 4 epochs, then "
-        "one forward and backward a row at each of 4 checkpoints and a projection of the LoRA gradient to 8,192. SelectIT: 5 "
-        f"rating prompts a row, {RATING_TOKENS} tokens each, one model (the paper takes several). RDS+ and NAIT: one forward.",
+        "are estimated from the share of distinct latents in the bundled SAE.",
+        "- *Counted*: operations of each method, following its paper, 2 per weight and token. LESS: a warm-up on 5 % for 4 epochs, then "
+        "one forward and backward pass per row at each of 4 checkpoints, and a projection of the LoRA gradient to 8,192. SelectIT: 5 "
+        f"rating prompts per row, {RATING_TOKENS} tokens each, one model (the paper uses several). RDS+ and NAIT: one forward pass.",
         f"- *Assumed*: a GPU sustains {rate / 1e12:,.0f} TFLOP/s in bf16 ({assumed['reason']}), costs ${price:.2f} an hour, and extraction "
-        f"takes {over['mona']:.2f} (mona) and {over['nait']:.2f} (nait) times its floor ({assumed['over_floor_reason']}). Scale the columns with your own: "
+        f"takes {over['mona']:.2f} (mona) and {over['nait']:.2f} (nait) times its floor ({assumed['over_floor_reason']}). For your own figures: "
         "`python benchmarks/scale.py --flops 5e14 --dollars 2`.",
         "",
     ]  # fmt: skip
     for name in SHAPES:
         lines += [
             f"## {name}", "",
-            "| method | flop a row | GPU-hours: 1 M | 10 M | 100 M rows | dollars: 1 M | 10 M | 100 M rows | kept a row | 1 M | 10 M | 100 M rows |",
+            "| method | flop per row | GPU-hours: 1 M | 10 M | 100 M rows | dollars: 1 M | 10 M | 100 M rows | stored per row | 1 M | 10 M | 100 M rows |",
             "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]  # fmt: skip
         kept = result["bytes_a_row"][name]
@@ -263,9 +263,9 @@ def _sizes(each: float) -> list[str]:
 def _peers_lines(result: dict[str, Any]) -> list[str]:
     ours, less = result["flops_a_row"]["8B"]["mona"], result["flops_a_row"]["8B"]["LESS"]
     return [
-        f"LESS needs {less / ours:.1f} times MoNA's operations at 8B, before anything is said of how well either runs; on the bundled "
-        "model `benchmarks/peers.json` has both timed. A new target costs LESS its exemplars' gradients, the others a forward "
-        "of the exemplars; scoring a kept row is a sweep (`benchmarks/scoring.json`).",
+        f"LESS needs {less / ours:.1f} times MoNA's operations at 8B, whatever the quality of either implementation; "
+        "`benchmarks/peers.json` has both timed on the bundled model. For a new target LESS needs the gradients of its "
+        "exemplars, the other methods a forward pass over them; scoring stored rows is one sweep (`benchmarks/scoring.json`).",
     ]  # fmt: skip
 
 
@@ -273,8 +273,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pool", type=Path, help=".jsonl.gz or .parquet, for real row lengths")
     parser.add_argument("--store", type=Path, help="a feature store of that pool with mona")
-    parser.add_argument("--flops", type=float, default=4e14, help="what a GPU sustains")
-    parser.add_argument("--dollars", type=float, default=3.0, help="of a GPU-hour")
+    parser.add_argument("--flops", type=float, default=4e14, help="sustained flop/s of a GPU")
+    parser.add_argument("--dollars", type=float, default=3.0, help="price of a GPU-hour")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--page", type=Path, default=Path(__file__).with_suffix(".md"))
     args = parser.parse_args()
@@ -286,7 +286,7 @@ def main() -> None:
     extraction = json.loads((Path(__file__).parent / "extraction_float32.json").read_text())
     result["assumed"] = {
         "sustained_flops": args.flops,
-        "reason": "40 % of an H100's dense peak" if args.flops == 4e14 else "as asked for",
+        "reason": "40 % of an H100's dense peak" if args.flops == 4e14 else "from --flops",
         "dollars_an_hour": args.dollars,
         "over_floor": {
             method: next(found["median"] for name, found in extraction["ratios"].items() if mark in name)

@@ -1,14 +1,14 @@
-"""Scoring from a store: several targets over many rows of sparse codes, against decoding them, scipy.sparse and torch.
+"""Score several targets over a store of sparse rows, compared with decoding it, scipy.sparse and torch.
 
-Rows are random: sorted latents drawn evenly, values of a half normal, in shards as `extract` writes them (float16).
+Rows are random: sorted uniform latents with half-normal values, in shards as `extract` writes them (float16).
 
-- decode: what pyarrow takes to read the same columns of the same files, row group by row group, and nothing else.
-- ours: the shards checked (a digest of all bytes), decoded ahead in a thread, all targets in one sweep.
-- in memory, on the first rows: ours, scipy.sparse (one minimum and one sum a target over the CSR arrays) and dense
-  torch (``torch.minimum(rows, prototype).sum(1)``; the making of the dense rows does not count).
-- peak memory of a process that scores a part of the store, and the whole of it.
+- decode: only read the same columns of the same files with pyarrow, row group by row group.
+- ours: check the shards (a digest of all bytes), decode ahead in a thread, score all targets in one sweep.
+- in memory, on the first rows: ours, scipy.sparse (one minimum and one sum per target over the CSR arrays) and dense
+  torch (``torch.minimum(rows, prototype).sum(1)``, not counting the conversion to dense rows).
+- peak memory of a process that scores part of the store, and all of it.
 
-Results are checked against each other first. Reads are from the page cache: the first, uncounted pass fills it.
+Results are compared with each other first. Files are read from the page cache, which an uncounted first pass fills.
 
     python benchmarks/scoring.py --work FOLDER --rows 1000000 --out benchmarks/scoring.json      # needs scipy, 5 GB of disk
 """
@@ -49,7 +49,7 @@ TOLERANCE = 1e-5
 
 def random_table(rows: int, nonzeros: int, seed: int) -> pa.Table:
     draw = np.random.default_rng(seed)
-    # Steps whose sum stays below the number of latents.
+    # Draw steps whose sum stays below the number of latents.
     steps = draw.integers(1, int(1.8 * LATENTS) // nonzeros, size=(rows, nonzeros), dtype=np.int32)
     latents = np.cumsum(steps, axis=1, dtype=np.int32)
     assert latents.max() < LATENTS
@@ -61,7 +61,7 @@ def random_table(rows: int, nonzeros: int, seed: int) -> pa.Table:
 
 
 def make_store(folder: Path, rows: int, nonzeros: int, seed: int) -> None:
-    """Shards that are there already stay."""
+    """Write the missing shards of the store."""
     about = {"id": f"random-{seed}", "commit": f"{rows}x{nonzeros}"}
     manifest = stores._open_store(folder, {
         "format": stores.FORMAT, "extractor_hash": "0" * 16, "extractor": {}, "features": ["mona"], "pool": about,
@@ -82,7 +82,7 @@ def batch_of(table: pa.Table) -> FeatureBatch:
 
 
 def sweep(folder: Path, targets: Mapping[str, Any], rows: int | None = None) -> np.ndarray:
-    """Scores of the store's first rows (default all): float64 ``[rows, targets]``."""
+    """Score the store's first rows (default all): float64 ``[rows, targets]``."""
     score = make_method("mona", {}).scorer(targets)
     found: list[np.ndarray] = []
     done = 0
@@ -95,7 +95,7 @@ def sweep(folder: Path, targets: Mapping[str, Any], rows: int | None = None) -> 
 
 
 def decode(folder: Path) -> None:
-    """The columns that scoring reads, and nothing else."""
+    """Read only the columns that scoring needs."""
     for path in sorted(folder.glob("shard-*.parquet")):
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):
@@ -103,7 +103,7 @@ def decode(folder: Path) -> None:
 
 
 def csr_scores(rows: scipy.sparse.csr_array, targets: Mapping[str, Any]) -> np.ndarray:
-    """Jaccard by scipy: the minimum at each nonzero, a sum a row, for each target."""
+    """Compute Jaccard with scipy: for each target the minimum at each nonzero, summed by row."""
     sums, scores = rows.sum(axis=1), []
     for target in targets.values():
         proto = target["prototype"]
@@ -124,13 +124,13 @@ def dense_scores(rows: torch.Tensor, protos: torch.Tensor) -> np.ndarray:
 
 
 def some_targets(count: int, nonzeros: int) -> dict[str, Any]:
-    """Prototypes of ten random exemplars each."""
+    """Make prototypes of ten random exemplars each."""
     method = make_method("mona", {})
     return {str(i): method.fit(batch_of(random_table(10, nonzeros, 10**6 + i))) for i in range(count)}
 
 
 def peak_mb(folder: Path, targets: int, nonzeros: int, rows: int) -> float:
-    """Peak memory of a process of its own that scores so many rows of the store."""
+    """Measure the peak memory of a separate process that scores the store's first rows."""
     words = ["--work", str(folder.parent), "--targets", str(targets), "--nonzeros", str(nonzeros), "--peak", str(rows)]
     said = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
     return float(said.stdout)
@@ -138,7 +138,7 @@ def peak_mb(folder: Path, targets: int, nonzeros: int, rows: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="where the store is made, or is")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the store; an existing store is used")
     parser.add_argument("--rows", type=int, default=10**6)
     parser.add_argument("--nonzeros", type=int, default=1000)
     parser.add_argument("--targets", type=int, default=8)
@@ -150,7 +150,7 @@ def main() -> None:
     folder, targets = args.work / "store", some_targets(args.targets, args.nonzeros)
     if args.peak is not None:
         sweep(folder, targets, args.peak)
-        # Not ru_maxrss, which a process inherits from the one that started it.
+        # Not ru_maxrss: a process inherits it from its parent.
         peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
         sys.stdout.write(str(int(peak[1]) / 1024 if peak else "nan"))
         return

@@ -3,9 +3,9 @@
     neuronselect extract --pool POOL --method mona,nait --out STORE
     python benchmarks/sft.py POOL STORE TARGETS EVAL --slice 12000 --out benchmarks/sft.json
 
-The learning rate is chosen on random subsets alone (seeds that are not used again) by the loss of held-out rows of
-the POOL, not of the target. The loss is on answers; rows of the evaluation that stand in a subset are taken out.
-Each run is added to the output as it ends; a run that is there is not done again.
+The learning rate is chosen on random subsets only (with seeds not used again), by the loss on held-out rows of the POOL,
+not of the target. The loss is on answers; evaluation rows that are also in a subset are removed. Each finished run is
+added to the output, and is not repeated when the script is started again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SEEDS = (0, 1, 2)
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 RATE_SEEDS = (100, 101)
 SETTINGS = {
-    # Packed rows of one length: every step has the same number of tokens, whatever was picked.
+    # Rows are packed to one length, so every step has the same number of tokens for all arms.
     "packing": True, "max_length": 512, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8,
     "attn_implementation": "eager", "lora_dropout": 0.0, "lora_r": 16, "lora_alpha": 32, "save_strategy": "no",
     "logging_steps": 10, "disable_tqdm": True,
@@ -45,7 +45,7 @@ SETTINGS = {
 
 
 def subsets(pool: Dataset, featured: Dataset, exemplars: Dataset, seed: int) -> dict[str, np.ndarray]:
-    """Row numbers of each arm; only `random` and `full` depend on the seed (`full` by its order in training)."""
+    """Row numbers of each arm. Only `random` and `full` depend on the seed (`full` by its training order)."""
     extractor = bundled.extractor(features=("mona", "nait"))
     found: dict[str, np.ndarray] = {}
     for method in ("mona", "nait"):
@@ -59,7 +59,7 @@ def subsets(pool: Dataset, featured: Dataset, exemplars: Dataset, seed: int) -> 
             found["mona, lowest"] = usable[np.argsort(scores, kind="stable")[: len(selection)]]
             leaked = {i for i, why in enumerate(table.column("excluded").to_pylist()) if why == "leak"}
     longest = NeuronSelector("longest")
-    longest.extractor = extractor  # counts tokens
+    longest.extractor = extractor  # used to count tokens
     found["longest"] = np.asarray([i for i in longest.select(featured, ratio=RATIO).indices if i not in leaked])
     draw = NeuronSelector("random", seed=seed).select(pool, ratio=RATIO)
     found["random"] = np.asarray([i for i in draw.indices if i not in leaked])
@@ -68,7 +68,7 @@ def subsets(pool: Dataset, featured: Dataset, exemplars: Dataset, seed: int) -> 
 
 
 def one_run(rows: Dataset, held_out: dict[str, Dataset], rate: float, steps: int, seed: int) -> dict[str, Any]:
-    """Train, evaluate; the numbers."""
+    """Train and evaluate one arm; return its numbers."""
     folder = Path(tempfile.mkdtemp(prefix="sft-"))
     config = TrainConfig.from_section(SETTINGS | {"learning_rate": rate, "max_steps": steps, "seed": seed})
     started = time.perf_counter()
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("pool", "store", "targets", "eval"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--slice", type=int, default=12000, help="rows of the pool, drawn once")
+    parser.add_argument("--slice", type=int, default=12000, help="rows drawn from the pool, once for all arms")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--eval-rows", type=int, default=300)
     parser.add_argument("--names", default="gsm8k,mbpp")
@@ -101,7 +101,7 @@ def main() -> None:
 
     whole = load_rows(str(args.pool))
     drawn = np.sort(np.random.default_rng(0).permutation(len(whole.data))[: args.slice + 300])
-    held = np.random.default_rng(1).permutation(len(drawn))[:300]  # never trained on: the learning rate is chosen here
+    held = np.random.default_rng(1).permutation(len(drawn))[:300]  # held out to choose the learning rate
     kept = np.setdiff1d(np.arange(len(drawn)), held)
     store = FeatureStore(args.store, pool_about=whole.about).dataset()
     pool = whole.data.select(drawn[kept]).flatten_indices()

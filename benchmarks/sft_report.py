@@ -1,4 +1,4 @@
-"""Table and picture of benchmarks/sft.json: ``python benchmarks/sft_report.py`` prints Markdown and writes sft.png."""
+"""Report benchmarks/sft.json: ``python benchmarks/sft_report.py`` prints a Markdown table and writes sft.png."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""MoNA extraction against its floor at Llama-3.1-8B's exact block shape: random weights, real token lengths, K = 192.
+"""MoNA extraction and its floor at the block shape of Llama 3.1 8B: random weights, real row lengths, K = 192.
 
-Width 4,096, MLP 14,336, 32 heads of which 8 keep keys and values, an SAE of 131,072 latents. On a CPU a few blocks are
-run, and what they take is set against the floor of as many; for the real 31 blocks the floor's prefix is scaled up and
-what lies over the floor is kept as it is (it does not grow with blocks).
+Width 4,096, MLP 14,336, 32 heads with 8 key-value heads, an SAE of 131,072 latents. A CPU runs only a few blocks, which
+are compared with the floor of the same blocks. For the real 31 blocks the floor's prefix is scaled up, and the time above
+the floor stays the same, since it does not grow with the number of blocks.
 
     python benchmarks/shape.py --pool hf_neuronselect/assets/demo/pool.parquet --blocks 4 --out benchmarks/shape_8b.json
 """
@@ -39,7 +39,7 @@ def random_model(blocks: int, vocabulary: int, dtype: torch.dtype, device: str) 
         tie_word_embeddings=True,
     )  # fmt: skip
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # one float32 copy of all blocks would not fit beside it
+    torch.set_default_dtype(dtype)  # a float32 copy of all blocks would not fit into memory as well
     try:
         with torch.device(device):
             return LlamaForCausalLM(config).eval().requires_grad_(False)
@@ -56,7 +56,7 @@ def random_sae(layer: int, dtype: torch.dtype, device: str) -> SparseAutoencoder
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pool", type=Path, required=True, help=".jsonl.gz or .parquet, for real token lengths")
-    parser.add_argument("--blocks", type=int, default=4, help="of the model; the SAE reads the last")
+    parser.add_argument("--blocks", type=int, default=4, help="blocks of the model; the SAE reads the last one")
     parser.add_argument("--tokens", type=int, default=1500)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))

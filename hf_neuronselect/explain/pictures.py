@@ -1,4 +1,4 @@
-"""Pictures and words: which latents two targets use, and on which tokens a latent fires."""
+"""Show which latents two targets use, and on which tokens a latent fires."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ COLOURS = ("#1f6feb", "#d4572a")
 def feature_tokens(
     extractor: NeuronFeatureExtractor, conversation: Conversation, latents: Sequence[int], *, top: int = 3
 ) -> dict[int, list[str]]:
-    """The tokens of one row on which each SAE latent is strongest.
+    """Find the tokens of one row on which each SAE latent is strongest.
 
     Returns:
-        latent -> up to ``top`` different tokens, strongest first; none where it never fires.
+        latent -> up to ``top`` different tokens, strongest first; an empty list if it never fires.
     """
     engine = extractor.forward
     backbone, sae = engine.loaded([Mona()])
@@ -51,7 +51,7 @@ def feature_tokens(
             if strengths[position] <= 0 or len(words) == top:
                 break
             word = engine.tokenizer.decode([int(sample.input_ids[position])])
-            if "\ufffd" not in word:  # a part of a character says nothing
+            if "\ufffd" not in word:  # skip parts of a multi-byte character
                 words[word.strip() or "␣"] = None
         found[latent] = list(words)
     return found
@@ -66,12 +66,12 @@ def _dense(rows: SparseRows, width: int) -> np.ndarray:
 
 
 def activation_profiles(panels: Mapping[str, Mapping[str, SparseRows]], *, units: int = 80, samples: int = 24) -> bytes:
-    """Activation profiles of two targets, one panel a kind of unit (as the MoNA paper's figure 4).
+    """Plot activation profiles of two targets, a panel per kind of unit (as in figure 4 of the MoNA paper).
 
     Args:
-        panels: panel title -> {target -> its exemplars' activations}; two targets.
-        units: the most active ones shown, ordered by which target they favour.
-        samples: faint lines of each target; the bold line is the mean over all.
+        panels: panel title -> {target -> activations of its exemplars}, for two targets.
+        units: number of units shown, the most active ones, ordered by the target they favour.
+        samples: number of exemplars drawn as faint lines; the bold line is the mean over all.
 
     Returns:
         A PNG.

@@ -1,6 +1,6 @@
-"""What is measured about selections and the models trained on them, as modules of Hugging Face ``evaluate``.
+"""Metrics of selections and of models trained on them, as modules of Hugging Face ``evaluate``.
 
-Each folder is loaded by ``evaluate.load(str(metric_path(name)))`` and can be pushed to the Hub as a Space as it is.
+``evaluate.load(str(metric_path(name)))`` loads a module; its folder can be pushed to the Hub as a Space.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ METRICS = ("answer_match", "mtld", "precision_at_budget", "selection_overlap", "
 
 
 def metric_path(name: str) -> Path:
-    """The folder of a module; ``evaluate.load`` takes it as a string.
+    """The folder of a metric; pass it to ``evaluate.load`` as a string.
 
     Args:
         name: one of :data:`METRICS`.
 
     Raises:
-        NeuronSelectError: an unknown name.
+        NeuronSelectError: the name is unknown.
     """
     if name not in METRICS:
         raise unknown("metric", name, METRICS, "metric")

@@ -1,8 +1,8 @@
-"""The prefix of any Hugging Face causal LM: block outputs, MLP neurons and router weights, by hooks.
+"""Read block outputs, MLP neurons and router weights of any Hugging Face causal LM, through hooks on its blocks.
 
-``h[l]`` is the OUTPUT of decoder block ``l`` before the model's final norm. It is read off the block
-itself: the last entry of ``output_hidden_states`` is already normed. The forward stops at the last
-site asked for, so neither the deeper blocks nor the final norm nor the lm_head ever run.
+``h[l]`` is the output of decoder block ``l`` before the model's final norm. Hooks read it from the block itself,
+because the last entry of ``output_hidden_states`` is already normed. The forward pass stops at the deepest requested site, so
+deeper blocks, the final norm and the lm_head never run.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ logger = logging.getLogger(__name__)
 Observer = Callable[[torch.Tensor], None]
 
 _BLOCK_LISTS = ("layers", "h", "blocks")
-# The projection whose INPUT is the MLP's neurons act(gate) * up, and the one that makes the gate.
+# Names of the projection whose INPUT is the MLP's neurons act(gate) * up, and of the gate projection.
 _DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out")
 _GATE = ("gate_proj", "gate_up_proj")
 _ROUTER = ("gate", "router")
 
 
 class _Stop(Exception):
-    """Raised by the last hook: everything asked for has been seen."""
+    """Raised by the last hook to end the forward pass."""
 
 
 class Backbone:
-    """A decoder's blocks and the places in them that can be read.
+    """A decoder's blocks and the sites in them that can be read.
 
     Args:
         model: a transformers causal LM (or its bare decoder), in eval mode.
-        depth: blocks kept; the deeper ones are dropped from memory. ``None`` leaves the model as it
-            is, as a model that belongs to the user must be.
+        depth: number of blocks to keep; deeper ones are dropped from memory. ``None`` leaves the model unchanged, as
+            is right for a model the user passed in.
 
     Attributes:
-        num_layers: blocks of the whole model. hidden_size: width of the residual stream.
-        device: where batches are put and what is read is reduced; of a model spread over devices, the last block's.
+        num_layers: number of blocks in the whole model. hidden_size: width of the residual stream.
+        device: device of batches and activations; the last block's if the model is spread over several devices.
 
     Raises:
-        NeuronSelectError: no decoder blocks are found.
+        NeuronSelectError: the model has no decoder blocks.
     """
 
     def __init__(self, model: Any, depth: int | None = None) -> None:
@@ -93,7 +93,7 @@ class Backbone:
         return Site(f"{self.blocks_name}.{layer}.{name}.{down}", "input")
 
     def gate(self, layer: int) -> tuple[Site, Callable[[torch.Tensor], torch.Tensor]]:
-        """Where ``act(W_gate x)`` comes from: a site, and what turns its activation into it.
+        """The site to read, and the function that turns its activation into ``act(W_gate x)``.
 
         Raises:
             NeuronSelectError: a mixture-of-experts block.
@@ -111,7 +111,7 @@ class Backbone:
         return Site(f"{self.blocks_name}.{layer}.{name}.{gate}"), activate
 
     def router(self, layer: int) -> tuple[Site, Callable[[torch.Tensor], torch.Tensor]] | None:
-        """The router's input and what turns it into weights over ALL experts (sum 1); None if dense."""
+        """The router's input site, and the function that turns it into weights over ALL experts; None if dense."""
         try:
             name, mlp = self._mlp(layer)
         except NeuronSelectError:
@@ -123,7 +123,8 @@ class Backbone:
                 continue
             if weight.is_meta:
                 raise NeuronSelectError(
-                    f"offloads the router of block {layer}, which is read: place it on a device", option="device_map"
+                    f"offloads the router of block {layer}, which must be read; place it on a device",
+                    option="device_map",
                 )
             bias = getattr(module, "bias", None)
             sigmoid = getattr(self.config, "scoring_func", "softmax") == "sigmoid" or hasattr(
@@ -139,7 +140,7 @@ class Backbone:
                     return scores / scores.sum(dim=-1, keepdim=True)
                 return logits.softmax(dim=-1)
 
-            # The MoE block's own input: the router sees it flattened to [B * L, d].
+            # Read the MoE block's input: the router itself gets it flattened to [B * L, d].
             return Site(f"{self.blocks_name}.{layer}.{name}", "input"), weigh
         return None
 
@@ -152,7 +153,7 @@ class Backbone:
         raise NeuronSelectError(f"no MLP found in block {layer} ({type(block).__name__})", option="site", value="mlp")
 
     def resolve(self, site: Site) -> nn.Module:
-        """The module a site names.
+        """The module that a site names.
 
         Raises:
             NeuronSelectError: the model has no such module.
@@ -173,9 +174,9 @@ class Backbone:
     # ----------------------------------------------------------------------------------- forward
     @torch.inference_mode()
     def run(self, batch: TokenBatch, observers: Sequence[tuple[Site, Observer]]) -> None:
-        """One forward of a batch; each observer is called with its site's activation ``[B, L, width]``.
+        """Run one forward pass; each observer is called with its site's activation ``[B, L, width]``.
 
-        The observer must reduce at once: what it is given is the model's own tensor. It is on :attr:`device`.
+        The activation is on :attr:`device`. It is the model's own tensor, so observers must reduce or copy it at once.
         """
         waiting = len(observers)
         shape = batch.input_ids.shape
@@ -209,7 +210,9 @@ class Backbone:
         finally:
             for handle in handles:
                 handle.remove()
-        raise NeuronSelectError(f"{waiting} activation sites were never reached; is the model a plain causal LM?")
+        raise NeuronSelectError(
+            f"{waiting} activation sites were never reached; is the model a decoder-only causal LM?"
+        )
 
 
 def resolve_layer(layer: int, num_layers: int, option: str = "layer") -> int:
@@ -229,9 +232,9 @@ def resolve_layer(layer: int, num_layers: int, option: str = "layer") -> int:
 
 
 def find_decoder(model: Any) -> tuple[nn.Module, str]:
-    """The module that holds the decoder blocks, and the blocks' attribute name."""
+    """The module that has the decoder blocks, and the name of the attribute."""
     candidates = [model]
-    if hasattr(model, "get_base_model"):  # a PEFT wrapper: adapters stay in place, inside the layers
+    if hasattr(model, "get_base_model"):  # a PEFT wrapper; the adapters stay active inside the layers
         candidates.insert(0, model.get_base_model())
     if hasattr(candidates[0], "get_decoder"):
         candidates.insert(0, candidates[0].get_decoder())

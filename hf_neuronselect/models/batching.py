@@ -1,9 +1,8 @@
-"""Length-sorted batches under a token budget.
+"""Batches of similar row lengths under a token budget.
 
-Rows are padded on the RIGHT and the model is given no attention mask: in a causal model a real
-token never sees what stands to its right, so padding cannot reach it, and no mask is the fastest
-path of every attention kernel. What is pooled is decided by explicit token positions, never by a
-mask over padding.
+Rows are padded on the RIGHT and no attention mask is passed: in a causal model a token never attends to tokens on its
+right, so padding has no effect, and attention kernels are fastest without a mask. Pooled tokens are given by explicit
+positions, never by a mask over padding.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from ..rows.encode import Sample
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray]:
-    """Rows of similar length together, at most ``batch_tokens`` padded tokens each.
+    """Group rows of similar length into batches of at most ``batch_tokens`` padded tokens.
 
     Args:
         lengths: tokens of each row, all >= 1.
-        batch_tokens: budget; a longer row stands alone.
+        batch_tokens: the budget; a longer row gets a batch of its own.
 
     Returns:
-        Row numbers, int64 arrays, longest rows first (so that memory peaks at once).
+        An int64 array of row numbers per batch. The longest rows come first, so memory peaks in the first batch.
     """
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     batches, start = [], 0
@@ -38,12 +37,12 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """A padded batch and the positions its reductions need.
+    """A padded batch, with the token positions that reductions need.
 
     Attributes:
         input_ids: int64 ``[B, L]``, padded on the right.
         last: int64 ``[B]``, position of each row's last token.
-        content: int64 ``[B, 2]``, first and last content token.
+        content: int64 ``[B, 2]``, positions of the first and last content token.
         token: int64 ``[T]``, pooled tokens as positions in the flattened ``[B * L]``, row by row.
         row: int64 ``[T]``, the row of each pooled token.
         n_pooled: float32 ``[B]``, pooled tokens of each row (>= 1).
@@ -88,7 +87,7 @@ class TokenBatch:
         return flat if len(self.token) == len(flat) else flat.index_select(0, self.token)
 
     def mean(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Mean over pooled tokens: ``[B, L, d]`` -> float32 ``[B, d]``, added up token by token."""
+        """Mean over pooled tokens: ``[B, L, d]`` -> float32 ``[B, d]``, summed in token order."""
         vectors = self.pooled(hidden).float()
         total = torch.zeros(self.size, vectors.shape[-1], device=vectors.device)
         return total.index_add_(0, self.row, vectors) / self.n_pooled[:, None]

@@ -1,7 +1,6 @@
-"""Sparse autoencoders in one internal form, and the fast way from activations to pooled latents.
+"""One internal form for sparse autoencoders of every format, and fast pooling of their latents.
 
-Every format of :mod:`.sae_formats` becomes a :class:`SparseAutoencoder`; nothing outside that
-module knows where the weights came from.
+The readers in :mod:`.sae_formats` return a :class:`SparseAutoencoder`; other modules never see a file format.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from ..core.errors import NeuronSelectError
 
 ACTIVATIONS = ("relu", "topk", "groupmax", "jumprelu", "gated")
 INPUT_NORMS = ("none", "constant_norm_rescale", "layer_norm")
-# Pre-activations held at once, in elements: 4 M float32 = 16 MB, which stays near the caches.
+# Pre-activations computed at once, in elements: 4 M float32 take 16 MB, which fits caches.
 CHUNK_ELEMENTS = 1 << 22
-# Of a wide encoder that is few tokens, and its weights are read once a chunk: so many tokens then (131,072 latents: 64 took
-# nearly twice the time), as long as they take no more than 64 M elements.
+# A wide encoder would get few tokens a chunk and read all its weights for each chunk (with 131,072 latents, 64 tokens
+# took nearly twice the time): so at least this many tokens, unless they take more than 64 M elements.
 CHUNK_TOKENS, CHUNK_MOST = 512, 1 << 26
 ROW_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place in the base model an activation is read from.
+    """A place in the base model where an activation is read.
 
     Attributes:
         module: dotted name inside the base model, e.g. ``layers.30`` or ``layers.10.mlp``.
@@ -37,24 +36,24 @@ class Site:
 
     @property
     def block(self) -> int | None:
-        """The decoder block it lies in, 0-based; None before the first."""
+        """Number of the decoder block, 0-based; None before the first block."""
         return next((int(part) for part in self.module.split(".") if part.isdigit()), None)
 
 
 def top_k(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest of each row of nonnegative ``values``, exactly, ties to the lower index.
+    """The k largest of each row of nonnegative ``values``; ties go to the lower index.
 
-    ``torch.topk`` breaks ties arbitrarily, so equal values (frequent in bf16) could be chosen by the
-    batch's shape. One value more tells where the k-th is tied; only those rows are done again, with
-    keys that make every element distinct.
+    ``torch.topk`` breaks ties arbitrarily, so with equal values (frequent in bf16) the choice could depend on the shape
+    of the batch. Asking for one value more shows rows where the k-th is tied; only those are repeated, with keys that
+    make every element distinct.
 
     Args:
         values: ``[N, m]``, float32, bfloat16 or float16, >= 0.
-        k: at most m are returned.
+        k: values kept of a row; all m if k is larger.
 
     Returns:
-        values ``[N, min(k, m)]`` and int64 indices, in no particular order. Which zeros fill up a row
-        of fewer than k positive values is not defined: they add nothing.
+        values ``[N, min(k, m)]`` and int64 indices, in no particular order. A row of fewer than k positive values is
+        filled with arbitrary zeros, which add nothing to a sum.
     """
     n, m = values.shape
     if k >= m:
@@ -73,8 +72,8 @@ def top_k(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _top_k_keys(values: torch.Tensor, k: int) -> torch.Tensor:
     """Indices of the k largest nonnegative values, ties to the lower index: ``[N, m]`` -> ``[N, k]``."""
     m = values.shape[1]
-    # Nonnegative floats order like their bit patterns read as integers; NaNs of either sign come first, so that
-    # they are kept and seen (the sign bit is masked: -0.0 is 0, and x86 makes negative NaNs).
+    # Nonnegative floats sort like their bit patterns read as integers. NaNs of either sign sort first, so they are kept
+    # and noticed (the sign bit is masked: -0.0 is 0, and x86 produces negative NaNs).
     if values.dtype in (torch.bfloat16, torch.float16) and m <= 1 << 16:
         bits = (values.view(torch.int16).to(torch.int32) & 0x7FFF) << 16
         low = (1 << 16) - 1
@@ -87,10 +86,10 @@ def _top_k_keys(values: torch.Tensor, k: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class SparseAutoencoder:
-    """An SAE (or transcoder) encoder, ready to use.
+    """The encoder of an SAE or transcoder.
 
-    ``z = W_enc (x - b_pre) + b_enc`` after the input norm; then the nonlinearity. Scale factors of
-    a format (decoder norms, dataset norms) are folded into ``W_enc`` and ``b_enc`` at load.
+    Computes ``z = W_enc (x - b_pre) + b_enc`` after the input norm, then the nonlinearity. A format's scale factors
+    (decoder norms, dataset norms) are folded into ``W_enc`` and ``b_enc`` when it is loaded.
 
     Attributes:
         W_enc: ``[m, d]``. b_enc: ``[m]``. b_pre: ``[d]`` or None (not subtracted).
@@ -98,8 +97,8 @@ class SparseAutoencoder:
         threshold: ``[m]`` or scalar tensor, for ``jumprelu``.
         gate: ``(b_gate, r_mag, b_mag)``, each ``[m]``, for ``gated``.
         input_norm: one of :data:`INPUT_NORMS`.
-        W_dec: ``[m, d]`` or None, b_dec ``[d]`` or None: only for inspection.
-        site: what it reads. model_name: the base model it was trained on, where the file says so.
+        W_dec: ``[m, d]`` or None; b_dec: ``[d]`` or None; used for inspection only.
+        site: where its input is read. model_name: the base model it was trained on, if the file says so.
     """
 
     W_enc: torch.Tensor
@@ -132,7 +131,7 @@ class SparseAutoencoder:
         return max(ROW_MULTIPLE, CHUNK_ELEMENTS // m, min(CHUNK_TOKENS, CHUNK_MOST // m))
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> SparseAutoencoder:
-        """The encoder on a device and in a dtype; the decoder stays behind."""
+        """Copy the encoder to a device and dtype, without the decoder."""
 
         def put(tensor: torch.Tensor | None) -> torch.Tensor | None:
             return None if tensor is None else tensor.to(device, dtype)
@@ -153,10 +152,10 @@ class SparseAutoencoder:
         )
 
     def resolve_k(self, k: int | None) -> int | None:
-        """How many latents a token keeps: explicit K, else the SAE's own, else all its nonlinearity leaves.
+        """Latents kept of a token: ``k``, else the SAE's own k, else None for every latent the nonlinearity leaves.
 
         Raises:
-            NeuronSelectError: K below 1, or another K than a groupmax SAE's own.
+            NeuronSelectError: k is below 1, or differs from the k of a groupmax SAE.
         """
         if k is not None and k < 1:
             raise NeuronSelectError("must be at least 1", option="top_k_features", value=k)
@@ -178,7 +177,7 @@ class SparseAutoencoder:
         return x if self.b_pre is None else x - self.b_pre
 
     def activations(self, x: torch.Tensor) -> torch.Tensor:
-        """All latents after the nonlinearity, before any top-k: ``[N, d]`` -> ``[N, m]``, >= 0."""
+        """Latents after the nonlinearity, before top-k: ``[N, d]`` -> ``[N, m]``, >= 0."""
         x = self._normalised(x.to(self.W_enc.dtype))
         if self.activation == "gated":
             assert self.gate is not None
@@ -192,15 +191,14 @@ class SparseAutoencoder:
         return z.relu_()
 
     def encode(self, x: torch.Tensor, k: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Kept latents of each token.
+        """Compute the latents kept of each token.
 
         Args:
             x: ``[N, d]``, cast to the weights' dtype.
             k: see :meth:`resolve_k`.
 
         Returns:
-            ``(values [N, K], indices int64 [N, K])``, in no order; or ``(values [N, m], None)`` when
-            the nonlinearity alone decides what stays.
+            ``(values [N, K], indices int64 [N, K])`` in no particular order; ``(values [N, m], None)`` without a top-k.
         """
         keep, acts = self.resolve_k(k), self.activations(x)
         if self.activation == "groupmax":
@@ -215,21 +213,20 @@ class SparseAutoencoder:
     def sum_rows(
         self, x: torch.Tensor, row: torch.Tensor, rows: int, k: int | None = None, chunk: int | None = None
     ) -> torch.Tensor:
-        """Add the kept latents of each row's tokens up, a chunk of tokens at a time.
+        """Sum the kept latents over each row's tokens, a chunk of tokens at a time.
 
         Args:
-            x: ``[T, d]``, tokens of all rows. row: int64 ``[T]``. rows: number of rows.
+            x: ``[T, d]``, tokens of all rows. row: int64 ``[T]``, each token's row. rows: number of rows.
             k: see :meth:`resolve_k`.
 
         Returns:
-            float32 ``[rows, m]``. Tokens are added in their order, so a row's sum does not depend
-            on the batch it stood in.
+            float32 ``[rows, m]``. Tokens are added in order, so a row's sum does not depend on the rest of its batch.
         """
         total = torch.zeros(rows * self.num_latents, device=x.device)
         step = chunk or self.chunk_tokens
         for start in range(0, len(x), step):
             part = x[start : start + step]
-            # A matrix product of few rows takes another path and rounds differently: fill up.
+            # A matrix product of few rows takes another code path and rounds differently: pad to a multiple.
             whole = F.pad(part, (0, 0, 0, -len(part) % ROW_MULTIPLE))
             values, indices = self.encode(whole, k)
             values, indices = values[: len(part)], None if indices is None else indices[: len(part)]
@@ -241,12 +238,12 @@ class SparseAutoencoder:
         return total.view(rows, self.num_latents)
 
     def decode(self, values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """Reconstruction from ``[N, K]`` values and indices -> ``[N, d]`` (inspection only).
+        """Reconstruct ``[N, d]`` from ``[N, K]`` values and indices (for inspection only).
 
         Raises:
-            NeuronSelectError: the file holds no decoder.
+            NeuronSelectError: the file has no decoder.
         """
         if self.W_dec is None:
-            raise NeuronSelectError("this SAE file holds no decoder (W_dec)", option="sae")
+            raise NeuronSelectError("this SAE file has no decoder (W_dec)", option="sae")
         out = (self.W_dec[indices].float() * values[..., None].float()).sum(dim=1)
         return out if self.b_dec is None else out + self.b_dec.float()

@@ -1,7 +1,7 @@
-"""The SAE file formats: eai-sparsify, SAELens, Gemma Scope and Llama Scope.
+"""Read SAEs in the formats of eai-sparsify, SAELens, Gemma Scope and Llama Scope.
 
-Each reader turns a folder into the internal :class:`~.sae.SparseAutoencoder`. Files from a Hub are
-hostile: only safetensors and npz (``allow_pickle=False``) are opened, configs are plain JSON.
+Each reader turns a folder into the internal :class:`~.sae.SparseAutoencoder`. Files from a Hub are not trusted: weights
+are only read from safetensors and npz (``allow_pickle=False``), configs from plain JSON.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ def _tensors(path: Path, needed: tuple[str, ...]) -> dict[str, torch.Tensor]:
     ) as error:
         raise _refuse(path, f"the file cannot be read ({error}); download the SAE again") from error
     if absent := [name for name in needed if name not in tensors]:
-        raise _refuse(path, f"tensors missing: {', '.join(absent)}; it holds {', '.join(sorted(tensors))}")
+        raise _refuse(path, f"tensors missing: {', '.join(absent)}; it has {', '.join(sorted(tensors))}")
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise _refuse(path, f"tensor {name} holds NaN or infinite values; download the SAE again")
+            raise _refuse(path, f"tensor {name} has NaN or infinite values; download the SAE again")
     return tensors
 
 
 def _positive(folder: Path, name: str, value: Any, kind: type = int) -> Any:
-    """A config value that must be a number above 0."""
+    """Check a config value that must be a number above 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or kind(value) != value:
         raise _refuse(
             folder, f"{name} is {value!r}; {'a whole number' if kind is int else 'a number'} above 0 is needed"
@@ -149,7 +149,7 @@ def _saelens(folder: Path, layer: int | None) -> SparseAutoencoder:
     metadata = cfg.get("metadata") or {}
     architecture = cfg.get("architecture", "standard")
     k = cfg.get("k")
-    if cfg.get("activation_fn_str") == "topk":  # flat keys of before v6
+    if cfg.get("activation_fn_str") == "topk":  # flat keys, before version 6
         architecture, k = "topk", (cfg.get("activation_fn_kwargs") or {}).get("k")
     elif cfg.get("activation_fn_str", "relu") != "relu":
         raise _refuse(folder, f"unknown SAELens activation {cfg['activation_fn_str']!r}; relu and topk are supported")
@@ -164,7 +164,7 @@ def _saelens(folder: Path, layer: int | None) -> SparseAutoencoder:
 
     norm = cfg.get("normalize_activations") or "none"
     if norm == "expected_average_only_in":
-        # x is scaled by s: fold it, W_enc * s and b_dec / s; b_enc stays.
+        # x is scaled by s. Fold s into W_enc * s and b_dec / s; b_enc stays the same.
         scaler = folder / "activation_scaler.json"
         factor = _json(scaler).get("scaling_factor") if scaler.exists() else None
         factor = None if factor is None else _positive(folder, "scaling_factor", factor, float)
@@ -204,8 +204,8 @@ def _saelens(folder: Path, layer: int | None) -> SparseAutoencoder:
 # ------------------------------------------------------------------------------------ Gemma Scope
 def _gemma_scope(folder: Path, layer: int | None) -> SparseAutoencoder:
     tensors = _tensors(folder / "params.npz", ("W_enc", "b_enc", "threshold"))
-    # .../gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71; the Hub cache puts a snapshot between.
-    # The innermost names count: what stands above the repository's own folders is the user's.
+    # .../gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71, in the Hub cache with a snapshot folder in between.
+    # The innermost match counts, since folders above the repository have names of the user's choice.
     path = folder.absolute().as_posix()
     number = (re.findall(r"/layer_(\d+)(?=/|$)", path) or [None])[-1]
     kind = (re.findall(r"gemma-scope-[^/]*?-(res|mlp|att)(?=-|/|$)", path) or ["res"])[-1]
@@ -277,7 +277,7 @@ def _reader(folder: Path) -> Callable[[Path, int | None], SparseAutoencoder] | N
 
 
 def _is_layer(folder: Path, name: str, layer: int) -> bool:
-    """Whether an SAE's folder name says it reads block ``layer`` (each format counts in its own way)."""
+    """Whether an SAE's folder name says that it reads block ``layer``; formats count blocks differently."""
     parts = name.split("/")
     if (folder / "params.npz").is_file():
         return f"layer_{layer}" in parts
@@ -287,10 +287,10 @@ def _is_layer(folder: Path, name: str, layer: int) -> bool:
 
 
 def find_folder(root: Path, layer: int | None) -> Path:
-    """The SAE folder in or below ``root`` (a hookpoint folder, or a repository of several).
+    """Find the SAE folder in or below ``root``, which may be a repository of several.
 
     Raises:
-        NeuronSelectError: nothing there, or several and none is that layer's.
+        NeuronSelectError: there is none, or several of which none is for that layer.
     """
     if not root.is_dir():
         raise NeuronSelectError("no such folder", option="sae", value=root.name)
@@ -320,11 +320,11 @@ def load_sae(source: str | os.PathLike[str], *, layer: int | None = None) -> Spa
     """Read an SAE from a local folder.
 
     Args:
-        source: a folder holding one SAE, or a repository folder where ``layer`` picks one.
-        layer: 0-based block, used where the files do not say which layer they read.
+        source: folder of one SAE, or of a repository from which ``layer`` picks one.
+        layer: 0-based block; needed if the files do not name the layer they read.
 
     Raises:
-        NeuronSelectError: not an SAE, several, an unknown architecture, damaged or non-finite weights.
+        NeuronSelectError: no SAE or several, an unknown architecture, damaged or non-finite weights.
     """
     folder = find_folder(Path(source), layer)
     reader = _reader(folder)
@@ -346,7 +346,7 @@ def load_sae(source: str | os.PathLike[str], *, layer: int | None = None) -> Spa
 
 
 def download_sae(source: str, *, revision: str | None, layer: int | None, token: str | bool | None) -> Path:
-    """Fetch ``org/repo`` or ``org/repo/folder`` from the Hub: only the SAE's own files of that folder."""
+    """Download ``org/repo`` or ``org/repo/folder`` from the Hub, only the files an SAE needs."""
     parts = source.split("/")
     repo, folder = "/".join(parts[:2]), "/".join(parts[2:])
     if folder:

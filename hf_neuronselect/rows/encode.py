@@ -1,4 +1,4 @@
-"""Messages to token ids, and which of the tokens are pooled."""
+"""Conversations to token ids, with the tokens that are pooled marked."""
 
 from __future__ import annotations
 
@@ -14,10 +14,19 @@ from ..core.errors import NeuronSelectError, one_of
 from .formats import ROLES, Conversation
 
 POOL_TOKENS = ("all", "no_special", "assistant", "user")
-# What running a chat template on a row can raise.
+# Errors a chat template can raise on a row.
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
-# Private-use characters: what stands in for a turn's text is one that the rendered row does not hold.
+# Private-use characters: one that the rendered row lacks replaces a turn's text.
 _SENTINELS = tuple(map(chr, range(0xE000, 0xF900)))
+
+
+# The plain form of SampleEncoder as a chat template, with TRL's marks around the trained tokens.
+PLAIN_TEMPLATE = (
+    "{{ bos_token or '' }}{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{{ '\\n' }}{% else %}{{ message['content'] + '\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -25,12 +34,12 @@ class Sample:
     """One tokenised row.
 
     Attributes:
-        input_ids: int64 ``[n]``, what the model is fed.
+        input_ids: int64 ``[n]``, the tokens fed to the model.
         pooled: bool ``[n]``, the tokens whose activations are averaged.
-        content: ``(first, last)`` position of the turns' own text, template tokens left out; the
-            whole sequence where spans were not asked for.
+        content: first and last position of the turns' own text, without template tokens; the whole sequence unless
+            ``content_spans`` is set.
         n_total: length before truncation.
-        skip: why the row has no tokens (``empty`` or ``error: …``), else ``""``.
+        skip: reason the row has no tokens (``empty`` or ``error: …``), else ``""``.
     """
 
     input_ids: np.ndarray
@@ -49,7 +58,7 @@ def _skipped(reason: str, n_total: int = 0) -> Sample:
 
 
 def _difference(text: str, other: str) -> tuple[int, int]:
-    """Where ``text`` differs from ``other``: both agree before ``start`` and after ``end``."""
+    """Start and end of the part of ``text`` that differs from ``other``."""
 
     def agreeing(limit: int, same: Any) -> int:
         low, high = 0, limit
@@ -65,20 +74,20 @@ def _difference(text: str, other: str) -> tuple[int, int]:
 
 
 class SampleEncoder:
-    r"""Messages to token ids, by the tokenizer's chat template or the plain one.
+    r"""Turns conversations into token ids, through the tokenizer's chat template or the plain form.
 
-    Without a chat template a conversation becomes ``<|role|>\n{content}\n`` per turn, with the
-    tokenizer's own BOS first and its EOS after each assistant turn (choice, Tulu's form).
+    Without a chat template each turn becomes ``<|role|>\n{content}\n``, with the tokenizer's BOS first and its EOS
+    after each assistant turn (choice: the form of Tulu).
 
-    Where a turn begins and ends is read off the *rendered* text: the conversation is rendered once
-    more with that turn replaced, and what differs is the turn. So a template may strip, trim or
-    reorder what it likes, and no text is ever tokenised twice.
+    A turn's span is found in the *rendered* text: the conversation is rendered again with that turn replaced, and the
+    part that differs is the turn. Templates may therefore strip, trim or reorder text, and nothing is tokenised twice.
 
     Args:
         tokenizer: a transformers tokenizer; spans need a fast one (offsets).
         pool_tokens: ``all``, ``no_special``, ``assistant`` or ``user``.
         max_length: tokens kept of a row.
-        truncation_side: the side that is cut: ``right`` keeps the beginning.
+        truncation_side: the side that is cut; ``right`` keeps the beginning.
+        content_spans: whether to find the first and last token of the turns' own text.
         chat_template: overrides the tokenizer's own.
     """
 
@@ -110,7 +119,7 @@ class SampleEncoder:
             )
 
     def render(self, conversation: Conversation) -> str:
-        """The text the model is fed, special tokens written out."""
+        """The text fed to the model, special tokens included."""
         if conversation.text is not None:
             return conversation.text
         if self.template is None:
@@ -138,7 +147,7 @@ class SampleEncoder:
         return found
 
     def _render_replaced(self, conversation: Conversation, i: int, sentinel: str) -> str:
-        """The conversation with turn ``i``'s own text replaced; what else the turn carries (ids, names) stays."""
+        """Render with the text of turn ``i`` replaced; the turn's other keys (ids, names) stay."""
         before, turn, after = conversation.messages[:i], conversation.messages[i], conversation.messages[i + 1 :]
         turn = turn | {k: sentinel for k in ("content", "reasoning_content") if k in turn}
 
@@ -149,12 +158,12 @@ class SampleEncoder:
             return render(turn)
         try:
             return render({k: v for k, v in turn.items() if k != "tool_calls"})
-        except _TEMPLATE_ERRORS:  # a template that wants calls before their results: keep them, without their text
+        except _TEMPLATE_ERRORS:  # the template needs calls before their results: keep them, without their text
             calls = [call | {"function": {"name": sentinel, "arguments": {}}} for call in turn["tool_calls"]]
             return render(turn | {"tool_calls": calls})
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Sample]:
-        """Tokenise; a row that cannot be used comes back with ``skip`` set, never dropped."""
+        """Tokenise. Rows that cannot be used are returned with ``skip`` set, never dropped."""
         samples: list[Sample | None] = [None] * len(conversations)
         rendered: dict[int, str] = {}
         spans: dict[int, tuple[list, list]] = {}
@@ -181,7 +190,7 @@ class SampleEncoder:
                 continue
             rendered[i] = text
 
-        # A bare text gets the tokenizer's own BOS; a rendered one has it already.
+        # Plain text gets the tokenizer's BOS; rendered text already has it.
         for is_text in (False, True):
             rows = [i for i in rendered if (conversations[i].text is not None) == is_text]
             if not rows:
@@ -225,7 +234,7 @@ class SampleEncoder:
 
 
 def _inside(offsets: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
-    """Which tokens overlap any of the character spans: offsets ``[n, 2]`` -> bool ``[n]``."""
+    """Bool ``[n]``: tokens, with character offsets ``[n, 2]``, that overlap any of the spans."""
     inside = np.zeros(len(offsets), bool)
     for start, end in spans:
         inside |= (offsets[:, 0] < end) & (offsets[:, 1] > start) & (offsets[:, 1] > offsets[:, 0])

@@ -1,21 +1,21 @@
-r"""Rows of any instruction format, read as messages.
+r"""Read rows of any instruction format as messages.
 
-The formats (detected from the column names, or named):
+Formats, detected from the column names or named by the user:
 
 ========== =============================================== =========================================
 format      columns                                         becomes
 ========== =============================================== =========================================
-messages    ``messages`` [``tools``]                        as it is
+messages    ``messages`` [``tools``]                        unchanged
 prompt      ``prompt``, ``completion`` [``tools``]          strings: one user and one assistant turn
 alpaca      ``instruction``, ``output`` [``input``,         ``instruction\n\ninput`` as the user turn
             ``system``]
 sharegpt    ``conversations`` of ``from``/``value``         roles renamed
             [``system``, ``tools``]
 qa          ``question``, ``answer``                        one user and one assistant turn
-text        ``text``                                        tokenised as it is, without turns (choice)
+text        ``text``                                        tokenised unchanged, without turns (choice)
 ========== =============================================== =========================================
 
-A row that cannot be read is never dropped: its :class:`Conversation` carries the reason in ``skip``.
+A row that cannot be read is never dropped: its :class:`Conversation` has the reason in ``skip``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SHAREGPT_ROLES = {
 
 @dataclass(frozen=True)
 class RowFormat:
-    """A row format and the names its columns go by in a user's data.
+    """A row format and the names of its columns in the user's data.
 
     Args:
         name: ``messages``, ``prompt``, ``alpaca``, ``sharegpt``, ``qa`` or ``text``.
@@ -86,11 +86,11 @@ def row_format(columns: Iterable[str], name: str = "auto", renames: Mapping[str,
 
     Args:
         columns: column names of the data.
-        name: a format's name, or ``auto``: the first one all of whose columns are there.
+        name: a format's name, or ``auto``: the first format whose required columns are all present.
         renames: a format's column -> the data's column, e.g. ``{"instruction": "question"}``.
 
     Raises:
-        NeuronSelectError: unknown format, or a column it needs is missing.
+        NeuronSelectError: unknown format, or a required column is missing.
     """
     columns, renames = list(columns), dict(renames or {})
     if name != "auto" and name not in _REQUIRED:
@@ -106,7 +106,7 @@ def row_format(columns: Iterable[str], name: str = "auto", renames: Mapping[str,
             return RowFormat(candidate, present)
     wanted = "; ".join(f"{f}: {', '.join(c)}" for f, c in _REQUIRED.items() if name in ("auto", f))
     raise NeuronSelectError(
-        f"columns missing: the data has {', '.join(columns) or 'none'}, needed is one of ({wanted}); "
+        f"columns missing: the data has {', '.join(columns) or 'none'}, but it needs one of ({wanted}); "
         "rename them, or map them with columns={'instruction': 'question', ...}",
         option="row_format",
         value=name,
@@ -114,12 +114,12 @@ def row_format(columns: Iterable[str], name: str = "auto", renames: Mapping[str,
 
 
 class _Skip(Exception):
-    """A row that cannot be used; its text is the reason."""
+    """Raised for a row that cannot be used; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row, read: either ``messages`` (with ``tools``) or bare ``text``; else ``skip`` says why not."""
+    """One row: ``messages`` (with ``tools``), or plain ``text``, or the reason it was skipped in ``skip``."""
 
     messages: list[dict[str, Any]] = field(default_factory=list)
     tools: list[Any] | None = None
@@ -127,7 +127,7 @@ class Conversation:
     skip: str = ""
 
     def content(self) -> str:
-        """All turns in one string, roles included: what makes two rows the same."""
+        """All turns in one string, roles included. Rows with equal content are duplicates."""
         if self.text is not None:
             return self.text
         extra = [{k: m[k] for k in ("tool_calls", "reasoning_content") if k in m} for m in self.messages]
@@ -157,7 +157,7 @@ def _content(value: Any, where: str) -> str:
 
 
 def _without_none(value: Any) -> Any:
-    """The same without the keys whose value is None, at any depth."""
+    """Drop keys whose value is None, at any depth."""
     if isinstance(value, Mapping):
         return {k: _without_none(v) for k, v in value.items() if v is not None}
     return [_without_none(v) for v in value] if isinstance(value, (list, tuple)) else value
@@ -172,7 +172,7 @@ def _messages(value: Any, where: str = "messages") -> list[dict[str, Any]]:
     for i, turn in enumerate(value):
         if not isinstance(turn, Mapping):
             raise _Skip(f"error: {where}[{i}] is {type(turn).__name__}, not a role/content turn")
-        # Arrow fills keys that other rows have with None; a template would take them as given.
+        # Arrow fills keys that only other rows have with None; a chat template would treat them as set.
         message = _without_none(turn)
         role = message.get("role")
         if not isinstance(role, str) or role not in ROLES:
@@ -209,7 +209,7 @@ def _sharegpt(value: Any) -> list[dict[str, Any]]:
 
 
 def read_row(row: Mapping[str, Any], fmt: RowFormat) -> Conversation:
-    """Read one row. A row that cannot be used comes back with ``skip`` set: ``empty`` or ``error: …``."""
+    """Read one row. A row that cannot be used is returned with ``skip`` set: ``empty`` or ``error: …``."""
     got = fmt.read(row)
     try:
         if fmt.name == "text":
@@ -250,6 +250,6 @@ def read_row(row: Mapping[str, Any], fmt: RowFormat) -> Conversation:
 
 
 def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """A dict of equally long columns as a list of rows."""
+    """Turn a dict of equally long columns into a list of rows."""
     names = list(batch)
     return [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]

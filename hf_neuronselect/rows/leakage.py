@@ -1,4 +1,4 @@
-"""Exact duplicates, and exemplars that stand in the pool."""
+"""Find exact duplicates in the pool, and exemplars that leaked into it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from .formats import Conversation
 
 KEY_BYTES = 16
 _MIN_QUESTION = 32
-"""Shorter questions ("Continue.") are held by half the world; only whole rows count for them."""
+"""Shorter questions ("Continue.") are too common to search for; only whole rows are compared."""
 _WORD = re.compile(r"[^\W_]{4,}")
 
 
 def normalised(text: str) -> str:
-    """Lower case, single spaces: what makes two texts the same."""
+    """Lower case with single spaces; texts that are equal in this form are the same."""
     return " ".join(text.casefold().split())
 
 
 def key(text: str) -> bytes:
-    """16 bytes that stand for a text."""
+    """16-byte hash of a text."""
     return hashlib.blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
 
 
 class Seen:
-    """A set of keys that only grows, at 16 bytes a key: a pool may have a hundred million rows.
+    """A growing set of keys at 16 bytes a key, since a pool may have a hundred million rows.
 
-    Sorted runs, of which two of about one size become one; twice the size of the largest while that is made.
+    Keys are kept in sorted arrays; two arrays of similar size are merged, which briefly takes twice
+    their memory.
     """
 
     def __init__(self) -> None:
-        self._runs: list[np.ndarray] = []  # uint64 [2, n] each: first and second half of each key, sorted by the first
+        self._runs: list[np.ndarray] = []  # uint64 [2, n] each: the keys' first and second halves, sorted by the first
 
     def __len__(self) -> int:
         return sum(run.shape[1] for run in self._runs)
@@ -43,7 +44,7 @@ class Seen:
         return sum(run.nbytes for run in self._runs)
 
     def add(self, keys: Iterable[bytes]) -> None:
-        """Keys that are not there yet, each once."""
+        """Add keys that are not in the set; each may occur once."""
         run = _sorted(_halves(keys))
         while self._runs and self._runs[-1].shape[1] <= run.shape[1]:
             run = _sorted(np.concatenate([self._runs.pop(), run], axis=1))
@@ -51,7 +52,7 @@ class Seen:
             self._runs.append(run)
 
     def contains(self, keys: Sequence[bytes]) -> np.ndarray:
-        """Bool ``[n]``: which keys are there."""
+        """Bool ``[n]``: keys that are in the set."""
         asked = _halves(keys)
         found = np.zeros(asked.shape[1], dtype=bool)
         for run in self._runs:
@@ -66,23 +67,23 @@ def _halves(keys: Iterable[bytes]) -> np.ndarray:
 
 
 def _sorted(run: np.ndarray) -> np.ndarray:
-    return run[:, np.argsort(run[0], kind="stable")]  # stable: two sorted runs are only merged
+    return run[:, np.argsort(run[0], kind="stable")]  # stable sorts merge two sorted halves quickly
 
 
 class Leakage:
-    """Finds pool rows that ARE an exemplar, ask an exemplar's question, or hold it in their text.
+    """Finds pool rows that are an exemplar, ask an exemplar's question, or contain it in their text.
 
-    Saved capabilities keep hashes only; with them a question is found when it is a whole user turn,
-    not inside a longer one.
+    Saved capabilities keep only hashes; they find a question that is a whole user turn, not one inside a longer turn.
 
     Args:
-        rows, questions: keys of whole exemplars and of their user turns. texts: the turns' own
-            normalised text, where it is known.
+        rows, questions: keys of whole exemplars and of their user turns.
+        texts: normalised text of the user turns, if known.
     """
 
     def __init__(self, rows: Iterable[bytes] = (), questions: Iterable[bytes] = (), texts: Iterable[str] = ()) -> None:
         self.rows, self.questions, self.texts = set(rows), set(questions), set(texts)
-        # A row is searched only if it has a question's longest word; unspaced scripts have no such word.
+        # A row is searched only for questions whose longest ASCII word it contains; questions without one (unspaced
+        # scripts, for instance) are always searched for.
         self._by_word: dict[str, list[str]] = {}
         self._always: list[str] = []
         for text in sorted(self.texts):
@@ -94,6 +95,7 @@ class Leakage:
 
     @classmethod
     def of(cls, conversations: Iterable[Conversation]) -> Leakage:
+        """Collect the keys and questions of exemplars."""
         rows, questions, texts = set(), set(), set()
         for conversation in conversations:
             if conversation.skip:
@@ -109,6 +111,7 @@ class Leakage:
         return Leakage(self.rows | other.rows, self.questions | other.questions, self.texts | other.texts)
 
     def find(self, conversation: Conversation, row_key: bytes) -> bool:
+        """Whether a pool row, whose content has the key ``row_key``, leaks an exemplar."""
         if row_key in self.rows:
             return True
         if not self.questions:

@@ -1,4 +1,4 @@
-"""The evaluation as a picture."""
+"""Plot the results of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ BASE = "base"
 
 
 def results_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Held-out loss by model, one panel a data set: a dot a run, a bar at the mean, a line at the base model.
+    """Plot held-out loss by model, a panel per data set: a dot per run, a bar at the mean, a line at the base model.
 
     Args:
-        rows: ``{"model", "data", "value"}``; several of one model and data set are its seeds.
+        rows: ``{"model", "data", "value"}``; several rows of a model and data set are different seeds.
 
     Returns:
         A PNG.

@@ -19,20 +19,20 @@ from ..core.sources import Source, hub_errors, resolve
 from ..models.loading import DTYPES
 from .models import adapted, adapter_source, base_source, load_for_evaluation
 
-# Metrics that are a share of right answers: these are shown in percent and may be averaged with each other.
+# Metrics that are a share of right answers; they are shown in percent and can be averaged with each other.
 _SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "pass@1", "pass_at_1")
-_BOOTSTRAP = 1000  # draws for the standard error of metrics that have no formula; lm-eval's 100,000 take minutes
+_BOOTSTRAP = 1000  # draws for standard errors without a formula; lm-eval's default of 100,000 takes minutes
 
 
 @dataclass(frozen=True)
 class HarnessRow:
-    """One number.
+    """One metric of one model on one task.
 
     Attributes:
-        model: the name given to ``run_tasks``. task: a task, or a group that sums its tasks up.
-        metric: lm-eval's name, with the filter that was used: ``acc``, ``exact_match,last-number``.
-        value: in the metric's own unit (``acc`` is 0 to 1). stderr: its standard error, where there is one.
-        samples: rows of the task that were answered.
+        model: the name given to ``run_tasks``. task: a task, or a group that aggregates its tasks.
+        metric: lm-eval's name, with the filter if there is one: ``acc``, ``exact_match,last-number``.
+        value: in the metric's own unit (``acc`` is 0 to 1). stderr: its standard error, or None.
+        samples: number of answered rows.
     """
 
     model: str
@@ -45,19 +45,19 @@ class HarnessRow:
 
 @dataclass(frozen=True)
 class HarnessResults:
-    """What ``run_tasks`` measured.
+    """Results of ``run_tasks``.
 
     Attributes:
-        rows: every number, models and tasks in the order they were given.
-        about: versions, the pinned model and adapters, limit, seed, and per task its version, few-shot count and, per
-            metric, whether higher is better.
+        rows: every metric, with models and tasks in the order they were given.
+        about: versions, the pinned model and adapters, limit, seed, and for each task its version, its few-shot count
+            and whether higher is better for each metric.
     """
 
     rows: list[HarnessRow]
     about: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for ``json.dumps``; what is not a finite number is None."""
+        """All results, ready for ``json.dumps``; numbers that are not finite become None."""
         rows = [asdict(row) for row in self.rows]
         for row in rows:
             for key in ("value", "stderr"):
@@ -66,16 +66,16 @@ class HarnessResults:
         return {**self.about, "results": rows}
 
     def table(self, style: str = "text", *, metrics: Mapping[str, str] | None = None, stderr: bool = False) -> str:
-        """A line for each model, a column for each task, as papers print them.
+        """A table with a line for each model and a column for each task.
 
-        Shares of right answers are in percent. The last column is the mean over the tasks, if there are several and
-        their metrics can be compared: all shares of right answers, or all the same metric. Tasks of a group with
-        numbers of its own are summed up by the group.
+        Shares of right answers are in percent. If there are several tasks with comparable metrics (all of them shares
+        of right answers, or all the same metric), the last column is the mean over the tasks. A group that has results
+        of its own replaces its tasks.
 
         Args:
             style: ``text``, or ``markdown``, where the best of each column is bold.
-            metrics: task -> the metric shown; the first one of a task by default.
-            stderr: show standard errors too.
+            metrics: task -> metric to show; default the first metric of each task.
+            stderr: whether to show standard errors.
 
         Raises:
             NeuronSelectError: an unknown style, or a metric that was not measured.
@@ -106,14 +106,16 @@ class HarnessResults:
         return _markdown(header, cells) if style == "markdown" else _text(header, cells)
 
     def _columns(self, metrics: Mapping[str, str]) -> list[tuple[str, str]]:
-        """(task, metric) of every column."""
+        """(task, metric) of each column."""
         measured: dict[str, list[str]] = {}
         for row in self.rows:
             measured.setdefault(row.task, []).append(row.metric)
         for task, metric in metrics.items():
             if metric not in measured.get(task, []):
                 known = ", ".join(dict.fromkeys(measured.get(task, []))) or f"no task {task}"
-                raise NeuronSelectError(f"not measured for {task}; there is: {known}", option="metrics", value=metric)
+                raise NeuronSelectError(
+                    f"not measured for {task}; measured are: {known}", option="metrics", value=metric
+                )
         hidden = {child for info in self.about["tasks"].values() for child in info.get("sums_up", [])}
         return [(task, metrics.get(task, known[0])) for task, known in measured.items() if task not in hidden]
 
@@ -135,28 +137,28 @@ def run_tasks(
     tokenizer: str | None = None,
     token: str | bool | None = None,
 ) -> HarnessResults:
-    """Evaluate a model and LoRA adapters of it on the same tasks, in this process.
+    """Evaluate a model and its LoRA adapters on the same tasks, in this process.
 
-    Adapters must be safetensors; ``trust_remote_code`` is never set. Tasks whose YAML has ``!function`` run the Python
-    beside it: give an ``include_path`` you trust. Tasks that run code a model wrote are refused unless the environment
-    has ``HF_ALLOW_CODE_EVAL=1``.
+    Adapters must be safetensors; ``trust_remote_code`` is never set. A task file with ``!function`` runs the Python file
+    it names, so only give an ``include_path`` that you trust. Tasks that run model-written code are refused unless the
+    environment sets ``HF_ALLOW_CODE_EVAL=1``.
 
     Args:
-        model: folder or Hub id of the base model, loaded once.
+        model: folder or Hub id of the base model, which is loaded once.
         adapters: name -> folder or Hub id of a LoRA adapter; None is the base model itself.
         tasks: names of lm-eval tasks, groups or tags.
-        include_path: folder of more task files. Where one names its data relative to itself, and has neither
-            ``!function`` nor ``include``, the data are found from any working directory.
-        limit: rows a task; None is all. num_fewshot: examples a prompt; None is what the task says.
-        dtype: ``auto`` is float32 on a CPU and the stored one elsewhere. device: ``auto`` is CUDA where there is one.
-        apply_chat_template: put questions as chat turns, with few-shot examples as earlier turns: right for models
-            tuned on chats. False gives plain text: right for a base model compared with published numbers.
-        tokenizer: folder or Hub id of the tokenizer; the model's by default. An adapter's folder, where the adapters
-            were trained with a chat template that the model lacks. One for all, so that all see the same prompts.
+        include_path: folder of additional task files. Data files relative to a task file are found from any working
+            directory, unless the task file uses ``!function`` or ``include``.
+        limit: rows per task; None is all. num_fewshot: examples per prompt; None is the task's own number.
+        dtype: ``auto`` is float32 on a CPU, else the checkpoint's dtype. device: ``auto`` is CUDA if there is one.
+        apply_chat_template: ask as chat turns, with few-shot examples as earlier turns, which suits models tuned on
+            chats. False asks in plain text, which suits base models and comparison with published numbers.
+        tokenizer: folder or Hub id of the tokenizer for all models; default the base model's. Name an adapter's folder
+            if the adapters were trained with a chat template that the base model lacks.
 
     Raises:
-        NeuronSelectError: lm-eval is not installed; a task, model or adapter that cannot be had; an adapter that does
-            not fit the model; no chat template.
+        NeuronSelectError: lm-eval is not installed, a task, model or adapter cannot be loaded, an adapter does not fit
+            the model, or there is no chat template.
     """
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     _check(adapters, names, limit, batch_size)
@@ -178,7 +180,7 @@ def run_tasks(
     words = _tokenizer(base, tokenizer, token)
     if apply_chat_template and not words.chat_template:
         raise NeuronSelectError(
-            "the model has no chat template: set it to False, or pass tokenizer=, a folder that has one",
+            "the model has no chat template: set it to False, or pass tokenizer= with a folder that has one",
             option="apply_chat_template", value=True,
         )  # fmt: skip
     lm = load_for_evaluation(base, dtype, device, token)
@@ -187,13 +189,13 @@ def run_tasks(
     about: dict[str, Any] = {}
     for name, source in sources.items():
         with adapted(lm, source, name, token) as tuned:
-            with _quiet("lm_eval.models.huggingface"):  # it warns of every model it did not load itself
+            with _quiet("lm_eval.models.huggingface"):  # it warns about every model it did not load itself
                 harness = HFLM(pretrained=tuned, tokenizer=words, batch_size=batch_size, backend="causal")
-            with _quiet("lm_eval.evaluator"):  # it warns of a num_fewshot that was asked for
+            with _quiet("lm_eval.evaluator"):  # it warns about every num_fewshot that is passed
                 results = lm_eval.simple_evaluate(
                     model=harness,
                     tasks=loaded,
-                    task_manager=manager,  # it would read all of lm-eval's task files again
+                    task_manager=manager,  # otherwise all of lm-eval's task files are read again
                     num_fewshot=num_fewshot,
                     batch_size=batch_size,
                     limit=limit,
@@ -247,7 +249,7 @@ def _tokenizer(base: Source, name: str | None, token: str | bool | None) -> Any:
 
 @contextmanager
 def _quiet(logger: str) -> Iterator[None]:
-    """A logger's errors only."""
+    """Silence a logger below errors."""
     log = logging.getLogger(logger)
     level = log.level
     log.setLevel(logging.ERROR)
@@ -259,7 +261,7 @@ def _quiet(logger: str) -> Iterator[None]:
 
 # ---------------------------------------------------------------------------------------------- tasks
 def _load_tasks(names: list[str], folder: Path | None) -> tuple[Any, list[Any]]:
-    """lm-eval's manager and the task and group objects, before any model is loaded; tags are their tasks."""
+    """Load lm-eval's manager and its task and group objects; a tag becomes its tasks."""
     from lm_eval.tasks import TaskManager
 
     if folder is not None and not folder.is_dir():
@@ -285,7 +287,7 @@ def _load_tasks(names: list[str], folder: Path | None) -> tuple[Any, list[Any]]:
             index[name] = replace(entry, yaml_path=None, cfg=config)
     try:
         loaded = manager.load(list(names))
-    except OSError as cause:  # datasets: no such file, or no such data set on the Hub, or no network
+    except OSError as cause:  # from datasets: a missing file, an unknown data set, or no network
         reason = str(cause).splitlines()[0][:200]
         raise NeuronSelectError(f"a task's data cannot be loaded: {reason}", option="tasks", value=names) from cause
     groups = loaded.get("groups", {})
@@ -300,25 +302,25 @@ def _allows_code() -> bool:
 
 def _unknown_task(name: str, known: Sequence[str], own: Sequence[str], folder: Path | None) -> NeuronSelectError:
     near = get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists those of lm-eval"
+    hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists the tasks of lm-eval"
     if folder is None:
-        hint += "; tasks of your own need include_path"
+        hint += "; your own tasks need include_path"
     else:
-        hint += f"; include_path holds {', '.join(own[:20]) or 'no task files'}"
+        hint += f"; include_path has {', '.join(own[:20]) or 'no task files'}"
     return NeuronSelectError(f"unknown task; {hint}", option="tasks", value=name)
 
 
 def _found_from_anywhere(entry: Any) -> dict[str, Any] | None:
-    """A task's configuration with data files that lie beside its YAML made absolute; None where nothing is to do.
+    """A task's configuration with absolute paths of the data files beside its YAML; None if nothing changes.
 
-    lm-eval hands ``data_files`` to ``load_dataset`` as they are, which looks from the working directory.
+    lm-eval passes ``data_files`` unchanged to ``load_dataset``, which resolves them from the working directory.
     """
     config = entry.cfg or {}
     files = (config.get("dataset_kwargs") or {}).get("data_files")
     if not files or entry.yaml_path is None:
         return None
     text = entry.yaml_path.read_text(encoding="utf-8")
-    if "!function" in text or "\ninclude:" in f"\n{text}":  # what the index holds of these is not the whole task
+    if "!function" in text or "\ninclude:" in f"\n{text}":  # the index has only part of such a task
         return None
     folder = entry.yaml_path.resolve().parent
 
@@ -376,7 +378,7 @@ def _number(value: float | None, metric: str) -> str:
 
 
 def _put(cells: list[list[str]], texts: list[str], values: list[float], down: bool, *, bold: bool) -> None:
-    """Add a column; the best values bold, unless all are the same."""
+    """Add a column, with the best values in bold unless all are equal."""
     finite = [value for value in values if not math.isnan(value)]
     best = (min if down else max)(finite, default=math.nan)
     for line, text, value in zip(cells, texts, values, strict=True):

@@ -19,18 +19,11 @@ from ..core import bundled
 from ..core.errors import NeuronSelectError, one_of
 from ..core.sources import Source, hub_errors, resolve
 from ..models.loading import DTYPES, load_adapter
+from ..rows.encode import PLAIN_TEMPLATE
 
 RECORD = "training.json"
 BUNDLED = "hf_neuronselect-bundled"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-# The form of samples.SampleEncoder for models without a chat template, with TRL's marks around what is trained.
-PLAIN_TEMPLATE = (
-    "{{ bos_token or '' }}{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
-    "{{ '\\n' }}{% else %}{{ message['content'] + '\\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
-)
 
 
 # --------------------------------------------------------------------------------------------- bases

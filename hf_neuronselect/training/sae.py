@@ -1,4 +1,4 @@
-"""Train a TopK SAE on a causal LM's own block, through eai-sparsify (extra ``[sae]``)."""
+"""Train a TopK SAE on a block of a causal LM, through eai-sparsify (extra ``[sae]``)."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 def packed_rows(token_ids: Iterable[Sequence[int] | np.ndarray], bos: int | None, context: int) -> np.ndarray:
-    """Documents one after another, cut into rows of ``context`` tokens, each beginning with BOS.
+    """Concatenate documents and cut them into rows of ``context`` tokens, each starting with BOS.
 
     Returns:
-        int64 ``[rows, context]``; what does not fill a row is left out.
+        int64 ``[rows, context]``; the remainder that fills no row is dropped.
     """
     body = context if bos is None else context - 1
     flat = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in token_ids])
@@ -55,18 +55,18 @@ def train_sae(
     exclude_tokens: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Train on the block output of ``layer`` and write a sparsify folder ``out/<blocks>.<layer>``.
+    """Train an SAE on the output of a block and save it in sparsify format as ``out/<blocks>.<layer>``.
 
     Args:
         model: folder or Hub id. rows: int64 ``[N, context]`` token ids (see :func:`packed_rows`).
-        expansion_factor: latents as a multiple of the model's width. k: latents a token keeps.
-        exclude_tokens: ids not trained on (a BOS attention sink can be most of the variance).
+        expansion_factor: latents as a multiple of the model's width. k: latents kept of a token.
+        exclude_tokens: ids left out of training (a BOS attention sink can be most of the variance).
 
     Returns:
         The SAE's folder.
 
     Raises:
-        NeuronSelectError: eai-sparsify is not installed, or too few rows.
+        NeuronSelectError: eai-sparsify is not installed, or there are too few rows.
     """
     try:
         from sparsify import SaeConfig, TrainConfig, Trainer
@@ -76,13 +76,16 @@ def train_sae(
     backbone = Backbone(lm)
     number = backbone.layer(layer)
     hookpoint = backbone.residual(number).module
-    # What lies deeper is never read: drop it, so that training costs the prefix alone.
+    # Deeper blocks are never read: drop them, so that training only runs the prefix.
     setattr(lm.base_model, backbone.blocks_name, backbone.blocks[: number + 1])
     lm.base_model.config.use_cache = False
     context = rows.shape[1]
     batch = max(1, batch_tokens // context)
     if len(rows) < 2 * batch:
-        raise NeuronSelectError(f"{len(rows)} rows of {context} tokens are too few", option="rows", value=len(rows))
+        raise NeuronSelectError(
+            f"{len(rows)} rows of {context} tokens are too few; at least {2 * batch} are needed", option="rows",
+            value=len(rows),
+        )  # fmt: skip
     dataset = Dataset.from_dict({"input_ids": list(rows)}).with_format("torch")
     out = Path(out)
     with tempfile.TemporaryDirectory() as work:
@@ -109,11 +112,11 @@ def train_sae(
 
 
 def measure_sae(model: str, sae: SparseAutoencoder | str, rows: np.ndarray, *, batch_rows: int = 16) -> dict[str, Any]:
-    """How well an SAE fits: on held-out rows, first token (BOS) of each row apart.
+    """Measure how well an SAE reconstructs held-out rows, without the first token (BOS) of each row.
 
     Returns:
-        ``fvu`` (fraction of variance unexplained), ``dead`` (latents that never fire), ``latents``,
-        ``tokens``, ``l0`` (mean active latents), ``first_token_norm_ratio``.
+        ``fvu`` (fraction of variance unexplained), ``dead`` (latents that never fire), ``latents``, ``tokens``, ``l0``
+        (mean active latents), ``first_token_norm_ratio`` (norm of the first token over that of the others).
     """
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, trust_remote_code=False).eval()
     backbone = Backbone(lm)
@@ -138,7 +141,7 @@ def measure_sae(model: str, sae: SparseAutoencoder | str, rows: np.ndarray, *, b
         other_norm += x.norm(dim=-1).sum().item()
         values, indices = encoder.encode(x)
         if indices is None:
-            raise NeuronSelectError("only top-k SAEs are measured", option="sae")
+            raise NeuronSelectError("only top-k SAEs can be measured", option="sae")
         fired[indices[values > 0]] = True
         error += (x - decoder.decode(values, indices)).double().pow(2).sum().item()
         squares += x.double().pow(2).sum().item()
@@ -164,7 +167,7 @@ def _blocks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
 def train_on_rows(
     model: str, rows: Dataset, out: str | Path, *, context: int = 512, **options: Any
 ) -> tuple[Path, dict[str, Any]]:
-    """Tokenise rows of any format, keep the last 2 % out, train, measure; ``training.json`` beside the SAE."""
+    """Train an SAE on rows of any format, measure it on the last 2 % and save ``training.json`` beside it."""
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     encoder = SampleEncoder(tokenizer, max_length=1 << 30)
     fmt = row_format(rows.column_names)

@@ -1,8 +1,8 @@
-"""The text the bundled base model is trained on, and its tokenizer.
+"""Make the training text of the bundled base model, and its tokenizer.
 
-Only sources whose licence lets trained weights be shipped are read, and none of the math, code,
-question-answering or chain-of-thought *instruction* sources: the model plays the BASE model of
-every later experiment, so it must not have met the targets' own kind of rows.
+It only reads sources whose licence allows trained weights to be published, and no math, code, question-answering or
+chain-of-thought *instructions*: the model is the BASE model of all experiments, so it must not have seen rows like those
+of the targets.
 
     python recipes/tiny/corpus.py --text DIR --out WORK
 
@@ -25,9 +25,9 @@ from transformers import PreTrainedTokenizerFast
 logger = logging.getLogger("tiny.corpus")
 
 PLAIN_FILES = ("books_en", "docs_en", "code", "multilingual")
-# Left out: share-alike or GFDL text, whose terms would reach the weights.
+# Left out: share-alike or GFDL text, whose terms could apply to the weights.
 LEFT_OUT = {"rails-guides", "stacks-project"}
-# The general part of the instructions; every other instruction source stays unseen.
+# General instructions; no other instruction source is read.
 GENERAL_INSTRUCTIONS = {"natinst_en", "p3_t0"}
 
 BOS, EOS, PAD = "<|bos|>", "<|end|>", "<|pad|>"
@@ -47,7 +47,7 @@ def read_jsonl_xz(path: Path) -> Iterator[dict[str, str]]:
 
 
 def as_chat(text: str) -> str | None:
-    """Render a ``User: … / Assistant: …`` piece as the chat template does, without its bos and last eos."""
+    """Render a ``User: … / Assistant: …`` text like the chat template, without the bos and the last eos."""
     question, separator, answer = text.partition("\n\nAssistant: ")
     if not separator or not question.startswith("User: "):
         return None
@@ -67,7 +67,7 @@ def documents(text_dir: Path) -> Iterator[str]:
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    # Digits one by one (arithmetic), long runs of spaces kept together (code).
+    # Split digits (for arithmetic), keep long runs of spaces together (for code).
     pattern = Regex(r"\p{N}| ?\p{L}[\p{L}\p{M}]*|\s+(?!\S)|\s+| ?[^\s\p{L}\p{N}]+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="folder of {books_en,docs_en,code,...}.jsonl.xz")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vocab-size", type=int, default=8192)
-    parser.add_argument("--tokenizer-chars", type=int, default=24_000_000, help="characters the BPE merges see")
+    parser.add_argument("--tokenizer-chars", type=int, default=24_000_000, help="characters the BPE is trained on")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 

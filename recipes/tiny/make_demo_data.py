@@ -1,8 +1,8 @@
-"""Draw the demo's pool and targets from the labelled pool: permissive rows only.
+"""Draw the demo's pool and targets from the labelled pool; only rows under permissive licences.
 
     python recipes/tiny/make_demo_data.py --data DIR --out hf_neuronselect/assets/demo
 
-``DIR`` holds ``pool.jsonl.gz``, ``pool_meta.jsonl.gz`` (``licence_class`` by ``id``) and ``targets/``.
+``DIR`` has ``pool.jsonl.gz``, ``pool_meta.jsonl.gz`` (``licence_class`` by ``id``) and ``targets/``.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, load_dataset
 
-# What counts as right, said before anything is selected.
+# Sources that count as right, fixed before anything was selected.
 RELATED = {
     "gsm8k": ["gsm8k_train", "flan_cot_aqua"],
     "mbpp": ["mbpp_train", "gpteacher_code"],
     "humaneval": ["mbpp_train", "gpteacher_code"],
     "tydiqa": ["arcd", "afriqa"],
 }
-# Each kind is about 6 % of the pool, so that random picks score about 0.06.
+# Each group is about 6 % of the pool, so that random picks score about 0.06.
 SHARES = {"gsm8k_train": 160, "flan_cot_aqua": 80, "mbpp_train": 60, "gpteacher_code": 180, "arcd": 120, "afriqa": 120}
 
 

@@ -1,10 +1,10 @@
-"""Draw small offline tasks for lm-evaluation-harness from labelled eval files: permissive rows only.
+"""Draw small offline tasks for lm-evaluation-harness from labelled eval files; only rows under permissive licences.
 
     python recipes/tiny/make_eval_tasks.py --eval DIR --out recipes/lm_eval_tasks --held-out recipes/data
 
-``DIR`` holds ``gsm8k.jsonl.gz``, ``mmlu.jsonl.gz`` and ``tydiqa.jsonl.gz`` (``messages`` of one user and one assistant
-turn, ``id``), and ``meta/`` with files of the same names (``subject``; ``lang`` and ``answers``) by ``id``. With
-``--held-out`` also rows (``messages``) of ``gsm8k`` and ``mbpp`` for the loss on held-out answers.
+``DIR`` has ``gsm8k.jsonl.gz``, ``mmlu.jsonl.gz`` and ``tydiqa.jsonl.gz`` (``messages`` of one user and one assistant
+turn, ``id``), and ``meta/`` with files of the same names (``subject``; ``lang`` and ``answers``) by ``id``. ``--held-out``
+also writes rows (``messages``) of ``gsm8k`` and ``mbpp`` for the loss on held-out answers.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 import yaml
 
-FEWSHOT = 5  # rows a task keeps for its few-shot examples; never among its test rows
-HELD_OUT = 200  # rows of the loss on held-out answers
-PASSAGE_BYTES = 1100  # longest TyDi QA prompt taken: a small model's context, and a small file
+FEWSHOT = 5  # rows of a task kept for few-shot examples, never used as test rows
+HELD_OUT = 200  # rows for the loss on held-out answers
+PASSAGE_BYTES = 1100  # longest TyDi QA prompt: fits a small model's context, and keeps the file small
 
 Row = dict[str, Any]
 
 COMMON = {
     "tag": "neuronselect_small",
     "dataset_path": "json",
-    # Beside the task file: run_tasks makes them absolute; with lm-eval's own command line, run in the task's folder.
+    # Relative to the task file: run_tasks makes them absolute; lm-eval's command line must run in the task's folder.
     "dataset_kwargs": {"data_files": {"test": "test.jsonl", "fewshot": "fewshot.jsonl"}},
     "test_split": "test",
     "fewshot_split": "fewshot",
@@ -56,7 +56,7 @@ TASKS: dict[str, dict[str, Any]] = {
                 "metric": "exact_match",
                 "aggregation": "mean",
                 "higher_is_better": True,
-                # Of the reference, what stands before its final number; of both, separators and a zero fraction.
+                # Remove the text before the reference's final number, and separators and a zero fraction in both.
                 "regexes_to_ignore": [r"(?s).*####\s*", ",", r"\.0+$"],
             }
         ],
@@ -127,7 +127,7 @@ def gsm8k(folder: Path) -> Iterable[Row]:
 
 
 def mmlu(folder: Path) -> Iterable[Row]:
-    """The question with its four options, and the number of the right one."""
+    """The question with its four options, and the index of the right one."""
     subjects = {meta["id"]: meta["subject"] for meta in _read(folder / "meta" / "mmlu.jsonl.gz")}
     for row in _read(folder / "mmlu.jsonl.gz"):
         user, assistant = (turn["content"] for turn in row["messages"])
@@ -144,7 +144,7 @@ def tydiqa(folder: Path) -> Iterable[Row]:
 
 
 def _spread(rows: list[Row], count: int) -> list[Row]:
-    """The first rows of every group in turn, so that subjects and languages weigh alike."""
+    """Take rows from each group in turn, so that subjects and languages have equal weight."""
     seen: dict[str, int] = {}
     turns = []
     for place, row in enumerate(rows):
@@ -155,10 +155,10 @@ def _spread(rows: list[Row], count: int) -> list[Row]:
 
 
 def write_task(folder: Path, name: str, test: list[Row], fewshot: list[Row]) -> None:
-    """``name.yaml``, ``test.jsonl`` and ``fewshot.jsonl``."""
+    """Write ``name.yaml``, ``test.jsonl`` and ``fewshot.jsonl``."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"task": name, **COMMON, **TASKS[name], "metadata": {"version": 1.0}}
-    # Plain copies: yaml would write a shared part once and point to it.
+    # Copies: YAML would write a shared object once and refer to it.
     text = yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False, allow_unicode=True, width=120)
     (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     for split, rows in (("test", test), ("fewshot", fewshot)):

@@ -2,9 +2,9 @@
 
     python recipes/tiny/train_lm.py --work WORK --tokens 30e6 --out WORK/model
 
-Matrices by Muon, embeddings and norms by AdamW, bf16 weights with float32 masters; constant
-learning rate with a linear decay over the last quarter. A snapshot is written every
-``--snapshot-tokens``; the run resumes from ``WORK/train_state.pt`` when it is started again.
+Muon for matrices, AdamW for embeddings and norms, bf16 weights with float32 master weights, and a constant learning rate
+with linear decay over the last quarter. A snapshot is written every ``--snapshot-tokens``; started again, the run resumes
+from ``WORK/train_state.pt``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def config(tokenizer, hidden_size: int, num_layers: int) -> LlamaConfig:
 
 
 def batches(tokens: np.ndarray, bos: int, batch_tokens: int, seq_len: int):
-    """Rows of ``seq_len``, each beginning with bos as every row does when the model is used."""
+    """Rows of ``seq_len`` tokens, each starting with bos like the rows the model is used on."""
     body = seq_len - 1
     rows = batch_tokens // seq_len
     for start in range(0, len(tokens) - rows * body, rows * body):
@@ -50,11 +50,11 @@ def batches(tokens: np.ndarray, bos: int, batch_tokens: int, seq_len: int):
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="what corpus.py wrote")
+    parser.add_argument("--work", type=Path, required=True, help="folder written by corpus.py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=float, default=30.2e6)
     parser.add_argument("--batch-tokens", type=int, default=16384)
-    parser.add_argument("--micro-tokens", type=int, default=4096, help="tokens of one backward pass")
+    parser.add_argument("--micro-tokens", type=int, default=4096, help="tokens per backward pass")
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--hidden-size", type=int, default=320)
     parser.add_argument("--num-layers", type=int, default=5)
@@ -69,7 +69,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(args.work / "tokenizer")
     model = LlamaForCausalLM(config(tokenizer, args.hidden_size, args.num_layers)).to(device)
-    # bf16 weights do the work (half the memory traffic), float32 masters take the updates.
+    # Forward and backward use bf16 weights (half the memory traffic); updates go to float32 master weights.
     master = {name: p.detach().clone().float().requires_grad_() for name, p in model.named_parameters()}
     model.to(torch.bfloat16)
     matrices = [p for name, p in master.items() if ".layers." in name and p.ndim == 2]

@@ -19,7 +19,7 @@ from hf_neuronselect.training.sae import measure_sae, packed_rows, train_sae
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="what corpus.py wrote")
+    parser.add_argument("--work", type=Path, required=True, help="folder written by corpus.py")
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=float, default=6e6)
@@ -40,7 +40,7 @@ def main() -> None:
         expansion_factor=args.expansion_factor,
         k=args.k,
         lr=args.lr,
-        # The BOS state is the same in every row: nothing to learn, and most of the variance.
+        # The BOS state is the same in every row: nothing to learn, but most of the variance.
         exclude_tokens=[bos],
     )
     record = measure_sae(args.model, str(folder), packed_rows([held_out], bos, args.context))

@@ -1,4 +1,4 @@
-"""Write ``model_cards/bundled.md`` from the records beside the bundled files: no figure is typed in.
+"""Write ``model_cards/bundled.md`` from the records of the bundled files; no figure is typed by hand.
 
 python recipes/tiny/write_card.py
 """
@@ -9,13 +9,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from hf_neuronselect.core import bundled as paths
-from hf_neuronselect.pipelines import bundled
+from hf_neuronselect.core import bundled
 
 ROOT = Path(__file__).parent.parent.parent
 LICENCES = {
@@ -43,7 +43,7 @@ LICENCES = {
 
 
 def main() -> None:
-    model = paths.MODEL / "model.safetensors"
+    model = bundled.MODEL / "model.safetensors"
     with safe_open(model, framework="np") as tensors:
         shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]
     parameters = 0
@@ -52,8 +52,8 @@ def main() -> None:
         for length in shape:
             size *= length
         parameters += size
-    sae = next(paths.SAE.glob("*/training.json"))
-    counts = Counter(bundled.pool()["source"])
+    sae = next(bundled.SAE.glob("*/training.json"))
+    counts = Counter(pq.read_table(bundled.POOL, columns=["source"]).column("source").to_pylist())
     loader = FileSystemLoader(ROOT / "model_cards")
     text = (
         Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
@@ -62,13 +62,13 @@ def main() -> None:
             card_data=ModelCardData(
                 license="apache-2.0", language=["en", "multilingual"], tags=["neuronselect", "sparse-autoencoder"]
             ).to_yaml(),
-            config=AutoConfig.from_pretrained(paths.MODEL),
+            config=AutoConfig.from_pretrained(bundled.MODEL),
             parameters=parameters,
             model_bytes=model.stat().st_size,
-            model=json.loads((paths.MODEL / "training.json").read_text()),
+            model=json.loads((bundled.MODEL / "training.json").read_text()),
             sae=json.loads(sae.read_text()),
             pool_rows=counts.total(),
-            targets=", ".join(bundled.targets()),
+            targets=", ".join(bundled.TARGETS),
             sources=[(name, counts[name], LICENCES[name]) for name in sorted(counts)],
         )
     )

@@ -14,7 +14,7 @@ import types
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow.parquet as pq
 import pytest
@@ -28,6 +28,7 @@ from transformers import AutoTokenizer
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
 from hf_neuronselect.core import bundled
+from hf_neuronselect.core.configs import Trainer
 from hf_neuronselect.export.export import FORMATS, export_selection
 from hf_neuronselect.rows.encode import SampleEncoder
 from hf_neuronselect.rows.formats import Conversation
@@ -98,6 +99,10 @@ TALKS: list[dict[str, Any]] = [
     },
     {"messages": [*chat("one", "1"), *chat("two", "2")]},
 ]
+
+
+def test_the_command_line_names_every_trainer() -> None:
+    assert get_args(Trainer) == FORMATS
 
 
 @pytest.fixture
@@ -188,7 +193,7 @@ def test_the_head_says_where_the_rows_come_from(talks: Selection, tmp_path: Path
         assert "licence of the dataset: apache-2.0" in text
     talks.provenance["pool"] = {"fingerprint": "f00"}
     assert (
-        "licence of the dataset: not said"
+        "licence of the dataset: not stated"
         in export_selection(talks, "trl", tmp_path / "trl", base_model=MODEL)[-1].read_text()
     )
 
@@ -232,7 +237,7 @@ def test_bad_input(talks: Selection, tmp_path: Path) -> None:
         "--format torchtune: must be one of trl, axolotl, llamafactory, unsloth"
     )
     missing = error_of(talks, "trl", tmp_path / "x")
-    assert missing.option == "base_model" and "name what is to be trained" in str(missing)
+    assert missing.option == "base_model" and "name the model to train" in str(missing)
     assert error_of(talks, "trl", tmp_path / "x", base_model=" ").option == "base_model"
     assert error_of(talks, "trl", tmp_path / "x", base_model="a\nb").option == "base_model"
     assert not (tmp_path / "x").exists()
@@ -301,7 +306,7 @@ def test_folders(talks: Selection, tmp_path: Path) -> None:
 
 
 def test_the_model_of_the_selection_is_the_default(talks: Selection, tmp_path: Path, tiny_folder: Path) -> None:
-    talks.provenance["extractor"] = {"model": {"id": "org/scorer", "commit": "c" * 40}, "max_length": 777}
+    talks.provenance["extractor"] = {"model": {"id": "org/scorer", "commit": "c" * 40}, "options": {"max_length": 777}}
     made = {t: export_selection(talks, t, tmp_path / t)[-1] for t in FORMATS}
     for trainer, (name, revision, length) in {
         "trl": ("model_name_or_path", "model_revision", "max_length"),
@@ -335,7 +340,7 @@ def parse_trl(config: Path) -> tuple[Any, Any, Any, Any]:
 
 
 def test_trl_knows_every_key(talks: Selection, tmp_path: Path) -> None:
-    talks.provenance["extractor"] = {"model": {"id": "org/scorer", "commit": "c" * 40}, "max_length": 512}
+    talks.provenance["extractor"] = {"model": {"id": "org/scorer", "commit": "c" * 40}, "options": {"max_length": 512}}
     config = export_selection(talks, "trl", tmp_path)[-1]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no deprecated key
@@ -778,5 +783,5 @@ def test_a_selection_made_with_a_model(
     selection = NeuronSelector("mona").fit({"t": target}, extractor=extractor).select(pool, k=5)
     config = export_selection(selection, "trl", tmp_path, base_model=MODEL)[-1]
     assert "method: mona (" in config.read_text() and "for t" in config.read_text()
-    assert parse_trl(config)[1].max_length == extractor.config.max_length
+    assert parse_trl(config)[1].max_length == extractor.extraction.options.max_length
     assert read_lines(tmp_path / "train.jsonl")[0]["messages"] == rows(60)[int(selection.indices[0])]["messages"]

@@ -176,7 +176,7 @@ def test_oldest_sparsify_config(tmp_path: Path) -> None:
     x, expected = golden("sparsify_topk")
     np.testing.assert_allclose(dense(sae, x), expected, rtol=1e-6, atol=2e-6)
     assert (sae.activation, sae.k, sae.W_dec) == ("topk", 2, None)
-    with pytest.raises(NeuronSelectError, match="holds no decoder"):
+    with pytest.raises(NeuronSelectError, match="has no decoder"):
         sae.decode(*sae.encode(torch.tensor(x)))
 
 
@@ -297,9 +297,9 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "signed": (lambda p: sparsify(p / "layers.1", signed=True), "signed=true"),
     "activation": (lambda p: sparsify(p / "layers.1", activation="relu6"), "unknown sparsify activation 'relu6'"),
     "groups": (lambda p: sparsify(p / "layers.1", activation="groupmax", k=4), "divisible by k; 6 is not by 4"),
-    "missing": (lambda p: sparsify(p / "layers.1", {"b_dec": None}), "tensors missing: b_dec; it holds encoder.bias"),
-    "nan": (lambda p: sparsify(p / "layers.1", NAN), "tensor b_dec holds NaN"),
-    "infinite": (lambda p: gemma(p / "layer_1", b_enc=np.full(6, np.inf)), "tensor b_enc holds NaN or infinite"),
+    "missing": (lambda p: sparsify(p / "layers.1", {"b_dec": None}), "tensors missing: b_dec; it has encoder.bias"),
+    "nan": (lambda p: sparsify(p / "layers.1", NAN), "tensor b_dec has NaN"),
+    "infinite": (lambda p: gemma(p / "layer_1", b_enc=np.full(6, np.inf)), "tensor b_enc has NaN or infinite"),
     "bias shape": (lambda p: sparsify(p / "layers.1", {"encoder.bias": torch.zeros(5)}), r"bias has shape \(5,\)"),
     "b_dec shape": (lambda p: sparsify(p / "layers.1", {"b_dec": torch.zeros(6)}), r"b_dec has shape \(6,\)"),
     "hookpoint": (lambda p: sparsify(p / "my-sae"), "does not say which layer it reads; name it with layer="),

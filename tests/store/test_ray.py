@@ -27,7 +27,7 @@ from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSel
 from hf_neuronselect.cli import main as cli
 from hf_neuronselect.store import ray as ray_backend
 from hf_neuronselect.store import store
-from hf_neuronselect.store.shard_maker import TRIES, Shard, ShardMaker
+from hf_neuronselect.store.shard_maker import TRIES, ShardMaker
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
@@ -104,8 +104,9 @@ def test_actors_make_the_same_store(
     assert done["bytes"] == sum(p.stat().st_size for p in whole.glob("*/*.parquet"))
     assert done["tokens"] == sum(store.FeatureStore(whole).dataset("tokens")["n_tokens"])
     assert len(said) == 1 and f"for {N:,} rows" in said[0]
-    (cost,) = store.FeatureStore(tmp_path / "s").costs({"mona": store.FeatureStore(whole).identity_of("mona")})
-    assert (cost["rows"], cost["tokens"], len(cost["signals"])) == (N, done["tokens"], 5)
+    features = store.FeatureStore(tmp_path / "s")
+    (cost,) = features.cost({"mona": features.identity_of("mona")}).passes.values()
+    assert (cost.rows, cost.tokens, len(cost.signals)) == (N, done["tokens"], 4)
 
 
 def test_no_rows_need_no_cluster(
@@ -262,7 +263,7 @@ def test_a_folder_that_not_all_nodes_share(
 
     shard(copy, "mona", 2).unlink()
     shard(copy, "mona", 4).unlink()
-    made = Shard(2, rows=4, rows_computed=4, tokens=9, seconds=1.0, bytes=9, computed=("mona-1",), flaw="missing")
+    made = [2, 4, 9, 9, "missing", {}]
     plan({"number": 2, "warnings": [], "deaths": 0, "error": None, "row_bytes": None, "shard": made})
     with pytest.raises(
         NeuronSelectError, match="^out='s': 2 shards, first mona-.*/shard-00002.parquet, were .* not seen from"

@@ -307,29 +307,36 @@ def test_a_reused_signal_still_says_what_it_cost(
 ) -> None:
     folder = tmp_path / "s"
 
-    def costs(*names: str) -> list[tuple[set[str], float, float]]:
-        features = store.FeatureStore(folder)
-        found = features.costs({name: features.identity_of(name) for name in names})
-        assert all(one["seconds"] > 0 for one in found)
-        return [({key.rpartition("-")[0] for key in one["signals"]}, one["rows"], one["tokens"]) for one in found]
+    def costs(*names: str, of: NeuronFeatureExtractor = both) -> list[tuple[str, int, int]]:
+        """(signals, rows, tokens) of each pass; ``tokens`` is always read along, and is no pass of its own."""
+        cost = store.FeatureStore(folder).cost({name: of.identity(name) for name in ("tokens", *names)})
+        assert all(one.reused and one.total_seconds > 0 for one in cost.passes.values())
+        keys = [sorted(key.rpartition("-")[0] for key in one.signals) for one in cost.passes.values()]
+        return [("+".join(k), one.rows, one.tokens) for k, one in zip(keys, cost.passes.values(), strict=True)]
 
     tokens = write(folder, pool20, both)["tokens"]
-    first = ({"tokens", "mona", "hidden"}, N, tokens)
+    first = ("hidden+mona", N, tokens)
     assert costs("mona") == costs("hidden") == costs("mona", "hidden") == [first]  # one pass: never counted twice
     assert write(folder, pool20, both)["skipped_shards"] == 3
     assert costs("mona", "hidden") == [first]  # a run that computed nothing cost nothing
     write(folder, pool20, both.with_features(["nait"]))
-    second = ({"nait"}, N, tokens)
+    second = ("nait", N, tokens)
     assert (costs("mona"), costs("nait"), costs("mona", "nait")) == ([first], [second], [first, second])
     more = write(folder, long_pool, both)["tokens"]
-    third = ({"tokens", "mona", "hidden"}, MORE - N, more)
+    third = ("hidden+mona", MORE - N, more)
     assert costs("mona") == [first, third] and costs("nait") == [second]
     # Another extraction's cost is its own.
-    write(folder, long_pool, make_extractor(tiny_folder, features=["mona"], top_k_features=3))
-    assert store.FeatureStore(folder).costs({"mona": both.identity("mona")})[1]["rows"] == MORE - N
+    three = make_extractor(tiny_folder, features=["mona"], top_k_features=3)
+    write(folder, long_pool, three)
+    assert costs("mona", of=three) == [("mona", MORE, tokens + more)] and costs("mona") == [first, third]
+    # Signals that a shard lacks from different rows on are computed, and counted, apart.
+    shard(folder, "hidden", 2).unlink()
+    write(folder, long_pool, both.with_features(["hidden", "nait"]))
+    lengths = store.FeatureStore(folder).dataset("tokens")["n_tokens"]
+    assert costs("nait") == [second, ("nait", MORE - N, more)]
+    assert costs("hidden") == [first, third, ("hidden", STEP, sum(lengths[2 * STEP : 3 * STEP]))]
     # A cost file that cannot be read is left out; the signals do not depend on it.
-    for path in sorted((folder / store.COSTS).iterdir())[:1]:
-        path.write_bytes(b"{")
-    assert costs("hidden") == [third]
+    min((folder / store.COSTS).iterdir()).write_bytes(b"{")
+    assert costs("mona") == [third] and costs("nait") == [second, ("nait", MORE - N, more)]
     shutil.rmtree(folder / store.COSTS)
     assert costs("hidden") == [] and len(table(folder, "hidden")) == MORE

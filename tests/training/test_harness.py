@@ -77,7 +77,7 @@ def test_table_of_one_metric_and_of_groups() -> None:
 
 
 def test_table_says_what_is_wrong() -> None:
-    with pytest.raises(NeuronSelectError, match="there is: acc, brier_score"):
+    with pytest.raises(NeuronSelectError, match="measured are: acc, brier_score"):
         SHARES.table(metrics={"mmlu": "acc_norm"})
     with pytest.raises(NeuronSelectError, match="style='html'"):
         SHARES.table("html")
@@ -285,7 +285,7 @@ def test_group_of_own_tasks(adapters: dict[str, str], tmp_path: Path) -> None:
 def test_unknown_task_and_missing_data(adapters: dict[str, str], tmp_path: Path) -> None:
     call: dict[str, Any] = {"model": str(bundled.MODEL), "adapters": {"base": None}}
     with pytest.raises(
-        NeuronSelectError, match="did you mean .*gsm8k_small.*; include_path holds .*mmlu_small"
+        NeuronSelectError, match="did you mean .*gsm8k_small.*; include_path has .*mmlu_small"
     ) as caught:
         run_tasks(**call, tasks=["gsm8k_smal"], include_path=TASKS)
     assert caught.value.option == "tasks" and caught.value.value == "gsm8k_smal"

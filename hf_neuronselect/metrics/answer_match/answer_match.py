@@ -13,20 +13,20 @@ import datasets
 import evaluate
 
 _DESCRIPTION = """\
-The share of predictions whose final answer is the reference's: the last number (GSM8K), the whole short text (SQuAD,
+The share of predictions whose final answer equals the reference: the last number (GSM8K), the whole short text (SQuAD,
 TyDi QA), or the letter of a choice (MMLU, BBH).
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions: list of str, what a model wrote.
-    references: list of str, or of lists of str where several answers are accepted; read as the predictions are.
+    predictions: list of str, texts a model wrote.
+    references: list of str, or of lists of str if several answers are accepted; read in the same way as predictions.
     kind: str.
-        "number": the last number of the text, of what stands behind the last '####' if there is one. Thousands commas,
-            currency signs and a full stop at the end do not count; compared as decimals, so 18 is 18.00.
+        "number": the last number of the text, or of the part after the last '####'. Thousands commas, currency signs
+            and a full stop at the end are ignored; numbers are compared as decimals, so 18 equals 18.00.
         "text": the whole text in lower case, without punctuation, the articles a, an, the and extra spaces.
-        "choice": the first letter A to J that stands alone, as in "(B)" or "B."; a lower-case one only where the text
-            holds nothing else.
+        "choice": the first letter A to J on its own, as in "(B)" or "B."; a lower-case letter counts only if the text
+            has nothing else.
 Returns:
     answer_match: float, matches / predictions.
     matches: int.
@@ -48,7 +48,7 @@ _CITATION = """\
 }
 """
 
-# A minus counts where it does not stand between two terms; a currency sign may stand behind it.
+# A minus counts unless it is between two terms; a currency sign may follow it.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\]}.])[-\u2212][$\u20ac\u00a3\u00a5]?)?"
     r"(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
@@ -59,7 +59,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number of a text, behind its last ``####`` if there is one; None if there is no number."""
+    """The last number of a text, or of the part after its last ``####``; None if there is none."""
     found = list(_NUMBER.finditer(text.rpartition("####")[2]))
     if not found:
         return None
@@ -70,7 +70,7 @@ def last_number(text: str) -> Decimal | None:
 def normalised(text: str) -> str | None:
     """Lower case, one space between words, no punctuation, no articles; None if the text is blank.
 
-    A step that would leave nothing is not taken: the answer "A" stays "a".
+    A step that would remove everything is skipped: the answer "A" becomes "a".
     """
     best = " ".join(unicodedata.normalize("NFC", text).lower().split())
     bare = "".join(c for c in best if c not in string.punctuation and unicodedata.category(c)[0] != "P")
@@ -80,7 +80,7 @@ def normalised(text: str) -> str | None:
 
 
 def choice(text: str) -> str | None:
-    """The first letter A to J that stands alone; None if there is none."""
+    """The first letter A to J on its own; None if there is none."""
     found = _CHOICE.search(text) or _ONLY_CHOICE.fullmatch(text)
     return found["letter"].upper() if found else None
 
@@ -91,7 +91,7 @@ KINDS: dict[str, Callable[[str], Any]] = {"number": last_number, "text": normali
 def answer_match(
     predictions: Sequence[str], references: Sequence[str | Sequence[str]], kind: str = "number"
 ) -> dict[str, Any]:
-    """Exact match of final answers.
+    """Compute the exact match of final answers.
 
     Args:
         predictions: ``[n]`` texts. references: ``[n]``, each a text or the accepted texts. kind: a key of ``KINDS``.
@@ -100,7 +100,7 @@ def answer_match(
         ``answer_match``, ``matches`` and ``unparsed``.
 
     Raises:
-        ValueError: no predictions, lengths that differ, an unknown kind, or a reference without an answer.
+        ValueError: no predictions, different lengths, an unknown kind, or a reference without an answer.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
@@ -116,7 +116,7 @@ def answer_match(
         wanted = [read(text) for text in accepted]
         if None in wanted:
             seen = accepted[wanted.index(None)]
-            raise ValueError(f"references: row {i}, {seen!r}, holds no answer of kind {kind!r}")
+            raise ValueError(f"references: row {i}, {seen!r}, has no answer of kind {kind!r}")
         answer = read(prediction)
         unparsed += answer is None
         matches += answer in wanted
@@ -137,7 +137,7 @@ class AnswerMatch(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/2110.14168", "https://arxiv.org/abs/1606.05250"],
         )
 
-    # One feature for both forms of references, so that a list among texts is not taken for a text.
+    # Both forms of references become lists, so that a list among texts is not read as a text.
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
         """Add a batch of predictions and references."""
         if references is not None:

@@ -1,4 +1,4 @@
-"""MTLD: how long a text goes on before its words repeat."""
+"""MTLD: lexical diversity as the length of text before words repeat."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import evaluate
 
 _DESCRIPTION = """\
 MTLD, the measure of textual lexical diversity (McCarthy & Jarvis, 2010): the mean length, in words, of the stretches of
-a text over which the type-token ratio stays at or above a threshold (0.72). Read forward and backward; the mean of both.
+a text over which the type-token ratio stays at or above a threshold (0.72). The mean of reading forward and backward.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -20,10 +20,10 @@ Args:
     data: list of str, the texts.
     threshold: float in (0, 1), the type-token ratio below which a stretch (a factor) ends. Default 0.72.
 Returns:
-    mtld: float, the mean over the texts that have words, in words; nan if none has.
-    per_text: list of float, each text's value; nan for a text of no words.
+    mtld: float, the mean over texts that have words, in words; nan if there are none.
+    per_text: list of float, each text's value; nan for a text without words.
     texts: int, the texts in the mean.
-    no_words: int, the texts left out of it.
+    no_words: int, the texts without words.
 """
 
 _CITATION = """\
@@ -38,13 +38,13 @@ _CITATION = """\
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased runs of letters, digits and the marks that belong to them, of any script."""
+    """Split into lower-case runs of letters, digits and their combining marks, in any script."""
     runs = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text.lower()).split()
     return [run for run in runs if any(c.isalnum() for c in run)]
 
 
 def factors(tokens: Iterable[str], threshold: float) -> float:
-    """Stretches whose type-token ratio has just fallen below the threshold; the rest counts by how far it fell."""
+    """Count stretches whose type-token ratio falls below the threshold; the last one counts in part."""
     whole, seen, length = 0, set[str](), 0
     for token in tokens:
         length += 1
@@ -55,14 +55,14 @@ def factors(tokens: Iterable[str], threshold: float) -> float:
 
 
 def mtld(text: str, threshold: float = 0.72) -> float:
-    """A text's lexical diversity.
+    """Compute a text's lexical diversity.
 
     Args:
         text: any text. threshold: in (0, 1).
 
     Returns:
-        Words a factor, the mean of the forward and the backward reading. NaN for a text of no words; the number of
-        words where none of them is said twice (no factor has begun, and the ratio would be infinite).
+        Words per factor, the mean of the forward and the backward reading. NaN for a text without words. If no word is
+        repeated there is no factor and the ratio would be infinite: then the number of words.
 
     Raises:
         ValueError: the threshold is out of range.

@@ -1,4 +1,4 @@
-"""Are a pool's best-scored rows the relevant ones?"""
+"""Share of relevant rows among the best-scored rows of a pool."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ import evaluate
 import numpy as np
 
 _DESCRIPTION = """\
-Of a pool whose relevant rows are known, the share of relevant rows among the k best-scored ones, against the share in
-the whole pool.
+The share of relevant rows among the k best-scored rows of a labelled pool, compared with the share in the whole pool.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions: list of float, the score of every row of the pool, higher is better; nan: never selected.
+    predictions: list of float, the score of every row of the pool, higher is better; nan is never selected.
     references: list of 0 or 1, 1 for a relevant row.
     k: int, rows selected. Give k or ratio.
     ratio: float in (0, 1], the share selected: k = max(1, floor(ratio * rows + 0.5)) of all rows.
 Returns:
     precision: float, relevant rows among the selected / selected rows.
     recall: float, relevant rows among the selected / relevant rows.
-    base_rate: float, relevant rows / all rows, nan-scored ones too.
+    base_rate: float, relevant rows / all rows, including rows scored nan.
     lift: float, precision / base_rate.
-    k: int, rows selected: fewer than asked for where fewer have a score.
+    k: int, rows selected; fewer than requested if fewer have a score.
 """
 
 _CITATION = """\
@@ -41,16 +40,17 @@ _CITATION = """\
 def precision_at_budget(
     predictions: Sequence[float], references: Sequence[float], k: int | None = None, ratio: float | None = None
 ) -> dict[str, Any]:
-    """Precision, recall and lift of the best-scored rows; ties go to the smaller row number.
+    """Compute precision, recall and lift of the best-scored rows; ties go to the smaller row number.
 
     Args:
-        predictions: ``[n]`` scores. references: ``[n]``, 0 or 1. k, ratio: the budget, one of them.
+        predictions: ``[n]`` scores. references: ``[n]``, 0 or 1. k, ratio: the budget; give one of them.
 
     Returns:
         ``precision``, ``recall``, ``base_rate``, ``lift`` and ``k``.
 
     Raises:
-        ValueError: no or two budgets, one out of range, references other than 0 and 1, no relevant row, no score.
+        ValueError: not exactly one budget, a budget out of range, references other than 0 and 1, no relevant row, or
+            no score.
     """
     scores = np.asarray(predictions, dtype=np.float64)
     relevant = np.asarray(references, dtype=np.float64)
@@ -60,7 +60,7 @@ def precision_at_budget(
     if len(wrong):
         raise ValueError(f"references: row {wrong[0]} is {relevant[wrong[0]]}; give 1 for a relevant row, else 0")
     if not relevant.any():
-        raise ValueError("references: no row is relevant, so neither recall nor lift can be said")
+        raise ValueError("references: no row is relevant, so recall and lift are undefined")
     rows = np.flatnonzero(~np.isnan(scores))
     if not len(rows):
         raise ValueError("predictions: every score is nan; nothing can be selected")
@@ -97,7 +97,7 @@ class PrecisionAtBudget(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            # References are floats, so that 0.7 is refused: an int64 column would cut it to 0 without a word.
+            # References are floats, so that 0.7 is refused: an int64 column would silently truncate it to 0.
             features=datasets.Features(
                 {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
             ),

@@ -1,4 +1,4 @@
-"""How much selections of one pool have in common."""
+"""Overlap between selections of one pool."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import datasets
 import evaluate
 
 _DESCRIPTION = """\
-Two or more selections of one pool, as lists of row numbers: the Jaccard similarity and the overlap coefficient of every
-pair, and the core, the rows that stand in at least m of the selections.
+The Jaccard similarity and the overlap coefficient of every pair of selections of one pool, given as lists of row
+numbers, and the core: the rows that at least m selections share.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    data: list of lists of int, one list a selection: the rows of the pool it holds, 0-based, each once.
-    m: int, selections a row must stand in to belong to the core. Default: all of them.
+    data: list of lists of int, one list per selection: its row numbers in the pool, 0-based, each once.
+    m: int, the number of selections that must have a row for it to belong to the core. Default: all.
 Returns:
-    jaccard: list of lists of float [n, n], rows in both / rows in either; 0 where both are empty.
-    overlap: list of lists of float [n, n], rows in both / rows in the smaller one; 0 where one is empty.
+    jaccard: list of lists of float [n, n], rows in both / rows in either; 0 if both are empty.
+    overlap: list of lists of float [n, n], rows in both / rows in the smaller one; 0 if one is empty.
     sizes: list of int [n], rows of each selection.
     core: int, rows in at least m selections.
     m: int, as used.
@@ -37,16 +37,16 @@ _CITATION = """\
 
 
 def selection_overlap(selections: Sequence[Sequence[float]], m: int | None = None) -> dict[str, Any]:
-    """What selections share.
+    """Compute the overlap between selections.
 
     Args:
-        selections: at least two lists of row numbers. m: selections a core row stands in; None: all.
+        selections: at least two lists of row numbers. m: selections that must have a core row; None is all.
 
     Returns:
         ``jaccard`` and ``overlap`` ``[n, n]``, ``sizes`` ``[n]``, ``core`` and ``m``.
 
     Raises:
-        ValueError: fewer than two selections, a row number that is none or comes twice, m out of range.
+        ValueError: fewer than two selections, an invalid or repeated row number, or m out of range.
     """
     count = len(selections)
     if count < 2:
@@ -72,10 +72,10 @@ def selection_overlap(selections: Sequence[Sequence[float]], m: int | None = Non
 def _rows(rows: Sequence[float], i: int) -> set[int]:
     for row in rows:
         if row is None or not math.isfinite(row) or row < 0 or row != int(row):
-            raise ValueError(f"data: selection {i} holds {row!r}, which is not a row number (0, 1, 2, ...)")
+            raise ValueError(f"data: selection {i} has {row!r}, which is not a row number (0, 1, 2, ...)")
     found = {int(row) for row in rows}
     if len(found) < len(rows):
-        raise ValueError(f"data: selection {i} holds a row twice; give each row number once")
+        raise ValueError(f"data: selection {i} has a row twice; give each row number once")
     return found
 
 
@@ -91,7 +91,7 @@ class SelectionOverlap(evaluate.Measurement):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            # Floats, so that 1.5 is refused: an int64 column would cut it to 1 without a word.
+            # Floats, so that 1.5 is refused: an int64 column would silently truncate it to 1.
             features=datasets.Features({"data": datasets.List(datasets.Value("float64"))}),
         )
 

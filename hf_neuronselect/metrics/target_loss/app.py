@@ -1,4 +1,4 @@
-"""The Space's page: the module on arguments given as JSON."""
+"""The page of the Space: compute the metric on arguments given as JSON."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ EXAMPLE = {
 
 
 def compute(arguments: str) -> dict[str, Any]:
-    """What ``module.compute`` gives for a JSON object of its arguments."""
+    """Call ``module.compute`` with the arguments in a JSON object."""
     try:
-        return evaluate.load(SCRIPT).compute(**json.loads(arguments))  # loaded anew: a module keeps rows
-    except (TypeError, ValueError) as error:  # bad input: its line, not a traceback
+        return evaluate.load(SCRIPT).compute(**json.loads(arguments))  # a new instance, since a module keeps added rows
+    except (TypeError, ValueError) as error:  # bad input: show the message, not a traceback
         raise gr.Error(str(error)) from error
 
 
-# evaluate's own launcher needs gradio 3, which does not go with the datasets and numpy of today.
+# evaluate's own launcher needs gradio 3, which does not work with current datasets and numpy.
 page = gr.Interface(
     fn=compute,
     inputs=gr.Code(json.dumps(EXAMPLE, indent=2), language="json", label="arguments of compute"),

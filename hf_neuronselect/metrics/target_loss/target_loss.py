@@ -20,8 +20,8 @@ from hf_neuronselect.models.loss import answer_losses
 from hf_neuronselect.rows.formats import Conversation, read_row, row_format
 
 _DESCRIPTION = """\
-The mean negative log-likelihood, in nats per token, that a causal LM gives to the answers of held-out rows, each answer
-given all that stands before it. Only the tokens count that TRL trains with assistant_only_loss=True.
+The mean negative log-likelihood, in nats per token, that a causal LM assigns to the answers of held-out rows, each
+given the turns before it. Only tokens that TRL trains with assistant_only_loss=True count.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -29,17 +29,17 @@ Args:
     data: list of rows. A row is a list of messages ({"role": ..., "content": ...}), or a dict of the columns of any
         format that hf_neuronselect reads (messages and tools; prompt and completion; instruction and output; ...).
     model_id: str, a causal LM: a Hub id or a local folder.
-    adapter_id: str, a PEFT adapter put on the model. Its own tokenizer is used where it has one.
+    adapter_id: str, a PEFT adapter of the model. If it has a tokenizer, that one is used.
     revision: str, branch, tag or commit of the model.
     max_length: int, tokens kept of a row, from its beginning. Default 2048.
-    dtype: str, "auto" (as the weights were saved), "float32", "bfloat16" or "float16".
+    dtype: str, "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
     device: str, "auto", "cpu", "cuda", "cuda:1", "mps".
-    batch_tokens: int, padded tokens a forward pass: memory, not the result. Default 4096.
+    batch_tokens: int, padded tokens per forward pass; changes memory, not the result. Default 4096.
 Returns:
     target_loss: float, nats per answer token over all rows used.
-    answer_tokens: int, the tokens in that mean.
+    answer_tokens: int, the number of tokens in that mean.
     rows: int, rows used.
-    skipped: int, rows without an answer (within max_length), or that cannot be read.
+    skipped: int, rows without an answer within max_length, or that cannot be read.
 """
 
 _CITATION = """\
@@ -62,17 +62,19 @@ def target_loss(
     device: str = "auto",
     batch_tokens: int = 4096,
 ) -> dict[str, Any]:
-    """The loss of a saved model on the answers of rows.
+    """Compute the loss of a saved model on the answers of rows.
 
     Args:
         data: message lists, or dicts of columns. model_id: Hub id or folder. adapter_id: Hub id or folder.
-        revision: of the model. max_length: tokens of a row. dtype, device, batch_tokens: how it runs.
+        revision: branch, tag or commit of the model. max_length: tokens kept of a row.
+        dtype, device, batch_tokens: how the model runs.
 
     Returns:
         ``target_loss`` (nats per answer token), ``answer_tokens``, ``rows`` and ``skipped``.
 
     Raises:
-        NeuronSelectError: rows of no known format, no row with an answer, a model or adapter that cannot be had.
+        NeuronSelectError: rows of an unknown format, no row with an answer, or a model or adapter that cannot be
+            loaded.
     """
     if dtype not in DTYPES:
         raise NeuronSelectError(f"must be one of {', '.join(DTYPES)}", option="dtype", value=dtype)
@@ -95,7 +97,7 @@ def target_loss(
 
 
 def conversation(row: Any, i: int = 0) -> Conversation:
-    """A list of messages, or a row of any known format, read."""
+    """Read a list of messages, or a row of any known format."""
     if isinstance(row, Sequence) and not isinstance(row, str):
         row = {"messages": row}
     if not isinstance(row, Mapping):
@@ -110,7 +112,7 @@ def conversation(row: Any, i: int = 0) -> Conversation:
 def load(
     model_id: str, adapter_id: str | None, revision: str | None, dtype: str = "auto", device: str = "auto"
 ) -> tuple[Any, Any]:
-    """A model, with its adapter if there is one, and the tokenizer it was trained with."""
+    """Load a model, with its adapter if one is named, and the tokenizer it was trained with."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     location, commit = _pin(model_id, revision, "model_id")
@@ -130,7 +132,7 @@ def load(
 
 
 def _pin(name: str, revision: str | None, option: str) -> tuple[str, str | None]:
-    """A folder, or a Hub id and the commit it stands at."""
+    """A folder, or a Hub id and its current commit."""
     if os.path.isdir(name):
         return name, None
     source = resolve(name, revision=revision, token=None, option=option)
@@ -145,7 +147,7 @@ class TargetLoss(evaluate.Measurement):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            # JSON keeps what a list of role and content columns would drop: tool calls, tools, other formats.
+            # JSON keeps keys that columns of role and content would drop: tool calls, tools, other formats.
             features=datasets.Features({"data": datasets.Json()}),
         )
 
