@@ -59,8 +59,6 @@ def test_select_writes_a_folder(pool: str, files: dict[str, str], tmp_path: Path
         "capability/config.json",
         "capability/capability.safetensors",
         "report.html",
-        "capability/config.json",
-        "capability/capability.safetensors",
     }
     made = json.loads((tmp_path / "sel" / "selection.json").read_text())
     assert made["pool"]["id"] == Path(files[pool]).name and made["pool"]["commit"].startswith("content:")
