@@ -45,16 +45,10 @@ KNOWN: dict[str, set[tuple[str, ...]]] = {
         ("explain.report", "hub.push", "hub.pushable", "selection.selection", "selection.selector", "selection.stream"),
     },
     "methods": {
-        ("pipelines.extract", "mona"),
-        ("pipelines.run", "full"),
-        ("pipelines.run", "mona"),
         ("selection.selector", "mona"),
-        ("training.config", "full"),
-        ("training.config", "longest"),
         ("training.config", "random"),
-        ("training.config", "shortest"),
     },
-    "lines": {("hub.cards",), ("pipelines.run",), ("selection.selector",)},
+    "lines": {("hub.cards",), ("selection.selector",)},
 }
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "click"}
 FORBIDDEN_CALLS = {"print", "eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load", "torch.load"}
