@@ -69,12 +69,12 @@ def main() -> None:
             started = time.perf_counter()
             name = label.split(",")[0]
             selector = NeuronSelector(name, **params).fit({target: exemplars}, extractor=extractor)
-            selection = selector.select(rows, ratio=args.ratio, features=store, provenance={"pool": pool.about})
+            selection = selector.select(rows, ratio=args.ratio, features=store, source=pool.source)
             found[label] = {
                 "precision": float(right[selection.indices].mean()),
                 "mean_tokens": float(lengths[selection.indices].mean()),
                 "seconds": round(time.perf_counter() - started, 2),
-                "left_out": {k: selection.provenance["counts"][k] for k in ("duplicate", "leak", "empty", "error")},
+                "left_out": selection.provenance.counts.left_out,
             }
             if args.selections is not None:
                 selection.save_pretrained(args.selections / f"{target}-{label.replace(', ', '-').replace(' ', '-')}")

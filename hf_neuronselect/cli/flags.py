@@ -35,7 +35,7 @@ def command(
     section: str | None = None,
     flags: Mapping[str, str] | None = None,
 ) -> Callable[..., int | None]:
-    """A typer command that fills ``kind`` from flags and a recipe and calls ``work`` with it.
+    """Make a typer command that fills ``kind`` from flags and a recipe and calls ``work`` with it.
 
     Args:
         arguments: options given by position. section: the recipe's section; None: the command has no ``--config``.

@@ -261,6 +261,10 @@ class Options:
         """Names of the options that were set, even to their defaults; made in Python, of those that differ from them."""
         return frozenset(getattr(self, "_given", self.changed()))
 
+    def values(self) -> dict[str, Any]:
+        """Every option's value, by name."""
+        return {name: getattr(self, name) for name in options_of(type(self))}
+
     def changed(self, *, moving: bool = False) -> dict[str, Any]:
         """Options that differ from their defaults.
 
@@ -311,6 +315,12 @@ class ModelOptions(Options):
     revision: str | None = opt(None, "Branch, tag or commit of the model.")
     sae: str | None = opt(None, "Sparse autoencoder: folder, org/repo or org/repo/folder.")
     sae_revision: str | None = opt(None, "Branch, tag or commit of the SAE.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOptions(Options):
+    """Number formats the model runs in."""
+
     dtype: Dtype = opt("auto", "Weights and activations; auto: the checkpoint's on a GPU, float32 on a CPU.")
     quantize: Literal["4bit", "8bit"] | None = opt(None, "Load the model quantised (needs bitsandbytes).")
     attn_implementation: str | None = opt(None, "Attention kernel, as transformers names it.")
@@ -363,5 +373,10 @@ class DeviceOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractionOptions(ModelOptions, RowOptions, ReadOptions, DeviceOptions):
+class NumberOptions(PrecisionOptions, RowOptions, ReadOptions):
+    """Everything that moves a column's numbers, besides the model and its SAE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionOptions(ModelOptions, NumberOptions, DeviceOptions):
     """Everything between a row and its columns."""

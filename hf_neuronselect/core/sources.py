@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from . import bundled
 from .errors import NeuronSelectError
 
 logger = logging.getLogger(__name__)
@@ -168,6 +169,14 @@ def commit_of(path: str | os.PathLike[str]) -> str:
     """The commit hash in a Hub cache path (``…/snapshots/<commit>/…``)."""
     found = re.search(r"/snapshots/([0-9a-f]{40})(/|$)", Path(path).as_posix())
     return found[1] if found else f"content:{content_hash(Path(path))}"
+
+
+def bundled_folder(commit: str | None) -> Path | None:
+    """Folder of the bundled model or SAE with this content hash; None for anything else."""
+    if not (commit or "").startswith("content:"):
+        return None
+    own = (bundled.MODEL, *bundled.SAE.iterdir())
+    return next((path for path in own if f"content:{content_hash(path)}" == commit), None)
 
 
 def content_hash(path: Path) -> str:

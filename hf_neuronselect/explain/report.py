@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..rows.formats import read_row, row_format
-
-if TYPE_CHECKING:
-    from ..selection.selection import Selection
+from ..core.provenance import Provenance
+from ..rows.formats import Conversation
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}
@@ -23,7 +22,7 @@ img{max-width:100%}small{color:#57606a}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """An HTML table; numbers to the right, everything escaped."""
+    """An HTML table; numbers are aligned right, everything is escaped."""
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
@@ -37,7 +36,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns lined up: the first to the left, numbers to the right."""
+    """A table of plain text: the first column aligned left, the others right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [
         "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
@@ -47,6 +46,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def page(title: str, *parts: str) -> str:
+    """An HTML page of finished parts."""
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>"
         f"<h1>{escape(title)}</h1>{''.join(parts)}</html>\n"
@@ -54,44 +54,48 @@ def page(title: str, *parts: str) -> str:
 
 
 def picture(png: bytes, alt: str) -> str:
+    """An HTML image that needs no file."""
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
-def excerpt(selection: Selection, i: int, characters: int = 600) -> str:
-    """The beginning of a selected row's text."""
-    own = [c for c in selection.dataset.column_names if not c.startswith("neuron_") and c != "source_index"]
-    settings = selection.provenance.get("extractor") or {}
-    fmt = row_format(own, settings.get("row_format", "auto"), dict(settings.get("columns") or []))
-    text = read_row(selection.dataset[i], fmt).content()
+def excerpt(row: Conversation, characters: int = 600) -> str:
+    """The beginning of a row's text."""
+    text = row.content()
     return text if len(text) <= characters else text[:characters] + " …"
 
 
-def selection_report(selection: Selection, rows: int = 20) -> str:
-    """Facts, counts and the first ``rows`` rows of a selection as a page; with 0 no text of the data is in it."""
-    made = selection.provenance
-    budget = ", ".join(f"{name} {value}" for name, value in made["budget"].items())
+@dataclass(frozen=True)
+class ReportRow:
+    """One selected row as a report shows it."""
+
+    rank: int
+    score: float
+    index: int
+    text: str
+
+
+def selection_report(made: Provenance, rows: Sequence[ReportRow]) -> str:
+    """Facts, counts and some rows of a selection as a page; without rows no text of the data is in it."""
+    counts = {"rows": made.counts.rows, "selected": made.counts.selected, "truncated": made.counts.truncated}
     facts = [
-        ("method", made["method"]["name"]),
-        ("targets", ", ".join(made["targets"])),
-        ("budget", budget),
-        *((f"rows: {name}", value) for name, value in made["counts"].items() if name != "reasons" and value),
-        *((f"mean tokens: {name.removesuffix('_mean')}", value) for name, value in made["tokens"].items() if value),
-    ]
-    shown = [
-        (row["neuron_rank"], f"{row['neuron_score']:.4f}", row["source_index"])
-        for row in selection.dataset.select(range(min(rows, len(selection))))
-    ]
+        ("method", made.method.name),
+        ("targets", ", ".join(made.targets)),
+        ("budget", ", ".join(f"{name} {value}" for name, value in made.budget.given().items())),
+        *((f"rows: {name}", count) for name, count in (counts | made.counts.left_out).items() if count),
+        *((f"mean tokens: {name}", mean) for name, mean in (("pool", made.tokens.pool_mean),
+                                                            ("selected", made.tokens.selected_mean)) if mean),
+    ]  # fmt: skip
     body = "".join(
-        f"<tr><td class=n>{rank}</td><td class=n>{score}</td><td class=n>{index}</td>"
-        f"<td><pre>{escape(excerpt(selection, i))}</pre></td></tr>"
-        for i, (rank, score, index) in enumerate(shown)
+        f"<tr><td class=n>{row.rank}</td><td class=n>{row.score:.4f}</td><td class=n>{row.index}</td>"
+        f"<td><pre>{escape(row.text)}</pre></td></tr>"
+        for row in rows
     )
     head = "<tr><th>rank</th><th>score</th><th>row</th><th>text</th></tr>"
-    reasons = made["counts"]["reasons"]
-    notes = f"<h2>Rows left out</h2>{table(['why'], [[r] for r in reasons])}" if reasons else ""
+    reasons = made.counts.reasons
+    notes = f"<h2>Rows left out</h2>{table(['why'], [[reason] for reason in reasons])}" if reasons else ""
     return page(
-        f"{len(selection)} rows selected by {made['method']['name']}",
+        f"{made.counts.selected} rows selected by {made.method.name}",
         table(["", ""], facts),
         notes,
-        f"<h2>The first rows</h2><table>{head}{body}</table>" if shown else "",
+        f"<h2>The first rows</h2><table>{head}{body}</table>" if rows else "",
     )

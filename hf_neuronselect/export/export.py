@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ..core.errors import NeuronSelectError, one_of
+from ..core.options import NumberOptions
 from ..rows.formats import RowFormat, read_row, row_format
 from ..selection.selection import Selection
 from .axolotl import AXOLOTL
@@ -20,6 +21,7 @@ from .unsloth import UNSLOTH
 EXPORTERS: dict[str, Exporter] = {exporter.name: exporter for exporter in (TRL, AXOLOTL, LLAMAFACTORY, UNSLOTH)}
 FORMATS: tuple[str, ...] = tuple(EXPORTERS)
 
+DEFAULT_LENGTH = 2048  # tokens of a training row, where none were counted
 _MARK = "# neuronselect export for "
 
 
@@ -45,7 +47,8 @@ def export_selection(
     before = _earlier(out)
     rows = _read(selection, trainer)
     base = base_model_of(selection, base_model, has_tools=rows.any_tools or rows.any_calls)
-    files = exporter.write(rows, base, int(_extraction(selection).get("max_length") or 2048))
+    settings = _settings(selection)
+    files = exporter.write(rows, base, settings.max_length if settings else DEFAULT_LENGTH)
     header = "".join(f"# {line}\n" for line in _header(selection, exporter))
     files[exporter.config] = header + str(files[exporter.config])
     try:
@@ -87,20 +90,21 @@ def _is_ours(config: Path) -> bool:
         return file.readline().startswith(_MARK)
 
 
-def _extraction(selection: Selection) -> dict[str, Any]:
-    """The options with which the rows were read and scored; empty if no model was needed."""
-    return (selection.provenance.get("extractor") or {}).get("options") or {}
+def _settings(selection: Selection) -> NumberOptions | None:
+    """The options with which the rows were read and scored; None if no model was needed."""
+    extractor = selection.provenance.extractor
+    return extractor.options if extractor else None
 
 
 def _format_of(selection: Selection) -> RowFormat:
     """How the selected rows were read when they were scored."""
     columns = selection.dataset.column_names
-    settings = _extraction(selection)
+    settings = _settings(selection)
     # Columns after `source_index` are the package's: the `messages` that a saved selection has there lack the tool
     # calls a prompt and completion may hold.
     own = columns[: columns.index("source_index")] if "source_index" in columns else columns
     own = [name for name in own if not name.startswith("neuron_")]
-    scored = row_format(own, settings.get("row_format") or "auto", dict(settings.get("columns") or []))
+    scored = row_format(own, settings.row_format, settings.columns) if settings else row_format(own)
     return row_format(columns) if scored.name == "text" and "messages" in columns else scored
 
 
@@ -130,19 +134,18 @@ def _read(selection: Selection, trainer: str) -> Rows:
 def _header(selection: Selection, exporter: Exporter) -> list[str]:
     """Comments at the top of the configuration: how to run it, and where the rows come from."""
     made = selection.provenance
-    pool, method = made.get("pool") or {}, made.get("method") or {}
-    options = ", ".join(f"{k}={v}" for k, v in method.items() if k not in ("name", "paper"))
-    targets = ", ".join(name for name, record in (made.get("targets") or {}).items() if record)
-    stated = pool.get("license") or "not stated; see the page of the dataset"
-    restricted = f"; restricted: {pool['restricted']}" if pool.get("restricted") else ""
-    where = " ".join(str(pool[key]) for key in ("config", "split") if pool.get(key))
-    commit = pool.get("commit") or pool.get("fingerprint") or "?"
+    pool = made.pool
+    options = ", ".join(f"{name}={value}" for name, value in made.method.options.items())
+    targets = ", ".join(made.targets)
+    stated = pool.license or "not stated; see the page of the dataset"
+    restricted = f"; restricted: {pool.restricted}" if pool.restricted else ""
+    where = " ".join(filter(None, (pool.config, pool.split)))
     lines = [
         f"{_MARK[2:]}{exporter.name}: run it in this folder with `{exporter.command}`.",
         "Adapt the settings marked so; another export into this folder overwrites this file.",
-        f"dataset: {pool.get('id') or 'rows in memory'} at {commit} {where}",
-        f"method: {method.get('name', '?')} {f'({options})' if options else ''} {f'for {targets}' if targets else ''}",
-        f"rows: {len(selection)} of {(made.get('counts') or {}).get('rows', '?')}, best first",
+        f"dataset: {pool.id or 'rows in memory'} at {pool.commit or pool.fingerprint or '?'} {where}",
+        f"method: {made.method.name} {f'({options})' if options else ''} {f'for {targets}' if targets else ''}",
+        f"rows: {len(selection)} of {made.counts.rows}, best first",
         f"licence of the dataset: {stated}{restricted}",
     ]
     return [_one_line(line) for line in lines]

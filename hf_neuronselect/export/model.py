@@ -46,8 +46,9 @@ def base_model_of(selection: Selection, base_model: str | None, *, has_tools: bo
 
 def _scoring_model(selection: Selection) -> tuple[str, str | None]:
     """Hub id and commit of the model the selection was made with."""
-    made_with = (selection.provenance.get("extractor") or {}).get("model") or {}
-    name, commit = str(made_with.get("id") or ""), str(made_with.get("commit") or "")
+    extractor = selection.provenance.extractor
+    model = extractor.model if extractor else None
+    name, commit = (model.id or "", model.commit or "") if model else ("", "")
     if not _HUB_ID.fullmatch(name) or ":" in commit:  # a local folder's content hash has a colon
         raise NeuronSelectError(
             "the selection was not made with a Hub model; name the model to train (ORG/NAME or a folder)",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
+from .push import push_folder
+
 
 class PushToHub:
-    """Adds ``push_to_hub``: what ``save_pretrained`` writes, in one commit."""
+    """Adds ``push_to_hub``: the folder that ``save_pretrained`` writes, in one commit."""
 
     def save_pretrained(self, folder: str) -> None:
         raise NotImplementedError
@@ -24,7 +26,7 @@ class PushToHub:
         allow_public: bool = False,
         **saving: Any,
     ) -> str:
-        """Push it with its card, in one commit; the repository and the branch are created where they are missing.
+        """Push it with its card, in one commit; a missing repository or branch is created.
 
         Args:
             private, revision, create_pr, commit_message, token, allow_public: see
@@ -35,11 +37,8 @@ class PushToHub:
             The repository's URL, or the pull request's.
 
         Raises:
-            NeuronSelectError: the Hub refuses it, the repository holds something else, or is public where it must
-                not be.
+            NeuronSelectError: the Hub refuses it, or the repository holds something else or must not be public.
         """
-        from .push import push_folder  # it knows of everything that can be pushed
-
         with tempfile.TemporaryDirectory(prefix="neuronselect-") as folder:
             self.save_pretrained(folder, **saving)
             return push_folder(

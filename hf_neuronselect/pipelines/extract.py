@@ -31,7 +31,7 @@ def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> Fe
     names = [name for chosen in _methods(config) for name in chosen.signals]
     rows = load_rows(config.pool)
     assert isinstance(rows.data, Dataset)
-    check_rows({"pool": rows}, config)
+    check_rows([rows], config)
     extractor = extractor_of(config, list(dict.fromkeys(names)), note)
     if config.capability:
         extractor = extractor.with_features([*extractor.signals, *_compact(config.capability, extractor)])
@@ -64,16 +64,13 @@ def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> Fe
 def _methods(config: ExtractConfig) -> list[Chosen]:
     if config.method is None and config.capability:
         return []
+    chosen = methods_of(config.method or "mona", 0)
     if not config.method_option:
-        return methods_of(config.method or "mona", 0)
-    try:
-        (chosen,) = methods_of(config.method or "mona", 0)
-    except ValueError as cause:
-        if isinstance(cause, NeuronSelectError):
-            raise
-        raise NeuronSelectError("is of one method; with several write name(option=value)", option="method_option",
-                                value=next(iter(config.method_option))) from None  # fmt: skip
-    return [method_of(chosen.method.name, {**chosen.options, **config.method_option}, 0)]
+        return chosen
+    if len(chosen) > 1:
+        raise NeuronSelectError("is of one method; with several, write name(option=value)", option="method_option",
+                                value=next(iter(config.method_option)))  # fmt: skip
+    return [method_of(chosen[0].method.name, {**chosen[0].options, **config.method_option}, 0)]
 
 
 def _compact(specs: Sequence[str], extractor: NeuronFeatureExtractor) -> list[Signal]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..core.configs import FitConfig
 from ..core.errors import NeuronSelectError
-from ..selection.selector import CONFIG_FILE, NeuronSelector
+from ..core.folders import CAPABILITY_RECORD
+from ..selection.selector import NeuronSelector
 from .job import check_rows
 from .parts import CAPABILITY, Say, check_folder, extractor_of, load_named, method_of, named_specs, quiet
 
@@ -19,7 +20,7 @@ def fit(config: FitConfig, *, say: Say = quiet, note: Say = quiet) -> NeuronSele
     if not chosen.method.needs_target:
         raise NeuronSelectError("learns nothing from exemplars; there is nothing to save", option="method",
                                 value=config.method)  # fmt: skip
-    check_folder(config.out, CONFIG_FILE, "a capability folder")
+    check_folder(config.out, CAPABILITY_RECORD, "a capability folder")
     specs = named_specs(config.target, "target")
     for spec in specs.values():
         if spec.startswith(CAPABILITY):
@@ -27,12 +28,14 @@ def fit(config: FitConfig, *, say: Say = quiet, note: Say = quiet) -> NeuronSele
     if not specs:
         raise NeuronSelectError(f"method {config.method} needs exemplars: --target NAME=rows", option="target")
     targets = load_named(specs, "target")
-    check_rows(targets, config)
+    check_rows(targets.values(), config)
     selector = chosen.selector()
     selector.fit(
-        {name: rows.data for name, rows in targets.items()}, extractor=extractor_of(config, chosen.signals, note)
+        {name: rows.data for name, rows in targets.items()},
+        extractor=extractor_of(config, chosen.signals, note),
+        sources={name: rows.source for name, rows in targets.items()},
     )
     selector.save_pretrained(config.out)
-    used = ", ".join(f"{name} ({count['used']} exemplars)" for name, count in selector.counts.items())
+    used = ", ".join(f"{name} ({one.used} exemplars)" for name, one in selector.exemplars.items())
     say(f"{config.method} capability of {used} -> {config.out}")
     return selector

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,14 +45,22 @@ class Job:
             raise NeuronSelectError(
                 f"method {self.chosen.method.name} needs exemplars: --target NAME=rows", option="target"
             )
-        self.selector = self.capability or self.chosen.selector()
+        if self.capability is not None and self.chosen.method.needs_target:
+            self.selector, self.fitted = self.capability, True
+        else:
+            self.selector = self.chosen.selector()
+        if self.capability is not None:  # a control leaves out the same rows
+            self.selector.leakage = self.capability.leakage
 
     def fit(self) -> NeuronSelector:
         """Fit the targets, once."""
-        if not self.fitted:
-            self.selector.extractor = self.extractor
-            if self.targets and self.capability is None:
-                self.selector.fit({name: rows.data for name, rows in self.targets.items()}, extractor=self.extractor)
+        self.selector.extractor = self.extractor
+        if self.targets and not self.fitted:
+            self.selector.fit(
+                {name: rows.data for name, rows in self.targets.items()},
+                extractor=self.extractor,
+                sources={name: rows.source for name, rows in self.targets.items()},
+            )
             self.fitted = True
         return self.selector
 
@@ -70,10 +78,7 @@ class Job:
             weights=several.weight or None,
             exclude=options.exclude,
             features=self.store,
-            provenance={
-                "pool": self.rows.about,
-                "target_rows": {name: rows.about for name, rows in self.targets.items()},
-            },
+            source=self.rows.source,
         )
 
 
@@ -114,16 +119,13 @@ def check_pick(options: PickOptions, targets: Sequence[str], streaming: bool) ->
             raise NeuronSelectError("weights are at least 0, and one of them is above 0", option="weight")
 
 
-def check_rows(rows: Mapping[str, Rows], options: RowOptions) -> None:
+def check_rows(rows: Iterable[Rows], options: RowOptions) -> None:
     """Refuse rows whose columns are of no known format.
-
-    Args:
-        rows: rows by the option that names them.
 
     Raises:
         NeuronSelectError: columns are missing.
     """
-    for part in rows.values():
+    for part in rows:
         if part.data.column_names:
             row_format(part.data.column_names, options.row_format, options.columns)
 
@@ -131,16 +133,16 @@ def check_rows(rows: Mapping[str, Rows], options: RowOptions) -> None:
 def share_pass(jobs: Sequence[Job], folder: Path, *, say: Say = quiet) -> None:
     """Compute the signals of several jobs in one pass over their pool, into a store that all of them read.
 
-    Jobs that have a store, read a stream or need no signals stay as they are, and so does a job that is alone.
+    Jobs that have a store or read a stream stay as they are. Nothing is computed for a single job, nor where no job
+    needs a signal.
 
     Args:
         jobs: of one pool and one extractor. folder: of the store; an unfinished one is finished.
     """
-    sharing = [job for job in jobs if job.chosen.signals and job.store is None and isinstance(job.rows.data, Dataset)]
-    if len(sharing) < 2:
+    sharing = [job for job in jobs if job.store is None and isinstance(job.rows.data, Dataset)]
+    extractor = sharing[0].extractor if sharing else None
+    if len(sharing) < 2 or extractor is None or not any(job.chosen.signals for job in sharing):
         return
-    extractor = sharing[0].extractor
-    assert extractor is not None
     signals: list[Signal] = []
     for job in sharing:
         signals += job.fit().compact_signals() or signals_of(job.chosen.method.signals)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..core.configs import SelectConfig
 from ..core.errors import NeuronSelectError
+from ..core.folders import SELECTION_RECORD as RECORD
+from ..core.options import ExtractionOptions, options_of
 from ..hub.push import check_write_access, push_folder
 from ..rows.load import load_rows
-from ..selection.selection import RECORD, Selection
+from ..selection.selection import Selection
 from ..selection.selector import NeuronSelector
+from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .job import Job, check_pick, check_rows, open_capability
 from .parts import Chosen, Say, check_folder, extractor_of, load_named, method_of, named_specs, quiet
@@ -25,12 +30,23 @@ def select(config: SelectConfig, *, say: Say = quiet, note: Say = quiet) -> Sele
     if config.push_to_hub is not None:
         check_write_access()
     job = prepare(config)
-    job.extractor = extractor_of(config, job.chosen.signals, note)
+    job.extractor = extractor_for(config, job, job.chosen.signals, note)
     return finish(config, job, say=say, note=note)
 
 
-def prepare(config: SelectConfig) -> Job:
+def extractor_for(config: SelectConfig, job: Job, signals: Sequence[str], note: Say) -> NeuronFeatureExtractor:
+    """The extractor of a job: of a saved capability the one it was fitted with, else that of the options."""
+    if job.capability is None or not job.chosen.method.needs_target:
+        return extractor_of(config, signals, note)
+    given = {name: getattr(config, name) for name in config.given if name in options_of(ExtractionOptions)}
+    return job.capability.make_extractor(**given)
+
+
+def prepare(config: SelectConfig, *, like: Job | None = None) -> Job:
     """Check and load everything a selection needs but the model.
+
+    Args:
+        like: a job on the same pool and targets, whose rows are used.
 
     Raises:
         NeuronSelectError: bad input.
@@ -46,9 +62,9 @@ def prepare(config: SelectConfig) -> Job:
         chosen = _method_of_capability(config, chosen, capability)
         specs = {}
     check_pick(config, list(capability.targets if capability else specs), config.streaming)
-    rows = load_rows(config.pool, streaming=config.streaming)
-    targets = load_named(specs, "target")
-    check_rows({"pool": rows} | targets, config)
+    rows = like.rows if like else load_rows(config.pool, streaming=config.streaming)
+    targets = like.targets if like and capability is None else load_named(specs, "target")
+    check_rows([rows, *targets.values()], config)
     store = None if config.features is None else FeatureStore(config.features)
     return Job(chosen, rows, targets, capability, store)
 
@@ -57,13 +73,15 @@ def finish(config: SelectConfig, job: Job, *, say: Say = quiet, note: Say = quie
     """Select, write and push, and say so."""
     selection = job.select(config)
     selection.save_pretrained(config.out, messages=config.messages, examples=config.examples)
-    report(selection, config, reads_store=job.store is not None, say=say, note=note)
+    report(selection, config, say=say, note=note)
     if config.push_to_hub is not None:
         say(push_folder(config.out, config.push_to_hub, private=config.private, allow_public=config.allow_public))
     return selection
 
 
 def _method_of_capability(config: SelectConfig, chosen: Chosen, capability: NeuronSelector) -> Chosen:
+    if not chosen.method.needs_target:  # a control on the same pool
+        return chosen
     name = capability.method.name
     if "method" in config.given and config.method != name:
         raise NeuronSelectError(f"the capability is of method {name}", option="method", value=config.method)
@@ -74,18 +92,18 @@ def _method_of_capability(config: SelectConfig, chosen: Chosen, capability: Neur
     return method_of(name, params, config.seed)
 
 
-def report(selection: Selection, config: SelectConfig, *, reads_store: bool, say: Say, note: Say) -> None:
+def report(selection: Selection, config: SelectConfig, *, say: Say, note: Say) -> None:
     """Say what was selected and what was left out."""
     made = selection.provenance
-    counts, tokens, timing = made["counts"], made["tokens"], made["timing"]
-    name = made["method"]["name"]
-    say(f"{len(selection)} of {counts['rows']} rows selected by {name} in {timing['seconds']:.1f} s -> {config.out}")
-    if tokens["selected_mean"]:
-        rate = timing["tokens_per_second"]
-        shown = f", {rate:,} tokens/s" if rate and not reads_store else ""
-        say(f"tokens a row: {tokens['selected_mean']:.0f} selected, {tokens['pool_mean']:.0f} in the pool{shown}")
-    left_out = {k: v for k, v in counts.items() if k not in ("rows", "selected", "reasons") and v}
+    counts, tokens, timing = made.counts, made.tokens, made.timing
+    say(
+        f"{len(selection)} of {counts.rows} rows selected by {made.method.name} in {timing.seconds:.1f} s -> {config.out}"
+    )
+    if tokens.selected_mean is not None:
+        rate = f", {timing.tokens_per_second:,} tokens/s" if timing.tokens_per_second else ""
+        say(f"tokens a row: {tokens.selected_mean:.0f} selected, {tokens.pool_mean:.0f} in the pool{rate}")
+    left_out = counts.left_out | ({"truncated": counts.truncated} if counts.truncated else {})
     if left_out:
         note("Left out or noted: " + ", ".join(f"{value} {kind}" for kind, value in left_out.items()))
-    for reason in counts["reasons"]:
+    for reason in counts.reasons:
         note(f"  {reason}")

@@ -17,6 +17,7 @@ from huggingface_hub import DatasetInfo, HfApi, constants
 
 from ..core import bundled
 from ..core.errors import NeuronSelectError, unknown
+from ..core.provenance import SourceRecord, record_of
 from ..core.sources import content_hash, hub_errors
 from .formats import RowFormat, read_row, row_format
 
@@ -40,6 +41,11 @@ class Rows:
 
     data: Dataset | IterableDataset
     about: dict[str, Any]
+
+    @property
+    def source(self) -> SourceRecord:
+        """``about`` as a record."""
+        return record_of(self.about, SourceRecord)
 
 
 def rows_name(spec: str) -> str:
@@ -103,7 +109,7 @@ def load_rows(spec: str, *, option: str = "pool", streaming: bool = False, token
             reason = " ".join(str(cause).split())[:300]
             raise NeuronSelectError(f"cannot be loaded: {reason}", option=option, value=spec) from cause
     cached = source_of(data)
-    commit = commit or (cached.get("derived_from") or cached).get("commit") or revision
+    commit = commit or (cached.origin.commit if cached else None) or revision
     return Rows(data, {"id": match["id"], "commit": commit, "config": config, "split": split} | terms)
 
 
@@ -130,35 +136,25 @@ def _terms(info: DatasetInfo) -> dict[str, Any]:
     return {name: value for name, value in (("license", stated), ("restricted", restricted)) if value}
 
 
-def spec_of(about: Mapping[str, Any]) -> str:
-    """What to type after ``--pool`` to get these rows again: ``id@commit[:config[:split]]``, or a file's name."""
-    name, commit = str(about.get("id") or "ROWS"), str(about.get("commit") or "")
-    if not commit or ":" in commit:
-        return name
-    config, split = about.get("config"), about.get("split") or "train"
-    # A split other than train needs the config before it; the first one is called `default`.
-    rest = f":{config or 'default'}:{split}" if config or split != "train" else ""
-    return f"{name}@{commit}{rest}"
-
-
-def source_of(data: Dataset | IterableDataset) -> dict[str, Any]:
+def source_of(data: Dataset | IterableDataset) -> SourceRecord | None:
     """Which Hub data set rows come from, as far as their cache files tell.
 
     Returns:
-        ``id``, ``commit``, ``config``, ``split`` of a whole split; ``{"derived_from": …}`` of rows that were taken from
-        one; ``{}`` where nothing is known.
+        The data set itself for a whole split; a record with ``derived_from`` for rows that were taken from one; None
+        where nothing is known.
     """
     files = getattr(data, "cache_files", None) or []
     found = next((m for f in files if (m := _CACHED.search(Path(f["filename"]).as_posix()))), None)
     if found is None:
-        return {}
+        return None
     # That folder's name is in snake case; the Hub's own cache has the name as it is, under the same commit.
     kept = Path(constants.HF_HUB_CACHE).glob(f"datasets--{found['org']}--*/snapshots/{found['commit']}")
     names = {path.parent.parent.name.split("--", 2)[2] for path in kept}
     if len(names) != 1:
-        return {}
-    about = {"id": f"{found['org']}/{names.pop()}", "commit": found["commit"], "config": found["config"],
-             "split": str(data.split)}  # fmt: skip
+        return None
+    about = SourceRecord(
+        id=f"{found['org']}/{names.pop()}", commit=found["commit"], config=found["config"], split=str(data.split)
+    )
     lengths = {name: split.num_examples for name, split in (data.info.splits or {}).items()}
     try:
         parts = ReadInstruction.from_spec(str(data.split)).to_absolute(lengths)
@@ -166,7 +162,7 @@ def source_of(data: Dataset | IterableDataset) -> dict[str, Any]:
     except (AssertionError, ValueError, KeyError):  # a split of another name
         rows = -1
     whole = rows == len(data) and data._indices is None
-    return about if whole else {"derived_from": about}
+    return about if whole else SourceRecord(derived_from=about)
 
 
 def _load_local(path: Path, option: str, streaming: bool) -> Rows:

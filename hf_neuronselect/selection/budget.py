@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..core.errors import NeuronSelectError, one_of
+from ..core.provenance import Budget
 from ..methods.pickers import BestFirst, Picker, order_by_score, row_scores, take_turns
 
 AGGREGATES = ("quota", "round_robin", "mean", "max", "weighted")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How many rows are kept: exactly one of the four.
-
-    Attributes:
-        ratio: in (0, 1]; ``max(1, floor(ratio * N + 0.5))`` of all N rows read.
-        k: rows. threshold: rows scoring at least that. max_tokens: stops at the first row that does not fit.
-
-    Raises:
-        NeuronSelectError: none or several given, or a value out of range.
-    """
-
-    ratio: float | None = None
-    k: int | None = None
-    threshold: float | None = None
-    max_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if len(given) != 1:
-            raise NeuronSelectError(
-                f"give exactly one of ratio, k, threshold, max_tokens (got {', '.join(given) or 'none'})"
-            )
-        name, value = next(iter(given.items()))
-        if isinstance(value, float) and not math.isfinite(value):
-            raise NeuronSelectError("must be a finite number", option=name, value=value)
-        if name == "ratio" and not 0 < value <= 1:
-            raise NeuronSelectError("must lie in (0, 1]; 0.05 keeps 5 %", option="ratio", value=value)
-        if name in ("k", "max_tokens") and value < 1:
-            raise NeuronSelectError("must be at least 1", option=name, value=value)
-
-    def rows(self, total: int) -> int | None:
-        """Rows to keep of ``total`` read; None where scores or lengths decide."""
-        if self.ratio is not None:
-            return max(1, math.floor(self.ratio * total + 0.5))
-        return self.k
 
 
 def percentiles(order: np.ndarray, total: int) -> np.ndarray:

@@ -1,42 +1,41 @@
-"""FeatureLibrary: one repository of many capabilities, with an index and a card."""
+"""FeatureLibrary: many capabilities in one repository, with an index and a card."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import hf_hub_download
 
 from ..core.errors import NeuronSelectError, unknown
+from ..core.folders import begin, finish
+from ..core.provenance import CapabilityRecord, LibraryRecord, decode, encode
 from ..core.sources import commit_of, hub_errors
 from ..hub.cards import LibraryCard, write_card
 from ..hub.pushable import PushToHub
 from .selector import NeuronSelector
 
 INDEX = "library.json"
-FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 class FeatureLibrary(PushToHub, MutableMapping[str, NeuronSelector]):
-    """Capabilities by name; those of a folder or the Hub are read when they are asked for.
+    """Capabilities by name; from a folder or the Hub, each is read when it is first used.
 
     Args:
         capabilities: name -> fitted selector.
 
     Example:
         >>> library = FeatureLibrary({"gsm8k": selector})
-        >>> library.push_to_hub("me/lib")  # those the repository has and this library has not are deleted
+        >>> library.push_to_hub("me/lib")  # others in the repository are deleted
         >>> FeatureLibrary.from_pretrained("me/lib")["gsm8k"].select(pool, extractor=extractor, ratio=0.05)
     """
 
     def __init__(self, capabilities: Mapping[str, NeuronSelector] | None = None) -> None:
         self._loaded: dict[str, NeuronSelector] = {}
-        self._entries: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, CapabilityRecord] = {}
         self._source: tuple[str, str | None, str | bool | None] | None = None
         self.update(capabilities or {})
 
@@ -82,8 +81,8 @@ class FeatureLibrary(PushToHub, MutableMapping[str, NeuronSelector]):
         del self._entries[name]
         self._loaded.pop(name, None)
 
-    def about(self, name: str) -> dict[str, Any]:
-        """Method, targets and extractor of a capability, off the index."""
+    def about(self, name: str) -> CapabilityRecord:
+        """Method, targets and extractor of a capability, from the index alone."""
         if name not in self._entries:
             raise unknown("capability of this library", name, self._entries, "target")
         return self._entries[name]
@@ -98,25 +97,22 @@ class FeatureLibrary(PushToHub, MutableMapping[str, NeuronSelector]):
         if not self._entries:
             raise NeuronSelectError("the library is empty: library['name'] = selector")
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / INDEX).exists():
-            raise NeuronSelectError("exists and is not a feature library; name another", option="out",
-                                    value=folder.name)  # fmt: skip
         selectors = dict(self)  # read before anything of the folder, which may be the source, is replaced
-        (folder / "capabilities").mkdir(parents=True, exist_ok=True)
+        begin(folder, INDEX, "a feature library")
+        (folder / "capabilities").mkdir(exist_ok=True)
         for path in (folder / "capabilities").iterdir():
             if path.name not in selectors:
                 shutil.rmtree(path)
         for name, selector in selectors.items():
             selector.save_pretrained(folder / _place(name), card=False)
-        index = {"format": FORMAT, "capabilities": {name: self._entries[name] for name in self}}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         write_card(folder, LibraryCard(self._entries))
+        finish(folder, INDEX, encode(LibraryRecord(capabilities={name: self._entries[name] for name in self})))
 
     @classmethod
     def from_pretrained(
         cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None
     ) -> FeatureLibrary:
-        """A library's index, from a folder or the Hub; capabilities are fetched when they are asked for.
+        """Load a library's index, from a folder or the Hub; each capability is fetched when it is first used.
 
         Raises:
             NeuronSelectError: not a feature library.
@@ -125,14 +121,16 @@ class FeatureLibrary(PushToHub, MutableMapping[str, NeuronSelector]):
         if not Path(source).is_dir():
             with hub_errors("target", str(source)):
                 path = Path(hf_hub_download(str(source), INDEX, revision=revision, token=token))
-                revision = commit_of(path)  # what is fetched later is of the same commit
+                revision = commit_of(path)  # capabilities come from the same commit
         library = cls()
         try:
-            library._entries = dict(json.loads(path.read_text(encoding="utf-8"))["capabilities"])
-        except (OSError, KeyError, TypeError, ValueError) as cause:
+            text = path.read_bytes()
+        except OSError as cause:
             raise NeuronSelectError(
                 f"not a feature library ({type(cause).__name__} in {INDEX})", option="target", value=str(source)
             ) from cause
+        record = decode(text, LibraryRecord, what="a feature library", option="target", value=str(source))
+        library._entries = dict(record.capabilities)
         if bad := [name for name in library._entries if not _NAME.fullmatch(name)]:
             raise NeuronSelectError(f"bad capability name {bad[0]!r} in {INDEX}", option="target", value=str(source))
         library._source = (str(source), revision, token)
@@ -144,7 +142,7 @@ def _place(name: str) -> str:
 
 
 def load_capability(spec: str, token: str | bool | None = None) -> NeuronSelector:
-    """What stands after ``capability:``: ``FOLDER_OR_ID[@revision]``, with ``:NAME`` for one of a feature library.
+    """Load the capability named by ``FOLDER_OR_ID[@revision]``, with ``:NAME`` for one of a feature library.
 
     Raises:
         NeuronSelectError: no such capability, or a library without the name of one.

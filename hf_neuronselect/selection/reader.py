@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
+from ..core.cost import Cost, Meter
 from ..core.errors import NeuronSelectError
 from ..core.options import ExtractionOptions
 from ..core.prefetch import ahead
@@ -47,7 +48,7 @@ class Batch:
         rows: their signals. skips: why a row has not all of them, else "".
         n_tokens: int64 ``[n]``, -1 where it is not known. truncated: bool ``[n]``.
         conversations: the rows as read, if they were. raw: the rows as they came, of a stream.
-        seconds: time to read and to compute them. computed: whether an engine with a model ran.
+        seconds: time to read and to compute them.
     """
 
     rows: RowBatch
@@ -57,7 +58,6 @@ class Batch:
     conversations: Sequence[Conversation]
     raw: list[dict[str, Any]] | None
     seconds: float
-    computed: bool
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -101,6 +101,15 @@ class Reader:
     compact: Sequence[Signal] = ()
     needs_rows: bool = True
     store: FeatureStore | None = None
+    meters: dict[str, Meter] = field(default_factory=dict)
+    reused: Cost = field(default_factory=Cost)
+
+    def cost(self) -> Cost:
+        """What was computed while reading, and what stored signals had cost before."""
+        found = self.reused
+        for meter in self.meters.values():
+            found = found.merge(meter.cost())
+        return found
 
     # ------------------------------------------------------------------------------------ planning
     def plan(self, names: Sequence[str]) -> Plan:
@@ -191,6 +200,8 @@ class Reader:
         if self.store is not None:
             self._check_store(self.store, data)
         plan = self.plan(names)
+        if self.store is not None:
+            self.reused = self.reused.merge(self.store.cost(plan.stored))
         own = [name for name in names if name not in added_columns(names)]
         options = (plan.extractor or self._maker()).extraction.options
         fmt = row_format(own, options.row_format, options.columns)
@@ -206,7 +217,7 @@ class Reader:
             columns = dict(chunk.columns)
             skips = [list(chunk.skips)] if chunk.skips else []
             if plan.extractor is not None:
-                found = plan.extractor.compute(prepared)
+                found = plan.extractor.compute(prepared, meters=self.meters)
                 columns |= found.columns
                 skips += list(found.skips.values())
             if not skips:
@@ -222,7 +233,7 @@ class Reader:
             truncated = _numbers(columns["truncated"], bool) if "truncated" in columns else np.zeros(n, bool)
             raw = chunk.raw if isinstance(data, IterableDataset) else None
             now = time.perf_counter()
-            yield Batch(rows, reasons, n_tokens, truncated, conversations, raw, now - started, plan.needs_model)
+            yield Batch(rows, reasons, n_tokens, truncated, conversations, raw, now - started)
             started = time.perf_counter()
             position += n
         if position == 0:

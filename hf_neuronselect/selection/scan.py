@@ -48,13 +48,12 @@ class Tally:
     """What happened on the way: counts, a few reasons, seconds and tokens.
 
     Attributes:
-        tokens: of all rows. computed_tokens: of rows that a model was run over now.
+        tokens: of all rows.
         read_seconds: reading and computing. score_seconds: observing and scoring.
     """
 
     rows: int = 0
     tokens: int = 0
-    computed_tokens: int = 0
     truncated: int = 0
     excluded: dict[str, int] = field(default_factory=lambda: dict.fromkeys(EXCLUDED[1:], 0))
     reasons: list[str] = field(default_factory=list)
@@ -69,7 +68,6 @@ class Tally:
         tokens = int(scored.n_tokens[scored.n_tokens > 0].sum())
         self.rows += len(scored.index)
         self.tokens += tokens
-        self.computed_tokens += tokens if batch.computed else 0
         self.read_seconds += batch.seconds
         self.truncated += int(scored.truncated.sum())
         for code, count in zip(*np.unique(scored.excluded, return_counts=True), strict=True):
@@ -138,8 +136,8 @@ def scan(
             tally.add(scored, batch)
             tally.score_seconds += time.perf_counter() - started
             bar.update(n)
-            if tally.computed_tokens:
-                bar.set_postfix_str(f"{tally.computed_tokens / tally.seconds:,.0f} tokens/s")
+            if ran := reader.cost().computed_tokens:  # none where all signals were stored
+                bar.set_postfix_str(f"{ran / tally.seconds:,.0f} tokens/s")
             yield scored
 
 

@@ -1,9 +1,9 @@
-"""Selection: the rows, their scores, and where they came from."""
+"""Selection: the rows, their scores, and how they were selected."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +13,26 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from huggingface_hub import snapshot_download
 
+from ..core import folders
 from ..core.errors import NeuronSelectError
-from ..core.sources import content_hash, hub_errors
+from ..core.folders import CAPABILITY_FOLDER, DATA_FILE, FITTED, SCORES_FILE
+from ..core.folders import SELECTION_RECORD as RECORD
+from ..core.provenance import Budget, Provenance, encode
+from ..core.sources import hub_errors
+from ..explain.report import ReportRow, excerpt, selection_report
+from ..hub.cards import SelectionCard, write_card
 from ..hub.pushable import PushToHub
-from ..rows.formats import row_format
+from ..rows.formats import RowFormat, read_row, row_format
 from ..rows.load import with_messages
-from .budget import Budget, Picked
+from ..signals.extractor import NeuronFeatureExtractor
+from .budget import Picked
+from .capability import Capability
 from .reader import Reader
+from .record import mean_length
 from .scan import EXCLUDED
 
 if TYPE_CHECKING:
     from .selector import NeuronSelector
-
-RECORD = "selection.json"
-DATA_FILE = "data/train-00000-of-00001.parquet"
-SCORES_FILE = "scores.parquet"
 
 
 def score_table(
@@ -67,8 +72,11 @@ class Selection(PushToHub):
     Attributes:
         dataset: the rows as they came + ``neuron_score``, ``neuron_rank``, ``source_index``.
         indices: int64, their numbers in the pool, in the same order.
-        provenance: what ``selection.json`` holds: model, SAE, method, parameters, counts, timing.
+        provenance: model, SAE, method, options, counts, timing, cost: what ``selection.json`` holds.
+        selector: the fitted selector that made it; None only for a selection put together by hand.
     """
+
+    provenance: Provenance
 
     def __init__(
         self,
@@ -78,20 +86,19 @@ class Selection(PushToHub):
         *,
         selector: NeuronSelector | None = None,
         choose: Callable[[Budget], tuple[Dataset, Picked, pa.Table]] | None = None,
-        provenance: dict[str, Any] | None = None,
+        provenance: Provenance | None = None,
         keep_alive: Any = None,
     ) -> None:
-        self.dataset, self.indices = dataset, indices
-        self.provenance = provenance or {}
-        self._scores, self._selector, self._choose, self._keep_alive = scores, selector, choose, keep_alive
+        self.dataset, self.indices, self.selector = dataset, indices, selector
+        if provenance is not None:
+            self.provenance = provenance
+        self._scores, self._choose, self._keep_alive = scores, choose, keep_alive
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __repr__(self) -> str:
-        method = self.provenance.get("method", {}).get("name", "?")
-        rows = self.provenance.get("counts", {}).get("rows", "?")
-        return f"Selection({len(self)} of {rows} rows by {method!r})"
+        return f"Selection({len(self)} of {self.provenance.counts.rows} rows by {self.provenance.method.name!r})"
 
     # ------------------------------------------------------------------------------------- scores
     def _score_batches(self) -> Iterator[pa.Table]:
@@ -130,7 +137,7 @@ class Selection(PushToHub):
         threshold: float | None = None,
         max_tokens: int | None = None,
     ) -> Selection:
-        """The same scores under another budget; no model runs.
+        """Select from the same scores under another budget; no model runs.
 
         Raises:
             NeuronSelectError: the pool is no longer at hand (a stream, or a selection read from disk).
@@ -139,22 +146,26 @@ class Selection(PushToHub):
             raise NeuronSelectError("the pool is not at hand any more: select again from it")
         budget = Budget(ratio, k, threshold, max_tokens)
         dataset, picked, table = self._choose(budget)
-        other = Selection(dataset, picked.indices, table, selector=self._selector, choose=self._choose)
-        lengths = other.picked_lengths()
-        other.provenance = self.provenance | {
-            "budget": {name: value for name, value in vars(budget).items() if value is not None},
-            "counts": self.provenance["counts"] | {"selected": len(other)},
-            "tokens": self.provenance["tokens"]
-            | {"selected_mean": round(float(lengths.mean()), 2) if len(lengths) else None},
-        }
+        other = Selection(dataset, picked.indices, table, selector=self.selector, choose=self._choose)
+        made = self.provenance
+        other.provenance = replace(
+            made,
+            budget=budget,
+            counts=replace(made.counts, selected=len(other)),
+            tokens=replace(made.tokens, selected_mean=mean_length(other.picked_lengths())),
+            files=None,
+        )
         return other
 
     # ------------------------------------------------------------------------------------ explain
-    def explain(self, i: int, *, target: str | None = None, top: int = 10) -> list[dict[str, float]]:
-        """Which features made the i-th selected row win.
+    def explain(
+        self, i: int, *, target: str | None = None, top: int = 10, extractor: NeuronFeatureExtractor | None = None
+    ) -> list[dict[str, float]]:
+        """List the features that contribute most to a selected row's score.
 
         Args:
             i: 0-based place in the selection. target: which of several targets. top: features returned.
+            extractor: default the selector's own, which is made again where its model is bundled or on the Hub.
 
         Returns:
             The features with the largest share of the score, each ``{"latent", "value", "target", "share"}``.
@@ -164,22 +175,33 @@ class Selection(PushToHub):
         """
         if not 0 <= i < len(self):
             raise NeuronSelectError(f"the selection has rows 0 to {len(self) - 1}", option="row", value=i)
-        selector = self._selector
-        if selector is None or selector.extractor is None:
-            raise NeuronSelectError(
-                "the selector and its extractor are not at hand: select again, or fit with extractor="
-            )
+        selector = self.selector
+        if selector is None:
+            raise NeuronSelectError("this selection has no selector: select again")
         name = target or next(iter(selector.targets))
         if name not in selector.targets:
             raise NeuronSelectError(f"one of {', '.join(selector.targets)}", option="target", value=name)
+        extractor = extractor or selector.extractor or selector.make_extractor()
         drop = [c for c in self.dataset.column_names if c.startswith("neuron_") or c == "source_index"]
         row = self.dataset.select([i]).remove_columns(drop)
-        batch = next(iter(Reader(selector.method.signals, selector.extractor, dict(selector.identities)).read(row)))
+        batch = next(iter(Reader(selector.method.signals, extractor, dict(selector.identities)).read(row)))
         found = selector.method.explain(batch.rows.only_usable(), selector.targets[name])
         if not found:
-            raise NeuronSelectError(f"method {selector.method.name!r} does not say which features made a row win")
+            raise NeuronSelectError(f"method {selector.method.name!r} does not say what made a row win")
         columns = {key: values[:top].tolist() for key, values in found[0].items()}
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    # ------------------------------------------------------------------------------------- the rows
+    @property
+    def row_format(self) -> RowFormat:
+        """How the selected rows were read when they were scored."""
+        own = [c for c in self.dataset.column_names if not c.startswith("neuron_") and c != "source_index"]
+        settings = self.provenance.extractor.options if self.provenance.extractor else None
+        return row_format(own, settings.row_format, settings.columns) if settings else row_format(own)
+
+    def excerpt(self, i: int, characters: int = 600) -> str:
+        """The beginning of the i-th selected row's text."""
+        return excerpt(read_row(self.dataset[i], self.row_format), characters)
 
     # -------------------------------------------------------------------------------- persistence
     def save_pretrained(self, folder: str | Path, *, messages: bool = True, examples: bool = True) -> None:
@@ -194,14 +216,9 @@ class Selection(PushToHub):
             NeuronSelectError: the folder holds something else, or the disk is full.
         """
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / RECORD).exists())):
-            raise NeuronSelectError(
-                "exists and is not a selection folder; name another", option="out", value=folder.name
-            )
         try:
-            (folder / "data").mkdir(parents=True, exist_ok=True)
-            # The record is written last: a folder without it is not a selection yet.
-            (folder / RECORD).unlink(missing_ok=True)
+            folders.begin(folder, RECORD, "a selection folder")
+            (folder / "data").mkdir(exist_ok=True)
             (self._with_messages() if messages else self.dataset).to_parquet(folder / DATA_FILE)
             writer: pq.ParquetWriter | None = None
             for table in self._score_batches():
@@ -209,80 +226,71 @@ class Selection(PushToHub):
                 writer.write_table(table)
             if writer is not None:
                 writer.close()
-            files = {name: content_hash(folder / name) for name in (DATA_FILE, SCORES_FILE)}
-            self.provenance["files"] = files
+            if self.selector is not None:
+                self.selector.fitted().save(folder / CAPABILITY_FOLDER)
+            files = [DATA_FILE, SCORES_FILE, *(FITTED if self.selector is not None else ())]
+            self.provenance = replace(self.provenance, files=folders.checksums(folder, files))
             self.write_pages(folder, examples)
-            text = json.dumps(self.provenance, indent=2, ensure_ascii=False, default=str)
-            (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+            folders.finish(folder, RECORD, encode(self.provenance))
         except OSError as cause:
             raise NeuronSelectError(
                 f"cannot be written: {cause.strerror or cause}", option="out", value=folder.name
             ) from cause
 
     def write_pages(self, folder: Path, examples: bool) -> None:
-        """``README.md`` (what was added to it stays) and ``report.html`` of a selection folder."""
-        from ..explain.report import excerpt, selection_report
-        from ..hub.cards import SelectionCard, write_card
+        """Write ``README.md`` (what was added to it stays) and ``report.html`` of a selection folder."""
+        shown = [self.excerpt(i) for i in range(min(3, len(self)))] if examples else []
+        write_card(folder, SelectionCard(self.provenance, shown))
+        (folder / "report.html").write_text(self.report(rows=20 if examples else 0), encoding="utf-8")
 
-        shown = [excerpt(self, i) for i in range(min(3, len(self)))] if examples else []
-        write_card(folder, SelectionCard(self.provenance, self.provenance["files"][DATA_FILE], shown))
-        (folder / "report.html").write_text(selection_report(self, rows=20 if examples else 0), encoding="utf-8")
+    def report(self, rows: int = 20) -> str:
+        """The selection as one HTML page; with 0 rows no text of the data is in it."""
+        first = self.dataset.select(range(min(rows, len(self))))
+        return selection_report(
+            self.provenance,
+            [
+                ReportRow(row["neuron_rank"], row["neuron_score"], row["source_index"], self.excerpt(i))
+                for i, row in enumerate(first)
+            ],
+        )
 
     def _with_messages(self) -> Dataset:
         if "messages" in self.dataset.column_names:
             return self.dataset
-        settings = self.provenance.get("extractor") or {}
-        own = [c for c in self.dataset.column_names if not c.startswith("neuron_") and c != "source_index"]
-        fmt = row_format(own, settings.get("row_format", "auto"), dict(settings.get("columns") or []))
+        fmt = self.row_format
         return self.dataset if fmt.name == "text" else with_messages(self.dataset, fmt)
 
     @classmethod
     def from_pretrained(
         cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None
     ) -> Selection:
-        """A saved selection, from a folder or the Hub.
+        """Load a saved selection, from a folder or the Hub.
 
         Raises:
             NeuronSelectError: not a selection folder, or rows that do not match ``selection.json``.
         """
+        from .selector import NeuronSelector  # selectors make selections, and a saved selection has its selector
+
         folder = Path(source)
         if not folder.is_dir():
             with hub_errors("selection", str(source)):
                 folder = Path(
                     snapshot_download(
                         str(source), repo_type="dataset", revision=revision, token=token,
-                        allow_patterns=[RECORD, SCORES_FILE, "data/*.parquet"],
+                        allow_patterns=[RECORD, DATA_FILE, SCORES_FILE, *FITTED],
                     )
                 )  # fmt: skip
-        provenance = check_selection(folder, str(source))
+        provenance = folders.read_selection(folder, str(source))
+        selector = None
+        if set(FITTED) <= (provenance.files or {}).keys():
+            fitted = Capability.load(folder / CAPABILITY_FOLDER, str(source), provenance.capability)
+            selector = NeuronSelector.of(fitted)
         dataset = Dataset.from_parquet(str(folder / DATA_FILE))
         assert isinstance(dataset, Dataset)
         return cls(
             dataset,
             np.asarray(dataset["source_index"], dtype=np.int64),
             pq.read_table(folder / SCORES_FILE),
+            selector=selector,
             provenance=provenance,
         )
-
-
-def check_selection(folder: Path, name: str) -> dict[str, Any]:
-    """``selection.json`` of a folder whose files are those it was written with.
-
-    Raises:
-        NeuronSelectError: not a selection folder, or one that was edited.
-    """
-    try:
-        provenance: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        rows = pq.read_metadata(folder / DATA_FILE).num_rows
-        now = {file: content_hash(folder / file) for file in provenance["files"]}
-    except (OSError, KeyError, json.JSONDecodeError, pa.ArrowInvalid) as cause:
-        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:160]
-        raise NeuronSelectError(f"not a selection folder ({reason})", option="selection", value=name) from cause
-    for file, before in provenance["files"].items():
-        if now[file] != before:
-            raise NeuronSelectError(
-                f"{file} was changed after selection.json was written ({rows} rows in data/, "
-                f"{provenance['counts']['selected']} by selection.json); select again, or use the file itself as rows",
-                option="selection", value=name,
-            )  # fmt: skip
-    return provenance

@@ -10,31 +10,33 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from ..core.cost import Cost
 from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
-from ..core.sources import cache_dir, commit_of, hub_errors
+from ..core.provenance import Budget, CapabilityRecord, ExtractionRecord, SourceRecord, TargetRecord
+from ..core.sources import cache_dir
+from ..hub.cards import CapabilityCard, write_card
 from ..hub.pushable import PushToHub
 from ..methods import Method, make_method
-from ..methods.base import PoolMethod, Target, exemplar_signals
+from ..methods.base import PoolMethod, Target, exemplar_signals, signals_needed
 from ..methods.pickers import row_scores
-from ..rows.leakage import Leakage, as_array, from_array
+from ..rows.leakage import Leakage
 from ..rows.load import source_of
 from ..signals.base import Signal, signals_of
 from ..signals.columns import RowBatch
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, write_store
-from .budget import Budget, Picked, check_aggregate, pick
+from .budget import Picked, check_aggregate, pick
+from .capability import Capability, make_extractor
 from .reader import Reader, added_columns
+from .record import extraction_record, method_record, selection_record
 from .scan import Scored, Tally, scan
 from .selection import Selection, score_table
 from .stream import select_from_stream, stream_budget
@@ -42,37 +44,37 @@ from .stream import select_from_stream, stream_budget
 Data: TypeAlias = Dataset | IterableDataset
 TARGET_NAME = re.compile(r"[A-Za-z0-9_-]+")
 EXCLUDE = ("duplicate", "leak")
-FORMAT = 1
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "capability.safetensors"
 
 
 class NeuronSelector(PushToHub):
     """Selects the rows of a pool whose neurons act most like those of a target's exemplars.
 
     Args:
-        method: a registered method's name. params: the method's options (``metric="cosine"``, ``seed=1``).
+        method: a registered method's name. options: the method's (``metric="cosine"``, ``seed=1``).
 
     Attributes:
         targets: name -> what the method keeps of its exemplars, after :meth:`fit`.
-        extractor_hash: the extractor the exemplars' features came from.
+        exemplars: name -> how many there were, and where they came from.
+        identities: signal -> the identity that rows must have it by.
 
     Raises:
         NeuronSelectError: unknown method or option.
     """
 
-    def __init__(self, method: str = "mona", **params: Any) -> None:
-        self.method: Method = make_method(method, params)
-        self.targets: dict[str, Target] = {}
-        self.counts: dict[str, dict[str, int]] = {}
-        self.target_rows: dict[str, dict[str, Any]] = {}  # where exemplars came from, as far as known
+    def __init__(self, method: str = "mona", **options: Any) -> None:
+        self.method: Method = make_method(method, options)
         self.extractor: NeuronFeatureExtractor | None = None
-        self.identities: dict[str, str] = {}  # signal -> identity of the exemplars'
-        # Of a loaded capability: the extractor it belongs to, and where it came from.
-        self.extractor_about: dict[str, Any] | None = None
-        self.capability: dict[str, Any] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start clean: nothing is fitted, no exemplar is known."""
+        self.targets: dict[str, Target] = {} if self.method.needs_target else {self.method.name: {}}
+        self.exemplars: dict[str, TargetRecord] = {}
+        self.identities: dict[str, str] = {}
+        self.extraction = ExtractionRecord()  # how the exemplars' signals were computed
+        self.capability: SourceRecord | None = None  # where a loaded one came from
         self.leakage = Leakage()
-        if not self.method.needs_target:
-            self.targets = {self.method.name: {}}
+        self.cost = Cost()  # of fitting
 
     def __repr__(self) -> str:
         fitted = ", ".join(self.targets) or "not fitted"
@@ -80,43 +82,54 @@ class NeuronSelector(PushToHub):
 
     # ---------------------------------------------------------------------------------------- fit
     def fit(
-        self, target: Data | Mapping[str, Data], *, extractor: NeuronFeatureExtractor | None = None
+        self,
+        target: Data | Mapping[str, Data],
+        *,
+        extractor: NeuronFeatureExtractor | None = None,
+        sources: Mapping[str, SourceRecord] | None = None,
     ) -> NeuronSelector:
-        """Learn one target, or several named ones, from their exemplars.
+        """Learn one target, or several named ones, from their exemplars. What was fitted before is forgotten.
 
         Args:
-            target: exemplars (10-100 of the task's train or dev set), or ``{name: exemplars}``, with
-                feature columns or without (then ``extractor`` computes them).
+            target: exemplars (10-100 of the task's train or dev set), or ``{name: exemplars}``, with the signals'
+                columns or without (then ``extractor`` computes them).
             extractor: also remembered for :meth:`score` and :meth:`select`.
+            sources: name -> where its exemplars came from; default what their cache files tell.
 
         Returns:
             self.
 
         Raises:
-            NeuronSelectError: no usable exemplar, a bad name, features missing or of another extractor.
+            NeuronSelectError: no usable exemplar, a bad name, signals missing or of another extraction.
         """
         named = dict(target) if isinstance(target, Mapping) and not isinstance(target, Dataset) else {"target": target}
+        self._forget()
         self.extractor = extractor or self.extractor
-        targets: dict[str, Target] = {}
+        started = time.perf_counter()
         for name, data in named.items():
             if not TARGET_NAME.fullmatch(name):
                 raise NeuronSelectError("a target's name is letters, digits, _ and -", option="target", value=name)
             rows = _single_split(data, "target")
-            targets[name] = self._fit_one(name, rows)
-            self.target_rows[name] = source_of(rows)
-        self.capability = None
-        if self.method.needs_target:
-            self.targets = targets
-            if self.extractor is not None:  # what rows must be scored by may be other signals than the exemplars'
-                for signal in (*signals_of(self.method.signals), *self.compact_signals()):
-                    if signal.stored:
-                        self.identities.setdefault(signal.name, self.extractor.identity(signal))
+            fitted = self._fit_one(name, rows, (sources or {}).get(name) or source_of(rows))
+            if self.method.needs_target:
+                self.targets[name] = fitted
+        if not self.method.needs_target:
+            self.identities = {}  # exemplars say nothing of how the pool's signals must be computed
+        elif self.extractor is not None and self.extractor.extraction.model is not None:
+            # What rows are scored by may be other signals than the exemplars'.
+            for signal in (*signals_of(self.method.signals), *self.compact_signals()):
+                if signal.stored:
+                    self.identities.setdefault(signal.name, self.extractor.identity(signal))
+        self.extraction = self._extraction(self.extractor)
+        passes = sum(cost.total_seconds for cost in self.cost.passes.values())
+        self.cost = self.cost.merge(Cost(fit_seconds=round(time.perf_counter() - started - passes, 3)))
         return self
 
-    def _fit_one(self, name: str, data: Data) -> Target:
+    def _fit_one(self, name: str, data: Data, source: SourceRecord | None) -> Target:
         method = self.method
-        names = exemplar_signals(method)
-        reader = Reader(names, self.extractor, self.identities, option="target", optional=method.optional_signals)
+        reader = Reader(
+            exemplar_signals(method), self.extractor, self.identities, option="target", optional=method.optional_signals
+        )
         parts: list[RowBatch] = []
         rows, reasons = 0, []
         for batch in reader.read(data):
@@ -125,7 +138,8 @@ class NeuronSelector(PushToHub):
             parts.append(batch.rows.only_usable())
             self.leakage |= Leakage.of(batch.conversations)
         usable = sum(len(part) for part in parts)
-        self.counts[name] = {"exemplars": rows, "used": usable}
+        self.exemplars[name] = TargetRecord(exemplars=rows, used=usable, source=source)
+        self.cost = self.cost.merge(reader.cost())
         if usable == 0:
             raise NeuronSelectError(f"no exemplar can be used ({reasons[0]})", option="target", value=name)
         if usable < rows:
@@ -135,6 +149,27 @@ class NeuronSelector(PushToHub):
                 stacklevel=4,
             )
         return {key: np.asarray(value) for key, value in method.fit(RowBatch.join(parts)).items()}
+
+    def _extraction(self, extractor: NeuronFeatureExtractor | None) -> ExtractionRecord:
+        """How the method's signals are computed, as far as known."""
+        if extractor is not None:
+            stored = [signal.name for signal in signals_of(self.method.signals) if signal.stored]
+            known = extraction_record(extractor, stored if extractor.extraction.model else ())
+            return replace(known, signals={**known.signals, **self.identities})
+        return replace(self.extraction, signals={**self.extraction.signals, **self.identities})
+
+    def make_extractor(self, *, token: str | bool | None = None, **options: Any) -> NeuronFeatureExtractor:
+        """Make the extractor that this capability was fitted with, and remember it.
+
+        Args:
+            options: see :func:`hf_neuronselect.selection.capability.make_extractor`; all may be left out where the
+                model is bundled or on the Hub.
+
+        Raises:
+            NeuronSelectError: the model is not at hand, or an option contradicts the capability.
+        """
+        self.extractor = make_extractor(self.extraction, signals_needed(self.method), token=token, **options)
+        return self.extractor
 
     # -------------------------------------------------------------------------------------- score
     def _reader(
@@ -234,21 +269,21 @@ class NeuronSelector(PushToHub):
         exclude: Sequence[str] = EXCLUDE,
         extractor: NeuronFeatureExtractor | None = None,
         features: FeatureStore | None = None,
-        provenance: Mapping[str, Any] | None = None,
+        source: SourceRecord | None = None,
     ) -> Selection:
-        """The best rows of a pool.
+        """Select the best rows of a pool.
 
         Args:
-            pool: rows, with feature columns or without (then the extractor computes them in the same
-                pass; nothing but scores is kept). A stream is read once, with a bounded heap.
+            pool: rows, with the signals' columns or without (then the extractor computes them in the same pass; nothing
+                but scores is kept). A stream is read once, with a bounded heap.
             ratio, k, threshold, max_tokens: the budget, at most one; without one the method's own ratio.
             aggregate: several targets: ``quota``, ``round_robin``, ``mean``, ``max``, ``weighted`` (of ranks).
             weights: target -> weight, for ``weighted``.
-            exclude: ``duplicate`` (exact, the first stays) and ``leak`` (rows that are an exemplar or
-                hold one's question) are left out; pass fewer to keep them.
+            exclude: ``duplicate`` (exact, the first stays) and ``leak`` (rows that are an exemplar or hold one's
+                question) are left out; pass fewer to keep them.
             extractor: default the one given to :meth:`fit`.
-            features: a store of this pool's features: the model does not run over it.
-            provenance: more to be recorded, e.g. where the pool came from.
+            features: a store of this pool's signals: the model does not run over it.
+            source: where the pool came from; default what its cache files tell.
 
         Returns:
             A :class:`Selection`; never bare indices.
@@ -280,12 +315,21 @@ class NeuronSelector(PushToHub):
                 selection = Selection(
                     picks.dataset, picks.indices, picks.scores, selector=self, keep_alive=picks.folder
                 )
-        selection.provenance = self._provenance(pool, budget, aggregate, weights, exclude, extractor, tally, selection)
-        # Plain JSON values from the start: what is saved and read again is equal to what was made.
-        more = dict(provenance or {})
-        more["pool"] = selection.provenance["pool"] | more.get("pool", source_of(pool))
-        more.setdefault("target_rows", {name: about for name, about in self.target_rows.items() if about})
-        selection.provenance = json.loads(json.dumps(selection.provenance | more))
+        known = source or source_of(pool) or SourceRecord()
+        selection.provenance = selection_record(
+            self.about(),
+            capability=self.capability,
+            pool=replace(known, fingerprint=getattr(pool, "_fingerprint", None), rows=tally.rows),
+            budget=budget,
+            aggregate=aggregate if len(self.targets) > 1 else None,
+            weights=weights,
+            exclude=exclude,
+            extractor=self._extraction(extractor) if extractor or self.extraction.signals else None,
+            tally=tally,
+            lengths=selection.picked_lengths(),
+            selected=len(selection),
+            cost=self.cost.merge(reader.cost()).merge(Cost(score_seconds=round(tally.score_seconds, 3))),
+        )
         return selection
 
     def _select_rows(
@@ -362,55 +406,32 @@ class NeuronSelector(PushToHub):
             reader.store = FeatureStore(folder)
             yield
 
-    def _provenance(
-        self, pool: Data, budget: Budget, aggregate: str, weights: Any, exclude: Sequence[str],
-        extractor: NeuronFeatureExtractor | None, tally: Tally, selection: Selection,
-    ) -> dict[str, Any]:  # fmt: skip
-        lengths = selection.picked_lengths()
-        return {
-            "format": FORMAT,
-            "method": {"name": self.method.name, "paper": self.method.paper, **self.method.options},
-            "targets": {name: self.counts.get(name, {}) for name in self.targets},
-            "budget": {name: value for name, value in vars(budget).items() if value is not None},
-            "capability": self.capability,
-            "aggregate": aggregate if len(self.targets) > 1 else None,
-            "weights": dict(weights) if weights else None,
-            "exclude": list(exclude),
-            "extractor": None if extractor is None else extractor.record(),
-            "pool": {"fingerprint": getattr(pool, "_fingerprint", None), "rows": tally.rows},
-            "counts": {
-                "rows": tally.rows,
-                "selected": len(selection.indices),
-                "truncated": tally.truncated,
-                **tally.excluded,
-                "reasons": tally.reasons,
-            },
-            "tokens": {
-                "pool_mean": round(tally.tokens / max(1, tally.rows), 2) if tally.tokens else None,
-                "selected_mean": round(float(lengths.mean()), 2) if len(lengths) and tally.tokens else None,
-            },
-            "packages": {
-                name: version(name)
-                for name in ("hf-neuronselect", "datasets", "transformers", "torch", "huggingface-hub", "numpy")
-            },
-            "timing": {
-                "seconds": round(tally.seconds, 3),
-                "tokens_per_second": round(tally.computed_tokens / tally.seconds) if tally.computed_tokens else None,
-                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            },
-        }
-
     # -------------------------------------------------------------------------------- persistence
-    def about(self) -> dict[str, Any]:
-        """``config.json`` of a saved capability: method, parameters, targets and the extractor it belongs to."""
-        return {
-            "format": FORMAT,
-            "method": self.method.name,
-            "params": self.method.options,
-            "targets": {name: self.counts.get(name, {}) for name in self.targets},
-            "signals": self.identities,
-            "extractor": self.extractor.record() if self.extractor is not None else self.extractor_about,
-        }
+    def about(self) -> CapabilityRecord:
+        """``config.json`` of this capability: method, exemplars, and how their signals were computed."""
+        return CapabilityRecord(
+            method=method_record(self.method), targets=dict(self.exemplars), extractor=self.extraction
+        )
+
+    def fitted(self) -> Capability:
+        """What is kept of the targets, without extractor or data."""
+        return Capability(self.about(), dict(self.targets), self.leakage, self.capability)
+
+    @classmethod
+    def of(cls, capability: Capability) -> NeuronSelector:
+        """A selector of fitted targets.
+
+        Raises:
+            NeuronSelectError: an unknown method, or one without these options.
+        """
+        record = capability.record
+        selector = cls(record.method.name, **record.method.options)
+        if selector.method.needs_target:
+            selector.targets = dict(capability.targets)
+            selector.identities = dict(record.extractor.signals)
+        selector.exemplars, selector.extraction = dict(record.targets), record.extractor
+        selector.capability, selector.leakage = capability.source, capability.leakage
+        return selector
 
     def save_pretrained(self, folder: str | Path, *, card: bool = True) -> None:
         """Write a capability: ``config.json``, ``capability.safetensors`` (no exemplar text) and ``README.md``.
@@ -421,59 +442,25 @@ class NeuronSelector(PushToHub):
         Raises:
             NeuronSelectError: nothing is fitted.
         """
-        from ..hub.cards import CapabilityCard, write_card
-
         if not self.targets:
             raise NeuronSelectError("fit a target first: there is nothing to save")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        arrays = {f"{name}/{key}": np.ascontiguousarray(value) for name, target in self.targets.items()
-                  for key, value in target.items()}  # fmt: skip
-        arrays["leakage/rows"] = as_array(self.leakage.rows)
-        arrays["leakage/questions"] = as_array(self.leakage.questions)
-        save_file(arrays, folder / WEIGHTS_FILE)
-        (folder / CONFIG_FILE).write_text(json.dumps(self.about(), indent=2) + "\n", encoding="utf-8")
+        self.fitted().save(Path(folder))
         if card:
-            write_card(folder, CapabilityCard(self.about()))
+            write_card(Path(folder), CapabilityCard(self.about()))
 
     @classmethod
     def from_pretrained(
         cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None, subfolder: str = ""
     ) -> NeuronSelector:
-        """A saved capability, from a folder or the Hub.
+        """Load a saved capability, from a folder or the Hub.
 
         Args:
-            subfolder: where in the folder or repository it lies (a feature library has several).
+            subfolder: of the folder or repository (a feature library has several).
 
         Raises:
             NeuronSelectError: not a capability, or a damaged one.
         """
-        folder = Path(source)
-        hub = not folder.is_dir()
-        if hub:
-            inside = f"{subfolder}/" if subfolder else ""
-            with hub_errors("target", str(source)):
-                patterns = [f"{inside}{CONFIG_FILE}", f"{inside}{WEIGHTS_FILE}"]
-                folder = Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
-        folder = folder / subfolder
-        try:
-            config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            arrays = load_file(folder / WEIGHTS_FILE)
-            selector = cls(config["method"], **config["params"])
-        except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as cause:
-            reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:160]
-            raise NeuronSelectError(f"not a capability ({reason})", option="target", value=str(source)) from cause
-        for name in config["targets"]:
-            prefix = f"{name}/"
-            selector.targets[name] = {
-                key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
-            }
-        selector.counts = config["targets"]
-        selector.identities, selector.extractor_about = config["signals"], config["extractor"]
-        about = {"id": str(source) if hub else Path(source).resolve().name, "commit": commit_of(folder)}
-        selector.capability = about | ({"name": Path(subfolder).name} if subfolder else {})
-        selector.leakage = Leakage(from_array(arrays["leakage/rows"]), from_array(arrays["leakage/questions"]))
-        return selector
+        return cls.of(Capability.fetch(source, revision=revision, token=token, subfolder=subfolder))
 
 
 def _single_split(data: Any, option: str) -> Data:

@@ -36,10 +36,11 @@ class Engine(ABC):
         extraction: the resolved options.
 
     Class attributes:
-        name: what signals name it by.
+        name: what signals name it by. has_model: whether it runs a model over tokens.
     """
 
     name: ClassVar[str]
+    has_model: ClassVar[bool] = True
 
     def __init__(self, extraction: Extraction) -> None:
         self.extraction = extraction

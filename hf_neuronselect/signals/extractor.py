@@ -14,8 +14,9 @@ import torch
 from datasets import Features
 from datasets.utils._dill import pklregister
 
+from ..core.cost import Meter
 from ..core.errors import NeuronSelectError
-from ..core.options import ExtractionOptions, check_names, options_of, part_of
+from ..core.options import ExtractionOptions, check_names, options_of
 from ..core.sources import Source
 from ..models.backbone import Backbone, resolve_layer
 from ..models.loading import remember
@@ -40,6 +41,12 @@ class Prepared:
 
     def __len__(self) -> int:
         return len(self.conversations)
+
+    def tokens(self, engine: str) -> int:
+        """Tokens that an engine with a model runs over."""
+        samples = self.given[engine]
+        parts = samples.values() if isinstance(samples, Mapping) else [samples]
+        return sum(len(sample.input_ids) for part in parts for sample in part if not sample.skip)
 
 
 class NeuronFeatureExtractor:
@@ -129,7 +136,7 @@ class NeuronFeatureExtractor:
             encoder = loaded.to(parameter.device, parameter.dtype)
         remember(source.commit, model, tokenizer)
         forward = ForwardEngine(extraction)
-        forward.backbone, forward.sae = Backbone(model), encoder
+        forward.model, forward.backbone, forward.sae = model, Backbone(model), encoder
         return cls(extraction, features, {"forward": forward})
 
     @classmethod
@@ -164,20 +171,10 @@ class NeuronFeatureExtractor:
         }
         return digest(state)
 
-    def record(self) -> dict[str, Any]:
-        """What provenance and cards say of it: pinned model and SAE, resolved options, identities."""
-        extraction = self.extraction
-        values = part_of(extraction.options, ExtractionOptions)
-        named = {
-            key: None if source is None else {"id": source.id, "commit": source.commit}
-            for key, source in (("model", extraction.model), ("sae", extraction.sae))
-        }
-        options = {
-            name: value
-            for name, value in values.items()
-            if name not in ("model", "sae", "device", "device_map", "batch_tokens")
-        }
-        return named | {"options": options, "signals": self.identities}
+    def key(self, signal: str | Signal) -> str:
+        """A signal and its identity in one word: ``mona-8c5ddb91c9adda5a``."""
+        (signal,) = signals_of(signal)
+        return f"{signal.name}-{self.identity(signal)}"
 
     def about(self, signal: str | Signal) -> dict[str, Any]:
         """What a signal is computed with, for people and for messages: its engine's state and its own options."""
@@ -247,11 +244,24 @@ class NeuronFeatureExtractor:
         given = {name: self.engine(name).read(conversations, signals) for name, signals in self._by_engine().items()}
         return Prepared(conversations, given)
 
-    def compute(self, prepared: Prepared, rank: int | None = None) -> Computed:
-        """The signals of prepared rows: the other half of :meth:`extract`, one pass an engine."""
+    def compute(
+        self, prepared: Prepared, rank: int | None = None, *, meters: dict[str, Meter] | None = None
+    ) -> Computed:
+        """The signals of prepared rows: the other half of :meth:`extract`, one pass an engine.
+
+        Args:
+            meters: engine -> what its pass cost so far; added to.
+        """
         found = Computed({}, {})
+        meters = {} if meters is None else meters
         for name, signals in self._by_engine().items():
-            found |= self.engine(name).compute(prepared.given[name], signals, rank)
+            meter = meters.setdefault(name, Meter(name, map(self.key, signals)))
+            with meter.stage("compute"):
+                one = self.engine(name).compute(prepared.given[name], signals, rank)
+            if ENGINES[name].has_model and any(not isinstance(signal, Tokens) for signal in signals):
+                meter.add_rows(len(prepared))
+                meter.add_tokens(prepared.tokens(name))
+            found |= one
         return found
 
     def _by_engine(self) -> dict[str, list[Signal]]:

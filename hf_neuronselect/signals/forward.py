@@ -74,6 +74,7 @@ class ForwardEngine(Engine):
 
     def __init__(self, extraction: Extraction) -> None:
         super().__init__(extraction)
+        self.model: Any = None  # an in-memory model, kept alive
         self.backbone: Backbone | None = None  # of an in-memory model
         self.sae: SparseAutoencoder | None = None  # of an in-memory model
         self._budget: int | None = None  # tokens a batch, once memory ran out at more

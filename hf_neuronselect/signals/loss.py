@@ -55,10 +55,6 @@ class LossEngine(Engine):
 
     name = "loss"
 
-    def __init__(self, extraction: Extraction) -> None:
-        super().__init__(extraction)
-        self.model: Any = None  # of an in-memory model
-
     @classmethod
     def state(cls, extraction: Extraction) -> Mapping[str, Any]:
         return extraction.model_state()
@@ -84,7 +80,7 @@ class LossEngine(Engine):
     def compute(
         self, given: Mapping[str, list[Sample]], signals: Sequence[Signal], rank: int | None = None
     ) -> Computed:
-        model = self.model or causal_lm_of(self.extraction.spec, place_of(self.extraction, rank))
+        model = causal_lm_of(self.extraction.spec, place_of(self.extraction, rank))
         asked = self.extraction.options.batch_tokens
         columns: dict[str, Any] = {}
         skips: dict[str, list[str]] = {}

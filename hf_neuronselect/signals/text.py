@@ -30,6 +30,7 @@ class TextEngine(Engine):
     """Reads rows, nothing more."""
 
     name = "text"
+    has_model = False
 
     @classmethod
     def state(cls, extraction: Extraction) -> Mapping[str, Any]:

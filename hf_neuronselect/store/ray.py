@@ -24,7 +24,9 @@ import pyarrow as pa
 import transformers
 from datasets import Dataset
 
+from ..core.cost import Cost
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.provenance import plain, record_of
 from ..signals.extractor import NeuronFeatureExtractor
 from .shard_maker import TRIES, Events, Shard, ShardMaker, Size
 from .shards import MANIFEST, shard_name
@@ -141,8 +143,8 @@ def _events(report: dict[str, Any], maker: ShardMaker, num_workers: int) -> Even
         raise NeuronSelectError(report["error"], option=report["option"], value=report["value"])
     if report["row_bytes"] is not None:
         yield Size(report["row_bytes"])
-    made = dict(zip(Shard._fields, report["shard"], strict=True))
-    yield Shard(**{**made, "computed": tuple(made["computed"])})
+    number, rows, tokens, size, flaw, cost = report["shard"]
+    yield Shard(number, rows, tokens, size, flaw, record_of(cost, Cost))
 
 
 def _check_seen(maker: ShardMaker, numbers: Sequence[int]) -> None:
@@ -219,6 +221,6 @@ class _ShardActor:
         self.maker = self.maker or ShardMaker(self.load_pool(), self.extractor, self.folder, self.manifest)
         for event in self.maker.work([number], sized=self.sized):
             if isinstance(event, Shard):
-                report["shard"] = event
+                report["shard"] = [*event[:-1], plain(event.cost)]
             else:
                 report["row_bytes"], self.sized = event.row_bytes, True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import functools
 import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from ..core.cost import Cost, Meter
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.prefetch import ahead
 from ..rows.formats import RowFormat, read_row, row_format, rows_of
@@ -35,18 +36,16 @@ class Size(NamedTuple):
 class Shard(NamedTuple):
     """A finished shard: the shards of one number, one for each signal.
 
-    ``computed`` are the signals computed now, ``rows_computed`` and ``tokens`` what was run for them, ``seconds`` the
-    time it took; ``bytes`` is the size of all; ``flaw`` what was wrong with the shard before ("": nothing).
+    ``tokens`` were run for it now, at ``cost``; ``bytes`` is the size of all its files; ``flaw`` is what was wrong with
+    it before ("": nothing).
     """
 
     number: int
     rows: int
-    rows_computed: int
     tokens: int
-    seconds: float
     bytes: int
-    computed: tuple[str, ...]
     flaw: str
+    cost: Cost
 
 
 Events = Generator[Size | Shard, None, None]
@@ -94,7 +93,7 @@ class ShardMaker:
             NeuronSelectError: a shard holds other rows, rows cannot be read or computed, or the disk is full.
         """
         for todo in ahead(numbers, self._look, wait=False):
-            rows_computed, tokens, started = 0, 0, time.perf_counter()
+            meters: dict[str, Meter] = {}
             if todo.missing:
                 if not sized:
                     few = self.extractor.prepare(
@@ -103,12 +102,10 @@ class ShardMaker:
                     found = self.extractor.compute(few, rank)
                     yield Size(sum(_row_bytes(self._table(signal, found)) for signal in self.signals))
                     sized = True
-                rows_computed, tokens = self._make(todo, rank)
+                self._make(todo, rank, meters)
             size = sum((self._path(signal, todo.number)).stat().st_size for signal in self.signals)
-            yield Shard(
-                todo.number, len(todo.rows), rows_computed, tokens, time.perf_counter() - started, size,
-                tuple(self.key(signal) for signal in todo.missing), todo.flaw,
-            )  # fmt: skip
+            cost = functools.reduce(Cost.merge, (meter.cost() for meter in meters.values()), Cost())
+            yield Shard(todo.number, len(todo.rows), cost.computed_tokens, size, todo.flaw, cost)
 
     def after_death(self, number: int, cause: str, deaths: int, num_workers: int) -> None:
         """Warn that a shard is done again, or give up on it.
@@ -132,8 +129,8 @@ class ShardMaker:
 
     # ------------------------------------------------------------------------------------- looking
     def key(self, signal: Signal) -> str:
-        """The folder of a signal: its name and identity."""
-        return f"{signal.name}-{self.extractor.identity(signal)}"
+        """The folder of a signal."""
+        return self.extractor.key(signal)
 
     def _path(self, signal: Signal, number: int) -> Path:
         return self.folder / self.key(signal) / shard_name(number)
@@ -184,14 +181,11 @@ class ShardMaker:
         return [read_row(row, fmt) for row in rows_of(texts)]
 
     # -------------------------------------------------------------------------------------- making
-    def _make(self, todo: Todo, rank: int | None) -> tuple[int, int]:
-        """Compute what a shard lacks and write it; returns how many rows and tokens were run."""
-        tokens = 0
+    def _make(self, todo: Todo, rank: int | None, meters: dict[str, Meter]) -> None:
+        """Compute what a shard lacks, and write it."""
         for start, prepared in todo.prepared.items():
             signals = [signal for signal, at in todo.missing.items() if at == start]
-            found = self.extractor.with_features(signals).compute(prepared, rank)
-            if "n_tokens" in found.columns:
-                tokens += int(np.sum(found.columns["n_tokens"]))
+            found = self.extractor.with_features(signals).compute(prepared, rank, meters=meters)
             for signal in signals:
                 table, path = self._table(signal, found), self._path(signal, todo.number)
                 if start > todo.rows.start:
@@ -204,7 +198,6 @@ class ShardMaker:
                 with disk_errors(self.folder):
                     path.parent.mkdir(exist_ok=True)
                     write_shard(path, table, stamp)
-        return sum(len(prepared) for prepared in todo.prepared.values()), tokens
 
     def _table(self, signal: Signal, found: Computed) -> pa.Table:
         types = signal.types(self.extractor.extraction)

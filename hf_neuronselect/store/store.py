@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,15 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.utils import tqdm
 
+from ..core.cost import Cost, PassCost
 from ..core.errors import NeuronSelectError, one_of
 from ..core.prefetch import ahead
+from ..core.provenance import decode, encode
 from ..rows.formats import RowFormat, row_format
 from ..rows.identity import rows_digest
 from ..signals.extractor import NeuronFeatureExtractor
 from .processes import gpu_count, run_workers
-from .shard_maker import Shard, ShardMaker, Size, other_rows
+from .shard_maker import ShardMaker, Size, other_rows
 from .shards import (
     HEX,
     MANIFEST,
@@ -192,13 +194,14 @@ def write_store(
         events = maker.work(mine)
     started = time.perf_counter()
     done = {"rows": 0, "tokens": 0, "bytes": 0, "skipped_shards": 0, "healed_shards": 0}
-    costs = _Costs(folder)
+    passes: dict[tuple[str, ...], PassCost] = {}
     total, told = sum(len(ranges[i]) for i in mine), False
     with (
         tqdm(total=total, unit=" rows", desc="extract", disable=None if sys.stderr.isatty() else True) as bar,
         contextlib.closing(events),
-        costs,
+        contextlib.ExitStack() as last,
     ):
+        last.callback(lambda: _write_cost(folder, passes.values()))
         for event in events:
             if isinstance(event, Size):
                 if not told:  # every worker measures it
@@ -211,7 +214,9 @@ def write_store(
             done["skipped_shards"] += not event.flaw
             for name in ("rows", "tokens", "bytes"):
                 done[name] += getattr(event, name)
-            costs.add(event)
+            for one in event.cost.passes.values():
+                known = passes.get(key := (one.engine, *one.signals))
+                passes[key] = known.plus(one) if known else one
             bar.update(event.rows)
             if done["tokens"]:
                 bar.set_postfix_str(f"{done['tokens'] / (time.perf_counter() - started):,.0f} tokens/s")
@@ -228,29 +233,14 @@ def _size_line(row_bytes: float, rows: int, folder: Path) -> str:
     return f"about {row_bytes:,.0f} bytes a row, {size:,.1f} MB for {rows:,} rows ({free / 1e9:,.1f} GB free)"
 
 
-class _Costs:
-    """What this run cost, by the signals that were computed together; a file of its own in ``costs/``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / COSTS / f"{time.time_ns()}-{host_name()}-{os.getpid()}.json"
-        self.passes: dict[tuple[str, ...], dict[str, float]] = {}
-
-    def add(self, shard: Shard) -> None:
-        if shard.computed:
-            known = self.passes.setdefault(shard.computed, {"rows": 0, "tokens": 0, "seconds": 0.0})
-            known["rows"] += shard.rows_computed
-            known["tokens"] += shard.tokens
-            known["seconds"] += shard.seconds
-
-    def __enter__(self) -> _Costs:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.passes:
-            with contextlib.suppress(OSError):  # a full disk is said elsewhere
-                self.path.parent.mkdir(exist_ok=True)
-                passes = [{"signals": list(signals), **cost} for signals, cost in self.passes.items()]
-                write_whole(self.path, [_text({"passes": passes})])
+def _write_cost(folder: Path, passes: Iterable[PassCost]) -> None:
+    """What this run cost, in a file of its own."""
+    run = f"{time.time_ns()}-{host_name()}-{os.getpid()}"
+    if found := {f"{run}-{i}": cost for i, cost in enumerate(passes)}:
+        path = folder / COSTS / f"{run}.json"
+        with contextlib.suppress(OSError):  # a full disk is reported elsewhere
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, [encode(Cost(passes=found)).encode()])
 
 
 # ----------------------------------------------------------------------------------------- reading
@@ -395,15 +385,16 @@ class FeatureStore:
             raise self._error(f"it has the signal {name} of {len(found)} extractions: name the model and its options")
         return found[0]
 
-    def costs(self, wanted: Mapping[str, str]) -> list[dict[str, Any]]:
-        """What computing signals cost: one entry a run and set of signals computed together, none counted twice."""
+    def cost(self, wanted: Mapping[str, str]) -> Cost:
+        """What computing signals cost when they were computed; a pass over several of them counts once."""
         keys = {f"{name}-{identity}" for name, identity in wanted.items()}
-        found = []
+        found = Cost()
         for path in sorted((self.folder / COSTS).glob("*.json")):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                passes = json.loads(path.read_text(encoding="utf-8"))["passes"]
-                found += [one for one in passes if keys & set(one["signals"])]
-        return found
+            with contextlib.suppress(OSError, NeuronSelectError):
+                cost = decode(path.read_bytes(), Cost, what="a cost", option="features", value=self.folder.name)
+                used = {name: one for name, one in cost.passes.items() if keys & set(one.signals)}
+                found = found.merge(Cost(passes=used))
+        return found.as_reused()
 
     def _flawed(self, name: str, flaw: str) -> NeuronSelectError:
         return self._error(f"{name} is {flaw}: run `neuronselect extract` again, it redoes that shard")

@@ -1,12 +1,10 @@
-"""Fills an adapter's card while it is trained."""
+"""Records hyperparameters and losses of a training run, for the adapter's card."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-from ..hub.cards import AdapterCard
 
 _SHOWN = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -15,10 +13,16 @@ _SHOWN = (
 
 
 class CardCallback(TrainerCallback):
-    """Hyperparameters, losses and results go into an :class:`~hf_neuronselect.hub.cards.AdapterCard`."""
+    """Records a training run.
 
-    def __init__(self, card: AdapterCard) -> None:
-        self.card = card
+    Attributes:
+        hyperparameters: as the trainer used them. losses: step and training loss. steps: done in all.
+    """
+
+    def __init__(self) -> None:
+        self.hyperparameters: dict[str, Any] = {}
+        self.losses: list[tuple[int, float]] = []
+        self.steps = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -29,7 +33,7 @@ class CardCallback(TrainerCallback):
         else:
             del shown["num_train_epochs"]
         shown["lr_scheduler_type"] = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-        self.card.hyperparameters |= shown
+        self.hyperparameters = shown
 
     def on_log(
         self,
@@ -40,11 +44,11 @@ class CardCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if logs and "loss" in logs:
-            self.card.losses.append((state.global_step, float(logs["loss"])))
+            self.losses.append((state.global_step, float(logs["loss"])))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # After a resume the history holds what was logged before it, too.
-        self.card.losses = [(int(h["step"]), float(h["loss"])) for h in state.log_history if "loss" in h]
-        self.card.results["steps"] = state.global_step
+        # After a resume, the history also holds the losses logged before it.
+        self.losses = [(int(h["step"]), float(h["loss"])) for h in state.log_history if "loss" in h]
+        self.steps = state.global_step

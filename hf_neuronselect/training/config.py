@@ -17,8 +17,8 @@ from transformers import HfArgumentParser
 from trl import ModelConfig, SFTConfig, get_peft_config
 
 from ..core.errors import NeuronSelectError, one_of, unknown
-
-CONTROLS = ("random", "longest", "shortest", "full")
+from ..core.options import underscored
+from ..methods import METHODS
 
 _SFT = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
 _MODEL = {f.name for f in dataclasses.fields(ModelConfig) if f.init} - {"model_name_or_path", "model_revision"}
@@ -101,7 +101,7 @@ class TrainConfig:
         Raises:
             NeuronSelectError: a key that is unknown or does not belong here, or a value TRL refuses.
         """
-        values = {str(key).replace("-", "_"): value for key, value in section.items()}
+        values = underscored(section)
         for key in values:
             if key in _NOT_HERE:
                 raise NeuronSelectError(f"does not belong into train: {_NOT_HERE[key]}", option=key)
@@ -113,9 +113,10 @@ class TrainConfig:
                                     value=False)  # fmt: skip
         controls = values.get("controls") or ()
         controls = (controls,) if isinstance(controls, str) else tuple(controls)
+        known = [name for name in METHODS.names() if not METHODS[name].needs_target]
         for name in controls:
-            if name not in CONTROLS:
-                raise unknown("control", name, CONTROLS, "controls")
+            if name not in known:
+                raise unknown("control", name, known, "controls")
         config = cls(
             model=values.get("model"),
             revision=values.get("revision"),

@@ -1,17 +1,16 @@
-"""Base and adapters beside each other: loss on held-out answers, in one table."""
+"""Loss of a base model and its adapters on held-out answers, in one table."""
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.provenance import EvaluationRecord, EvaluationRow, decode, encode, plain
 from ..core.sources import Source
 from ..models.loss import answer_losses
 from ..rows.formats import Conversation, read_row, row_format
@@ -23,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 BASE = "base"
 METRIC = "target_loss"
+EVALUATION_RECORD = "evaluation.json"
 
 
 def conversations(data: Dataset) -> list[Conversation]:
@@ -31,22 +31,22 @@ def conversations(data: Dataset) -> list[Conversation]:
 
 
 def without_trained(data: Dataset, trained: Sequence[Dataset]) -> tuple[Dataset, int]:
-    """Evaluation rows none of whose questions or whole texts stand in what was trained on.
+    """Leave out evaluation rows whose text or question occurs in the training rows.
 
     Returns:
-        the rows, and how many were taken out.
+        The other rows, and how many were left out.
     """
     learnt = [conversation for rows in trained for conversation in conversations(rows)]
     found = conversations(data)
     seen, asked = Leakage.of(learnt), Leakage.of(found)
-    # The other way round: a trained row that holds an evaluation's question in a longer text.
+    # Conversely: training rows that contain an evaluation question inside a longer text.
     holding = [normalised(row.content()) for row in learnt if asked.find(row, key(row.content()))]
 
-    def stands_there(row: Conversation) -> bool:
+    def occurs(row: Conversation) -> bool:
         questions = Leakage.of([row]).texts
         return seen.find(row, key(row.content())) or any(question in text for text in holding for question in questions)
 
-    keep = [i for i, row in enumerate(found) if not stands_there(row)]
+    keep = [i for i, row in enumerate(found) if not occurs(row)]
     return data.select(keep), len(data) - len(keep)
 
 
@@ -62,17 +62,17 @@ def evaluate_models(
     dtype: str = "auto",
     device: str = "auto",
     token: str | bool | None = None,
-) -> list[dict[str, Any]]:
-    """The loss of a base model and its adapters on held-out answers, in nats a token.
+) -> list[EvaluationRow]:
+    """Measure the loss of a base model and its adapters on held-out answers, in nats a token.
 
     Args:
         adapters: name -> folder or Hub id. data: name -> held-out rows of any format.
-        trained: what the adapters were trained on: evaluation rows that stand there are taken out, for all models alike.
-        max_rows: the first so many rows of each.
-        chat_template: what the adapters were trained with, where it is not the base's own.
+        trained: rows the adapters were trained on; evaluation rows that occur there are left out, for all models.
+        max_rows: use only the first rows of each data set.
+        chat_template: the one the adapters were trained with, if not the base's own.
 
     Returns:
-        one row a model and data set: ``{"model", "data", "metric", "value", "rows", "answer_tokens", "taken_out"}``.
+        One row a model and data set.
 
     Raises:
         NeuronSelectError: an adapter of another base, rows without answers, nothing left to evaluate on.
@@ -102,20 +102,25 @@ def evaluate_models(
             for what, (rows, taken) in cleaned.items():
                 loss = answer_losses(tuned, tokenizer, rows, max_length=max_length)
                 found.append(
-                    {
-                        "model": name, "data": what, "metric": METRIC, "value": round(loss.mean, 6),
-                        "rows": int((loss.tokens > 0).sum()), "answer_tokens": int(loss.tokens.sum()), "taken_out": taken,
-                    }
-                )  # fmt: skip
+                    EvaluationRow(
+                        model=name,
+                        data=what,
+                        metric=METRIC,
+                        value=round(loss.mean, 6),
+                        rows=int((loss.tokens > 0).sum()),
+                        answer_tokens=int(loss.tokens.sum()),
+                        taken_out=taken,
+                    )
+                )
                 logger.info("%s on %s: %.4f", name, what, loss.mean)
     return found
 
 
-def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def evaluation_table(rows: Sequence[EvaluationRow]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """One line a model, one column a data set and metric: ``(header, lines)``."""
-    columns = list(dict.fromkeys((row["data"], row["metric"]) for row in rows))
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    value = {(row["model"], row["data"], row["metric"]): row["value"] for row in rows}
+    columns = list(dict.fromkeys((row.data, row.metric) for row in rows))
+    models = list(dict.fromkeys(row.model for row in rows))
+    value = {(row.model, row.data, row.metric): row.value for row in rows}
     lines = [
         (model, *(f"{value[model, *column]:.4f}" if (model, *column) in value else "" for column in columns))
         for model in models
@@ -123,10 +128,15 @@ def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...]
     return ("model", *(f"{data} {metric}" for data, metric in columns)), lines
 
 
-def write_evaluation(folder: Path, rows: Sequence[Mapping[str, Any]], more: Mapping[str, Any]) -> None:
-    """``evaluation.json`` and, of the losses, ``evaluation.png`` of a folder."""
+def write_evaluation(folder: Path, record: EvaluationRecord) -> None:
+    """Write ``evaluation.json`` and a picture of the losses, ``evaluation.png``."""
     folder.mkdir(parents=True, exist_ok=True)
-    if losses := [row for row in rows if row["metric"] == METRIC]:
+    if losses := [plain(row) for row in record.rows if row.metric == METRIC]:
         (folder / "evaluation.png").write_bytes(results_figure(losses))
-    text = json.dumps({"rows": list(rows), **more}, indent=1)
-    (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    (folder / EVALUATION_RECORD).write_text(encode(record), encoding="utf-8")
+
+
+def read_evaluation(folder: Path) -> EvaluationRecord:
+    """Read ``evaluation.json`` of a folder."""
+    text = (folder / EVALUATION_RECORD).read_bytes()
+    return decode(text, EvaluationRecord, what="an evaluation", option="out", value=folder.name)

@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -24,21 +24,24 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import ModelConfig, SFTTrainer, get_quantization_config
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.folders import TRAINING_RECORD, finish
+from ..core.provenance import SelectionSummary, SourceRecord, TrainingRecord, decode, encode, plain
 from ..core.sources import Source
-from ..hub.cards import AdapterCard, read_text, write_card
+from ..hub.cards import AdapterCard, write_card
+from ..hub.markdown import read_text
 from ..models.loading import quiet_peft
 from ..rows.load import with_messages
 from .callback import CardCallback
 from .config import TrainConfig
-from .models import RECORD, base_source, load_causal_lm, load_tokenizer
+from .models import base_source, load_causal_lm, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+_PACKAGES = ("hf-neuronselect", "trl", "peft", "transformers", "torch", "datasets")
 
 
 def training_rows(data: Dataset) -> Dataset:
-    """Rows as SFTTrainer reads them: ``messages`` (and ``tools``), each with an answer.
+    """Prepare rows for SFTTrainer: ``messages`` (and ``tools``), each with an answer.
 
     Raises:
         NeuronSelectError: no row has an assistant turn.
@@ -68,26 +71,26 @@ def train_adapter(
     out: str | Path,
     config: TrainConfig,
     *,
-    selection: Mapping[str, Any] | None = None,
+    selection: SelectionSummary | None = None,
     name: str = "adapter",
     token: str | bool | None = None,
-) -> dict[str, Any]:
+) -> TrainingRecord:
     """Fine-tune a LoRA adapter on rows of any format; the loss is on assistant tokens alone.
 
-    A run that was stopped goes on from its last whole checkpoint, if it is of the same rows and settings.
+    A stopped run continues from its last whole checkpoint, if rows and settings are the same.
 
     Args:
-        data: the rows. out: adapter folder; ``out/checkpoints`` while it is made.
-        selection: the ``selection.json`` of the rows, for the card. name: what the card calls it.
+        data: the rows. out: adapter folder; checkpoints are in ``out/checkpoints`` meanwhile.
+        selection: how the rows were selected, for the card. name: the adapter's name in the card.
 
     Returns:
         ``training.json``: base model, settings, rows, steps, tokens, losses, seconds.
 
     Raises:
-        NeuronSelectError: no answers, a chat template that cannot mark them, modules the model has not.
+        NeuronSelectError: no answers, a chat template that cannot mark them, modules that the model lacks.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()) and not ((out / RECORD).exists() or (out / "checkpoints").exists()):
+    if out.exists() and any(out.iterdir()) and not ((out / TRAINING_RECORD).exists() or (out / "checkpoints").exists()):
         raise NeuronSelectError("exists and is not an adapter folder; name another", option="out", value=out.name)
     base = base_source(config.model, config.revision, token)
     rows = training_rows(data)
@@ -105,17 +108,11 @@ def train_adapter(
     )
     lora = config.lora()
     _check_target_modules(model, lora)
-    card = AdapterCard(
-        name=name,
-        base_model={"id": base.id, "commit": base.commit},
-        selection=dict(selection or {}),
-        hyperparameters={f"LoRA {key}": getattr(lora, key) for key in ("r", "lora_alpha", "lora_dropout")},
-        packages={p: version(p) for p in ("hf-neuronselect", "trl", "peft", "transformers", "torch", "datasets")},
-    )
+    log = CardCallback()
     with _plain_errors(base):
         trainer = _Trainer(
             model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=lora,
-            callbacks=[CardCallback(card)],
+            callbacks=[log],
         )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # where no bar is shown it prints every log
     prepared = trainer.train_dataset
@@ -133,7 +130,6 @@ def train_adapter(
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=_last_whole(checkpoints, key))
     seconds = round(time.perf_counter() - started, 1)
-    card.results |= {"rows": used, "tokens": tokens, "answer_tokens": trained, "seconds": seconds}
 
     own = read_text(out / "README.md") if (out / "README.md").exists() else None
     tuned = trainer.model
@@ -146,25 +142,25 @@ def train_adapter(
         (out / "README.md").unlink(missing_ok=True)  # peft's own; ours follows
     else:
         (out / "README.md").write_text(own, encoding="utf-8")
-    record = {
-        "format": FORMAT,
-        "name": name,
-        "base_model": card.base_model,
-        "selection": card.selection,
-        "settings": {name: _no_folder(value) for name, value in config.about().items()},
-        "hyperparameters": card.hyperparameters,
-        "results": card.results,
-        "losses": card.losses,
-        "evaluation": [],
-        "packages": card.packages,
-    }
+    record = TrainingRecord(
+        name=name,
+        base_model=SourceRecord.of(base),
+        selection=selection,
+        settings=plain({name: _no_folder(value) for name, value in config.about().items()}),
+        hyperparameters=plain(
+            {f"LoRA {key}": getattr(lora, key) for key in ("r", "lora_alpha", "lora_dropout")} | log.hyperparameters
+        ),
+        results={"rows": used, "tokens": tokens, "answer_tokens": trained, "seconds": seconds, "steps": log.steps},
+        losses=tuple(log.losses),
+        packages={package: version(package) for package in _PACKAGES},
+    )
     write_record(out, record)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return record
 
 
 class _Trainer(SFTTrainer):
-    """The order of rows of like length hangs on seed and epoch alone: a run that goes on sees those it had not seen."""
+    """Length-grouped order depends only on seed and epoch, so a resumed run sees the remaining rows."""
 
     def _get_train_sampler(self, *args: Any) -> Any:
         sampler = super()._get_train_sampler(*args)
@@ -175,23 +171,28 @@ class _Trainer(SFTTrainer):
 
 
 def _no_folder(value: Any) -> Any:
-    """A file's name alone: where it lies on this machine is nobody's business."""
+    """A file's name without its folder: records hold no local paths."""
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """``README.md``, then ``training.json``: what has it is a whole adapter."""
-    names = ("name", "base_model", "selection", "hyperparameters", "results", "losses", "evaluation", "packages")
-    write_card(folder, AdapterCard(**{name: record[name] for name in names}))
-    part = folder / f".{RECORD}.part"
-    part.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-    part.replace(folder / RECORD)
+def write_record(folder: Path, record: TrainingRecord) -> None:
+    """Write ``README.md``, then ``training.json``: a folder that has it holds a whole adapter."""
+    write_card(folder, AdapterCard(record))
+    finish(folder, TRAINING_RECORD, encode(record))
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """``training.json`` of an adapter folder; {} where there is none (an adapter from elsewhere)."""
-    path = folder / RECORD
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+def read_record(folder: Path) -> TrainingRecord:
+    """Read ``training.json`` of an adapter folder.
+
+    Raises:
+        NeuronSelectError: there is none, or it is damaged.
+    """
+    try:
+        text = (folder / TRAINING_RECORD).read_bytes()
+    except OSError as cause:
+        raise NeuronSelectError(f"has no {TRAINING_RECORD}: not an adapter trained here", option="adapter",
+                                value=folder.name) from cause  # fmt: skip
+    return decode(text, TrainingRecord, what="an adapter trained here", option="adapter", value=folder.name)
 
 
 # -------------------------------------------------------------------------------------------- guards
@@ -211,7 +212,7 @@ def _check_target_modules(model: torch.nn.Module, lora: LoraConfig) -> None:
 
 @contextmanager
 def _plain_errors(base: Source) -> Iterator[None]:
-    """What SFTTrainer refuses, in one line with the mend."""
+    """Errors of SFTTrainer in one line with the mend."""
     try:
         with quiet_peft():
             yield
@@ -232,10 +233,10 @@ def _plain_errors(base: Source) -> Iterator[None]:
 
 
 def _count_labels(prepared: Dataset) -> tuple[int, int]:
-    """Tokens of one pass, and those trained on.
+    """Count the tokens of one pass, and those trained on.
 
     Raises:
-        NeuronSelectError: every token or none is trained on: the answers were not told apart.
+        NeuronSelectError: every token or none is trained on: the answers could not be told from the rest.
     """
     tokens = trained = 0
     for labels in prepared.select_columns(["labels"]).with_format("numpy").iter(1000):
@@ -253,7 +254,7 @@ def _count_labels(prepared: Dataset) -> tuple[int, int]:
 
 # -------------------------------------------------------------------------------------------- resume
 def _run_key(rows: Dataset, base: Source, config: TrainConfig) -> str:
-    """What a checkpoint must have been made of to go on from it."""
+    """Hash of all that a checkpoint must share with a run that continues from it."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(
         json.dumps([base.commit, config.about(), config.chat_template()], sort_keys=True, default=str).encode()
@@ -264,7 +265,7 @@ def _run_key(rows: Dataset, base: Source, config: TrainConfig) -> str:
 
 
 def _last_whole(folder: Path, key: str) -> str | None:
-    """The last checkpoint that was written whole, of the same run; all others are removed."""
+    """The last whole checkpoint of the same run; all others are removed."""
     mark = folder / "key"
     if folder.exists() and (not mark.is_file() or mark.read_text() != key):
         shutil.rmtree(folder)

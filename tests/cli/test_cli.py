@@ -123,7 +123,7 @@ def test_a_recipe_gives_defaults_and_flags_win(files: dict[str, str], tmp_path: 
     assert run(capsys, monkeypatch, *words, str(tmp_path / "b"), "--k", "3")[1].startswith("3 of 40")
     recipe.write_text("select:\n  poool: x\n")
     code, _, err = run(capsys, monkeypatch, *words, str(tmp_path / "c"))
-    assert code == 2 and "unknown option 'poool'" in err
+    assert code == 2 and err == "error: --config poool: unknown key of section select; did you mean pool or pooling?\n"
 
 
 def test_sae_inspect(files: dict[str, str], capsys, monkeypatch) -> None:
@@ -144,22 +144,31 @@ def test_sae_inspect(files: dict[str, str], capsys, monkeypatch) -> None:
         (["--method-option", "metric=dot"], "error: --metric dot: must be one of jaccard, cosine, euclidean"),
         (["--method-option", "metric"], "NAME=VALUE is needed"),
         (["--layer", "7"], "error: --layer 7: out of range: the model has 4 blocks"),
-        (["--batch-tokens", "many"], "error: --batch-tokens many: a number of tokens, or auto"),
+        (["--batch-tokens", "many"], "error: --batch-tokens many: must be a whole number (tokens), or auto"),
         (["--pool", "{other.jsonl}"], "columns missing: the data has x"),
         (["--pool", "{broken.jsonl}"], "error: --pool broken.jsonl: cannot be read"),
         (["--pool", "{empty.jsonl}"], "error: --pool"),
         (["--pool", "{notes.txt}"], "error: --pool notes.txt: needs .jsonl, .json, .csv, .parquet"),
         (["--pool", "./nowhere.jsonl"], "error: --pool ./nowhere.jsonl: no such file or folder"),
         (["--pool", "who/what"], "HF_HUB_OFFLINE is set"),
-        (["--target", "t={target.jsonl}"], "error: --target t: two targets of this name"),
+        (["--target", "t={target.jsonl}"], "error: --target t: is the name of two"),
         (["--target", "bad name!={target.jsonl}"], "error: --target"),
         (["--model", "./nowhere"], "error: --model ./nowhere: no such folder"),
         (["--model", "gone/model"], "error: --model gone/model: no such path here"),
         (["--sae", "./nowhere"], "error: --sae ./nowhere: no such folder"),
-        (["--dtype", "int8"], "'int8' is not one of"),
-        (["--ratio", "a lot"], "--ratio"),
-        (["--aggregate", "median"], "'median' is not one of"),
-        (["--wrong"], "--wrong"),
+        (["--dtype", "int8"], "error: --dtype int8: must be one of auto, float32, bfloat16, float16"),
+        (["--ratio", "a lot"], "error: --ratio a lot: must be a number"),
+        (["--aggregate", "median"], "error: --aggregate median: must be one of quota, round_robin, mean"),
+        (["--keep", "all"], "error: --keep all: must be one of duplicate, leak"),
+        (["--wrong"], "error: No such option: --wrong"),
+        (["--weight", "t=1"], "error: --weight t: belongs to aggregate weighted"),
+        (["--aggregate", "weighted", "--weight", "u=1"], "error: --weight u: needs one weight for each of t"),
+        (["--aggregate", "weighted", "--weight", "t=much"], "error: --weight much: must be a number"),
+        (["--target", "u={pool.jsonl}", "--threshold", "0.1"], "error: --threshold 0.1: unclear with 2 targets"),
+        (["--target", "capability:./nowhere"], "error: --target capability:./nowhere: a capability is used alone"),
+        (["--max-tokens", "9", "--streaming"], "error: --max-tokens 9: a stream needs k or threshold"),
+        (["--row-format", "alpaca"], "columns missing"),
+        (["--pool", "bundled:pol"], "error: --pool bundled:pol: unknown bundled rows; did you mean bundled:pool"),
         (["--features", "./nowhere"], "not a feature store"),
     ],
 )

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import count
 from pathlib import Path
@@ -26,50 +27,58 @@ from tiny import chat, rows
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelector, Selection
 from hf_neuronselect.cli import main as cli
 from hf_neuronselect.core.errors import NeuronSelectError
-from hf_neuronselect.explain.report import selection_report
+from hf_neuronselect.core.folders import DATA_FILE
+from hf_neuronselect.core.provenance import (
+    CapabilityRecord,
+    EvaluationRow,
+    MethodRecord,
+    Provenance,
+    SelectionSummary,
+    SourceRecord,
+    TargetRecord,
+    TrainingRecord,
+)
 from hf_neuronselect.hub.cards import (
-    BEGIN,
-    END,
     AdapterCard,
     CapabilityCard,
     CardTemplate,
     LibraryCard,
     SelectionCard,
-    cell,
-    fenced,
-    merge_card,
-    select_command,
     write_card,
 )
+from hf_neuronselect.hub.command import select_command
+from hf_neuronselect.hub.markdown import BEGIN, END, cell, fenced, merge_card
 from hf_neuronselect.hub.push import push_folder
 from hf_neuronselect.metrics import METRICS, metric_path
-from hf_neuronselect.selection.selection import DATA_FILE
 from hf_neuronselect.training.sft import write_record
 
 NUMBERS = count()
 OWN_HEAD = "---\nlicense: cc-by-4.0\ntags:\n- mine\npretty_name: My rows\nextra: 1\n---\n"
 OWN_TEXT = "# My title\n\nRead this first: a---b.\n"
-EVALUATION = [
-    {"model": "base", "data": "gsm8k", "metric": "target_loss", "value": 2.5},
-    {"model": "tuned", "data": "gsm8k", "metric": "target_loss", "value": 1.25},
-    {"model": "tuned", "data": "gsm8k", "metric": "exact match", "value": 0.125},
-    {"model": "tuned", "data": "my rows/dev", "metric": "target_loss", "value": 1.75},
-]
-RECORD = {
-    "name": "tuned",
-    "base_model": {"id": "me/base", "commit": "0" * 40},
-    "selection": {
-        "repo_id": "me/rows",
-        "method": {"name": "mona"},
-        "targets": {"gsm8k": {}},
-        "pool": {"id": "me/pool"},
-    },
-    "hyperparameters": {"LoRA r": 8, "learning_rate": 2e-4, "packing": False},
-    "results": {"rows": 40, "steps": 5, "answer_tokens": 900, "seconds": 1.5},
-    "losses": [(1, 2.0), (5, 1.5)],
-    "evaluation": EVALUATION,
-    "packages": {"trl": "1.16.0"},
-}
+EVALUATION = tuple(
+    EvaluationRow(model=model, data=data, metric=metric, value=value)
+    for model, data, metric, value in (
+        ("base", "gsm8k", "target_loss", 2.5),
+        ("tuned", "gsm8k", "target_loss", 1.25),
+        ("tuned", "gsm8k", "exact match", 0.125),
+        ("tuned", "my rows/dev", "target_loss", 1.75),
+    )
+)
+RECORD = TrainingRecord(
+    name="tuned",
+    base_model=SourceRecord(id="me/base", commit="0" * 40),
+    selection=SelectionSummary(
+        repo_id="me/rows",
+        method=MethodRecord(name="mona"),
+        targets={"gsm8k": TargetRecord()},
+        pool=SourceRecord(id="me/pool"),
+    ),
+    hyperparameters={"LoRA r": 8, "learning_rate": 2e-4, "packing": False},
+    results={"rows": 40, "steps": 5, "answer_tokens": 900, "seconds": 1.5},
+    losses=((1, 2.0), (5, 1.5)),
+    evaluation=EVALUATION,
+    packages={"trl": "1.16.0"},
+)
 
 
 @pytest.fixture
@@ -85,15 +94,18 @@ def clean(hub: Hub) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def selector(extractor: NeuronFeatureExtractor, target: Dataset) -> NeuronSelector:
-    return NeuronSelector("mona").fit({"math": target, "code": rows(5, seed=2)}, extractor=extractor)
+    sources = {
+        "math": SourceRecord(id="math.jsonl", commit="content:0"),
+        "code": SourceRecord(id="me/code", commit="1" * 40, split="train"),
+    }
+    exemplars = {"math": target, "code": rows(5, seed=2)}
+    return NeuronSelector("mona").fit(exemplars, extractor=extractor, sources=sources)
 
 
 @pytest.fixture(scope="module")
 def selection(selector: NeuronSelector, pool: Dataset) -> Selection:
-    where = {"pool": {"id": "me/pool", "commit": "0" * 40, "config": "main", "split": "dev", "license": "mit"},
-             "target_rows": {"math": {"id": "math.jsonl", "commit": "content:0"},
-                             "code": {"id": "me/code", "commit": "1" * 40, "split": "train"}}}  # fmt: skip
-    return selector.select(pool, k=9, exclude=["leak"], provenance=where)
+    source = SourceRecord(id="me/pool", commit="0" * 40, config="main", split="dev", license="mit")
+    return selector.select(pool, k=9, exclude=["leak"], source=source)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +119,7 @@ def folders(
     FeatureLibrary({"all": selector, "again": selector}).save_pretrained(root / "library")
     (root / "adapter").mkdir()
     (root / "adapter" / "adapter_config.json").write_text("{}")
-    write_record(root / "adapter", dict(RECORD))
+    write_record(root / "adapter", RECORD)
     return {path.name: path for path in root.iterdir()} | {f"metric {name}": metric_path(name) for name in METRICS}
 
 
@@ -119,7 +131,7 @@ def text_of(folder: Path) -> str:
 
 
 def few(seed: int = 0, **pool_about: Any) -> Selection:
-    return NeuronSelector("random", seed=seed).select(rows(20), k=3, provenance={"pool": pool_about})
+    return NeuronSelector("random", seed=seed).select(rows(20), k=3, source=SourceRecord(**pool_about))
 
 
 def once(text: str) -> bool:
@@ -162,7 +174,7 @@ def test_the_adapters_numbers_are_its_model_index(folders: dict[str, Path]) -> N
     assert (data.base_model, data.datasets, data.library_name) == ("me/base", ["me/rows"], "peft")
     assert data.model_name == "tuned" and data.license is None
     found = {(r.dataset_name, r.metric_name): r.metric_value for r in data.eval_results}
-    assert found == {(row["data"], row["metric"]): row["value"] for row in EVALUATION if row["model"] == "tuned"}
+    assert found == {(row.data, row.metric): row.value for row in EVALUATION if row.model == "tuned"}
     assert "| base |  | 2.5000 |  |" in text and "| tuned | 0.1250 | 1.2500 | 1.7500 |" in text
     assert "No licence is claimed for this adapter." in text
 
@@ -191,7 +203,7 @@ def test_own_text_outlives_a_rewrite(folders: dict[str, Path], kind: str, tmp_pa
         elif kind == "library":
             FeatureLibrary({"all": selector}).save_pretrained(tmp_path)
         else:
-            write_record(tmp_path, dict(RECORD))
+            write_record(tmp_path, RECORD)
 
     write()
     first = text_of(tmp_path)
@@ -257,7 +269,7 @@ def test_a_byte_order_mark_hides_no_head(tmp_path: Path) -> None:
 def test_the_packages_own_metadata_is_not_kept(clean: Hub, name: str) -> None:
     """Rows of another pool do not stay under the first one's licence, source and method."""
     few(id="me/pool", commit="0" * 40, license="mit").push_to_hub(name)
-    NeuronSelector("full").select(rows(20), provenance={"pool": {"id": "local.jsonl"}}).push_to_hub(name)
+    NeuronSelector("full").select(rows(20), source=SourceRecord(id="local.jsonl")).push_to_hub(name)
     text = clean.files("datasets", name)["README.md"].decode()
     assert "The pool states no licence." in text
     data = DatasetCard(text).data.to_dict()
@@ -265,8 +277,8 @@ def test_the_packages_own_metadata_is_not_kept(clean: Hub, name: str) -> None:
 
 
 def test_the_last_adapters_numbers_are_not_kept(tmp_path: Path) -> None:
-    write_record(tmp_path, dict(RECORD))
-    write_record(tmp_path, {**RECORD, "evaluation": [], "selection": {}, "base_model": {"id": "local"}})
+    write_record(tmp_path, RECORD)
+    write_record(tmp_path, replace(RECORD, evaluation=(), selection=None, base_model=SourceRecord(id="local")))
     data = RepoCard(text_of(tmp_path)).data.to_dict()
     assert "model-index" not in data and "datasets" not in data and "base_model" not in data
 
@@ -382,15 +394,20 @@ def check(card: CardTemplate, like: CardTemplate) -> str:
     return text
 
 
-def provenance(selection: Selection, word: Callable[[], str]) -> dict[str, Any]:
-    made = json.loads(json.dumps(selection.provenance))
-    made["pool"] |= {"id": word(), "config": word(), "split": word(), "license": word()}
-    made["method"]["option"] = word()
-    made["target_rows"] = {name: {"id": word(), "commit": f"content:{word()}"} for name in ("math", "code")}
-    made["targets"] = {word(): {"used": 1}}
-    made["extractor"]["model"]["id"], made["extractor"]["sae"]["id"] = word(), word()
-    made["packages"] = {"numpy": word()}
-    return made
+def provenance(selection: Selection, word: Callable[[], str]) -> Provenance:
+    made = selection.provenance
+    assert made.extractor is not None
+    model, sae = (SourceRecord(id=word(), commit=f"content:{word()}") for _ in range(2))
+    source = SourceRecord(id=word(), commit=f"content:{word()}")
+    return replace(
+        made,
+        pool=replace(made.pool, id=word(), config=word(), split=word(), license=word()),
+        method=replace(made.method, options=made.method.options | {"option": word()}),
+        targets={word(): TargetRecord(exemplars=1, used=1, source=source)},
+        extractor=replace(made.extractor, model=model, sae=sae),
+        packages={"numpy": word()},
+        files={DATA_FILE: "0" * 32},
+    )
 
 
 BASH = """neuronselect() { printf '%s\\0' neuronselect "$@"; }
@@ -411,21 +428,22 @@ def test_a_selection_card_is_not_broken(selection: Selection, data: st.DataObjec
     made = provenance(selection, lambda: data.draw(names))
     examples = data.draw(st.lists(hostile, min_size=2, max_size=2))
     tame = provenance(selection, lambda: "word")
-    text = check(SelectionCard(made, "0" * 32, examples),
-                 SelectionCard(tame, "0" * 32, ["some text", "other"]))  # fmt: skip
-    assert words_of(text) == select_command(made)
+    text = check(SelectionCard(made, examples), SelectionCard(tame, ["some text", "other"]))
+    assert words_of(text) == select_command(made).words
 
 
 @PROPERTY
 @given(st.data())
 def test_a_capability_and_a_library_card_are_not_broken(selector: NeuronSelector, data: st.DataObject) -> None:
-    def about(word: Callable[[], str]) -> dict[str, Any]:
-        config = json.loads(json.dumps(selector.about()))
-        config["targets"] = {word(): {"exemplars": 1, "used": word()}}
-        config["params"] = {"metric": word()}
-        config["extractor_hash"] = word()
-        config["extractor"]["model"]["id"] = config["extractor"]["sae"]["id"] = word()
-        return config
+    def about(word: Callable[[], str]) -> CapabilityRecord:
+        record = selector.about()
+        model, sae = SourceRecord(id=word(), commit="content:0"), SourceRecord(id=word(), commit="content:1")
+        return replace(
+            record,
+            targets={word(): TargetRecord(exemplars=1, used=1)},
+            method=replace(record.method, options={"metric": word()}),
+            extractor=replace(record.extractor, model=model, sae=sae, signals={word(): word()}),
+        )
 
     made, tame = about(lambda: data.draw(hostile)), about(lambda: "word")
     check(CapabilityCard(made), CapabilityCard(tame))
@@ -437,12 +455,17 @@ def test_a_capability_and_a_library_card_are_not_broken(selector: NeuronSelector
 def test_an_adapter_card_is_not_broken(data: st.DataObject) -> None:
     def made(word: Callable[[], str]) -> AdapterCard:
         name = word()
-        evaluation = [{"model": model, "data": word(), "metric": word(), "value": 0.5} for model in (name, name)]
-        return AdapterCard(
-            name=name, base_model={"id": word(), "commit": word()}, hyperparameters={"lr": word()},
-            selection={"pool": {"id": word(), "license": word()}, "method": {"name": word()}, "targets": {word(): {}}},
-            evaluation=evaluation, losses=[(1, 2.0)], packages={"trl": word()},
+        evaluation = tuple(EvaluationRow(model=model, data=word(), metric=word(), value=0.5) for model in (name, name))
+        rows = SelectionSummary(
+            pool=SourceRecord(id=word(), license=word()),
+            method=MethodRecord(name=word()),
+            targets={word(): TargetRecord()},
+        )
+        record = TrainingRecord(
+            name=name, base_model=SourceRecord(id=word(), commit=word()), hyperparameters={"lr": word()},
+            selection=rows, evaluation=evaluation, losses=((1, 2.0),), packages={"trl": word()},
         )  # fmt: skip
+        return AdapterCard(record)
 
     numbers = count()
     check(made(lambda: f"{data.draw(values)}{next(numbers)}"), made(lambda: f"word{next(numbers)}"))
@@ -475,13 +498,13 @@ class Tags(HTMLParser):
 @given(st.lists(hostile, min_size=3, max_size=3))
 def test_hostile_rows_are_saved_and_shown(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     data = Dataset.from_list([{"messages": chat(text, text), "id": i} for i, text in enumerate(texts)])
-    made = NeuronSelector("random").select(data, k=3, exclude=[], provenance={"pool": {"id": texts[0]}})
+    made = NeuronSelector("random").select(data, k=3, exclude=[], source=SourceRecord(id=texts[0]))
     folder = tmp_path_factory.mktemp("hostile") / "s"
     made.save_pretrained(folder)
     text = text_of(folder)
     assert once(text) and DatasetCard(text).data.tags == ["neuronselect", "neuronselect-random"]
     assert len(Selection.from_pretrained(folder)) == 3
-    page = selection_report(made)
+    page = made.report()
     tags = Tags()
     tags.feed(page)
     assert tags.seen <= {"html", "meta", "title", "style", "h1", "h2", "table", "tr", "th", "td", "pre", "small"}
@@ -507,7 +530,7 @@ def same_rows(first: Path, second: Path) -> None:
         assert pq.read_table(first / file).equals(pq.read_table(second / file))
     records = [json.loads((folder / "selection.json").read_text()) for folder in (first, second)]
     for record in records:
-        del record["timing"], record["pool"]["fingerprint"]  # the latter is of a file's path, too
+        del record["timing"], record["cost"], record["pool"]["fingerprint"]  # the last is of a file's path, too
     assert records[0] == records[1]
 
 
@@ -621,10 +644,14 @@ def test_the_command_of_a_capabilitys_rows_names_it(
 
 
 def test_a_command_that_cannot_know_the_exemplars_says_so(
-    selector: NeuronSelector, pool: Dataset, tmp_path: Path
+    extractor: NeuronFeatureExtractor, pool: Dataset, target: Dataset, tmp_path: Path
 ) -> None:
+    selector = NeuronSelector("mona").fit({"math": target, "code": rows(5, seed=2)}, extractor=extractor)
     selector.select(pool, k=3).save_pretrained(tmp_path / "s")
-    words = words_of(text_of(tmp_path / "s"))
+    text = text_of(tmp_path / "s")
+    words = words_of(text)
+    assert "- the pool: `ROWS`\n" in text and "- exemplars of math: `ROWS`\n" in text
+    assert f"- the model: `model`, recorded with the hash {extractor.config.model.commit}\n" in text
     assert words[words.index("--pool") + 1] == "ROWS"  # a place to fill
     assert [words[i + 1] for i, word in enumerate(words) if word == "--target"] == ["math=ROWS", "code=ROWS"]
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,17 @@ from transformers import AutoModelForCausalLM
 
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelector, Selection
 from hf_neuronselect.core.errors import NeuronSelectError
+from hf_neuronselect.core.folders import DATA_FILE, FITTED
+from hf_neuronselect.core.provenance import SourceRecord
 from hf_neuronselect.hub.push import check_write_access, push_folder
 from hf_neuronselect.metrics import metric_path
 from hf_neuronselect.rows.load import load_rows
-from hf_neuronselect.selection.selection import DATA_FILE
 from hf_neuronselect.store.store import FeatureStore, write_store
 from hf_neuronselect.training.config import TrainConfig
 from hf_neuronselect.training.sft import train_adapter
 
 WRONG = "hf_wrong"
-SELECTION = {"README.md", "selection.json", "scores.parquet", "report.html", DATA_FILE}
+SELECTION = {"README.md", "selection.json", "scores.parquet", "report.html", DATA_FILE, *FITTED}
 
 
 @pytest.fixture(autouse=True)
@@ -73,12 +75,12 @@ def selector(extractor: NeuronFeatureExtractor, target: Dataset) -> NeuronSelect
 
 @pytest.fixture(scope="module")
 def selection(selector: NeuronSelector, pool: Dataset) -> Selection:
-    return selector.select(pool, k=9, provenance={"pool": {"id": "pool.jsonl", "commit": "content:0"}})
+    return selector.select(pool, k=9, source=SourceRecord(id="pool.jsonl", commit="content:0"))
 
 
 def few(k: int = 4, seed: int = 0, **pool_about: Any) -> Selection:
     """Some rows without a model."""
-    return NeuronSelector("random", seed=seed).select(rows(30), k=k, provenance={"pool": pool_about})
+    return NeuronSelector("random", seed=seed).select(rows(30), k=k, source=SourceRecord(**pool_about))
 
 
 def saved(folder: Path, **options: Any) -> Path:
@@ -233,7 +235,7 @@ def test_adapter(hub: Hub, name: str, tiny_folder: Path, tmp_path: Path) -> None
     made.push_to_hub(f"{name}-rows")
     section = {"model": base, "max_steps": 2, "per_device_train_batch_size": 2, "max_length": 256, "lora_r": 2,
                "lora_target_modules": ["q_proj", "v_proj"], "disable_tqdm": True}  # fmt: skip
-    told = {**made.provenance, "repo_id": f"{name}-rows"}
+    told = made.provenance.summary(f"{name}-rows")
     record = train_adapter(made.dataset, out, TrainConfig.from_section(section), selection=told)
     assert push_folder(out, name) == f"{hub.endpoint}/{name}"
     assert titles(hub, "models", name) == ["adapter by hf_neuronselect", "initial commit"]
@@ -244,7 +246,7 @@ def test_adapter(hub: Hub, name: str, tiny_folder: Path, tmp_path: Path) -> None
     assert {path: named(files, name)[path] for path in contents(out)} == contents(out)  # all of the folder
     config = json.loads(files["adapter_config.json"])
     assert (config["base_model_name_or_path"], config["revision"]) == (base, hub.commit("models", base))
-    assert record["base_model"] == {"id": base, "commit": hub.commit("models", base)}
+    assert record.base_model == SourceRecord(id=base, commit=hub.commit("models", base))
     info = HfApi().model_info(name)
     assert info.card_data.base_model == base and info.card_data.datasets == [f"{name}-rows"]
     assert info.library_name == "peft"
@@ -511,7 +513,10 @@ def test_a_refused_commit(hub: Hub, name: str, status: int, message: str) -> Non
 def few_as_saved(name: str) -> Selection:
     """``few()`` with the timing and the hashes of the one that was pushed."""
     made = few()
-    made.provenance |= {key: Selection.from_pretrained(name).provenance[key] for key in ("timing", "files", "pool")}
+    pushed = Selection.from_pretrained(name).provenance
+    made.provenance = replace(
+        made.provenance, **{key: getattr(pushed, key) for key in ("timing", "cost", "files", "pool")}
+    )
     return made
 
 
@@ -649,7 +654,7 @@ def test_a_folder_edited_by_hand(hub: Hub, name: str, how: str, tmp_path: Path) 
         pq.write_table(pq.read_table(folder / "scores.parquet").slice(0, 3), folder / "scores.parquet")
     elif how == "record":
         record.write_text(record.read_text()[:-40])
-        message = "not a selection folder (JSONDecodeError"
+        message = "not a selection folder (Input data was truncated"
     elif how == "gone":
         data.unlink()
         message = "not a selection folder (FileNotFoundError"
@@ -761,7 +766,8 @@ def test_a_push_that_is_killed_leaves_nothing_visible(hub: Hub, name: str, tmp_p
     # The files are up; of the commit, a beginning.
     hub.fault("POST", f"{name}/commit/main", call=kill, cut_after=40)
     child.wait(timeout=120)
-    assert child.returncode == -9 and len(hub.repos["datasets", name].lfs) == 4
+    # Rows and scores of both; their fitted capabilities hold nothing and are one file.
+    assert child.returncode == -9 and len(hub.repos["datasets", name].lfs) == 5
     assert hub.commit("datasets", name) == commit
     same_selection(Selection.from_pretrained(name), before)
     start = len(hub.requests)
@@ -853,7 +859,7 @@ def test_terms_of_a_source_come_along(hub: Hub, name: str) -> None:
         loaded = load_rows(f"{name}-{kind}")
         source = {"id": f"{name}-{kind}", "commit": hub.commit("datasets", f"{name}-{kind}"), "config": None}
         assert loaded.about == {**source, "split": "train", **terms}
-        made = NeuronSelector("random").select(loaded.data, k=3, provenance={"pool": loaded.about})
+        made = NeuronSelector("random").select(loaded.data, k=3, source=loaded.source)
         made.push_to_hub(f"{name}-{kind}-3")
         info = HfApi().dataset_info(f"{name}-{kind}-3")
         assert info.private == ("restricted" in terms)
@@ -899,8 +905,7 @@ def test_rows_loaded_by_datasets_keep_their_terms(hub: Hub, name: str, way: str,
         if why:
             with refused(f"the rows come from {source} ({why}); leave private away", "private"):
                 made.push_to_hub(f"{source}-4", private=False)
-        pool = made.provenance["pool"]
-        assert pool.get("derived_from", pool)["commit"] == hub.commit("datasets", source)
+        assert made.provenance.pool.origin.commit == hub.commit("datasets", source)
 
 
 def test_a_source_with_capitals_is_named_as_it_is(hub: Hub, name: str, tmp_path: Path) -> None:
@@ -908,6 +913,6 @@ def test_a_source_with_capitals_is_named_as_it_is(hub: Hub, name: str, tmp_path:
     source = f"{name}-OpenRows"
     hub.add("datasets", source, {"train.parquet": (tmp_path / "rows.parquet").read_bytes()})
     made = NeuronSelector("random").select(load_dataset(source, split="train"), k=3)
-    assert made.provenance["pool"]["id"] == source
+    assert made.provenance.pool.id == source
     made.push_to_hub(f"{name}-3")
     assert not hub.repos["datasets", f"{name}-3"].private

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import textwrap
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import GOLDENS
+from tiny import GOLDENS, ROOT
 
-from hf_neuronselect import Method, NeuronSelectError, NeuronSelectWarning, register_method
+from hf_neuronselect import Method, NeuronSelectError, NeuronSelector, NeuronSelectWarning, methods, register_method
 from hf_neuronselect.methods import METHODS, make_method
 from hf_neuronselect.methods.kernels import widen
-from hf_neuronselect.signals.columns import FeatureBatch
+from hf_neuronselect.signals.columns import RowBatch
 
 
-def sparse_batch(table: np.ndarray, column: str = "mona", arrow: bool = False) -> FeatureBatch:
+def sparse_batch(table: np.ndarray, column: str = "mona", arrow: bool = False) -> RowBatch:
     """Rows of a dense table as the sparse columns of a batch."""
     indices = [np.flatnonzero(row).astype(np.int32) for row in table]
     values = [row[i] for row, i in zip(table, indices, strict=True)]
@@ -23,12 +27,12 @@ def sparse_batch(table: np.ndarray, column: str = "mona", arrow: bool = False) -
     if arrow:
         columns = {name: pa.array([v.tolist() for v in col]) for name, col in columns.items()}
     n = len(table)
-    return FeatureBatch(np.arange(n), np.full(n, 5), np.ones(n, bool), columns)
+    return RowBatch(np.arange(n), np.ones(n, bool), columns)
 
 
-def dense_batch(column: str, table: np.ndarray) -> FeatureBatch:
+def dense_batch(column: str, table: np.ndarray) -> RowBatch:
     n = len(table)
-    return FeatureBatch(np.arange(n), np.full(n, 5), np.ones(n, bool), {column: list(table)})
+    return RowBatch(np.arange(n), np.ones(n, bool), {column: list(table)})
 
 
 def jaccard_reference(z: np.ndarray, target: np.ndarray) -> float:
@@ -166,9 +170,7 @@ def test_nait_reports_signs_that_would_turn() -> None:
     axis = np.asarray([[1.0, 0.0], [0.0, 1.0]])
     drifts = (draw.normal(size=(9, 1, 1)) + 5) * axis
     content = drifts * np.asarray([[[1.0], [-1.0]]])
-    batch = FeatureBatch(
-        np.arange(9), np.full(9, 4), np.ones(9, bool), {"nait": list(drifts), "nait_content": list(content)}
-    )
+    batch = RowBatch(np.arange(9), np.ones(9, bool), {"nait": list(drifts), "nait_content": list(content)})
     with pytest.warns(NeuronSelectWarning, match="1 of 2 block directions"):
         fitted = make_method("nait", {}).fit(batch)
     assert fitted["content_sign_changes"].tolist() == [1]
@@ -195,7 +197,7 @@ def test_routing_is_jaccard() -> None:
 def test_random_is_keyed_by_seed_and_row() -> None:
     def score(index: list[int], seed: int) -> np.ndarray:
         n = len(index)
-        batch = FeatureBatch(np.asarray(index), np.zeros(n), np.ones(n, bool), {})
+        batch = RowBatch(np.asarray(index), np.ones(n, bool), {})
         return make_method("random", {"seed": seed}).score(batch, {})
 
     whole = score(list(range(1000)), 0)
@@ -225,22 +227,23 @@ def test_unknown_names_give_the_near_ones() -> None:
         make_method("mona", {"metric": "dot"})
 
 
-def test_third_party_method_in_three_lines() -> None:
-    @register_method
-    class Shouting(Method):
-        name, features, needs_target, needs_texts = "shouting", (), False, True
-        score = lambda self, batch, target: np.asarray([float(text.count("!")) for text in batch.texts])  # noqa: E731
+def documented() -> str:
+    """The example of a new method, as the package's documentation prints it."""
+    return textwrap.dedent(str(inspect.getdoc(methods)).split("::", 1)[1]).strip()
 
+
+def test_the_documented_method_runs_as_printed() -> None:
+    """At most five lines, in the docstring and in docs/extend.md alike; nothing else is touched to add a method."""
+    assert len(documented().splitlines()) <= 5
+    assert textwrap.indent(documented(), "") in (ROOT / "docs" / "extend.md").read_text()
+    exec(documented(), {"np": np, "Method": Method, "register_method": register_method})  # noqa: S102
     try:
-        from datasets import Dataset
-
-        from hf_neuronselect import NeuronSelector
-
         pool = Dataset.from_dict({"text": ["no", "yes!!", "well!"]})
-        assert "shouting" in METHODS.names()
-        assert NeuronSelector("shouting").select(pool, k=2).indices.tolist() == [1, 2]
+        selection = NeuronSelector("shouting").select(pool, k=2)
+        assert selection.indices.tolist() == [1, 2]
+        assert selection.dataset["neuron_score"] == [2.0, 1.0]
         with pytest.raises(NeuronSelectError, match="registered already"):
-            register_method(type("Other", (Method,), {"name": "shouting", "score": lambda *_: None}))
+            register_method(type("Other", (Method,), {"name": "shouting"}))
     finally:
         METHODS.remove("shouting")
 

@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from datasets import concatenate_datasets, load_dataset
 
-from hf_neuronselect import NeuronSelector
+from hf_neuronselect import NeuronSelectError, NeuronSelector, Selection
 from hf_neuronselect.core import bundled as paths
+from hf_neuronselect.core.configs import DemoConfig
 from hf_neuronselect.pipelines import bundled, demo
-from hf_neuronselect.pipelines.demo import precision
+from hf_neuronselect.pipelines.parts import methods_of
+
+
+def precision(selection: Selection, related: list[str]) -> float:
+    return float(np.isin(np.asarray(selection.dataset["source"]), related).mean())
 
 
 @pytest.mark.slow
@@ -34,21 +39,28 @@ def test_mona_beats_chance_and_length_on_the_bundled_pool() -> None:
 def test_the_demo_says_and_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = np.asarray(bundled.pool()["source"])
     rows = np.concatenate([np.flatnonzero(sources == name)[:8] for name in np.unique(sources)])
-    small, targets = bundled.pool().select(rows), bundled.targets()
-    monkeypatch.setattr(demo.bundled, "pool", lambda: small)
-    monkeypatch.setattr(demo.bundled, "targets", lambda: {n: targets[n].select(range(8)) for n in ("gsm8k", "mbpp")})
+    bundled.pool().select(rows).to_parquet(tmp_path / "pool.parquet")
+    targets = {name: tmp_path / f"{name}.parquet" for name in ("gsm8k", "mbpp")}
+    for name, file in targets.items():
+        bundled.targets()[name].select(range(8)).to_parquet(file)
+    monkeypatch.setattr(paths, "POOL", tmp_path / "pool.parquet")
+    monkeypatch.setattr(paths, "TARGETS", targets)
+    out = tmp_path / "out"
     said: list[str] = []
-    report = demo.run_demo(tmp_path, said.append)
+    report = demo.demo(DemoConfig(out=out), say=said.append)
     text = "\n".join(said)
-    for label in demo.METHODS:
-        assert sum(line.startswith(label + " ") for line in text.splitlines()) >= 2, label
+    for chosen in methods_of(demo.METHODS, 0):
+        assert sum(line.startswith(chosen.label + " ") for line in text.splitlines()) >= 2, chosen.label
     assert "of the overlap" in text and "tokens/s" in text
     for name in ("gsm8k", "mbpp"):
-        assert len(load_dataset(str(tmp_path / name), split="train")) == 8
-        made = json.loads((tmp_path / name / "selection.json").read_text())
-        assert made["pool"]["id"] == "bundled demo pool" and made["extractor"]["options"]["layer"] == 3
-    assert (tmp_path / "profiles.png").read_bytes().startswith(b"\x89PNG")
+        assert len(load_dataset(str(out / name), split="train")) == 8
+        made = json.loads((out / name / "selection.json").read_text())
+        assert made["pool"]["id"] == "bundled:pool" and made["extractor"]["options"]["layer"] == 3
+        assert f"--pool bundled:pool \\\n    --target {name}=bundled:{name} " in (out / name / "README.md").read_text()
+    assert (out / "profiles.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/png;base64" in report.read_text()
+    with pytest.raises(NeuronSelectError, match="is not a demo folder"):
+        demo.demo(DemoConfig(out=tmp_path))
 
 
 def test_the_bundle_is_permissive_complete_and_small() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import json
 import shutil
@@ -15,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from datasets import Dataset, load_dataset
@@ -23,9 +23,13 @@ from peft import PeftModel
 from tiny import ROOT, chat, rows
 from transformers import AutoModelForCausalLM
 
-from hf_neuronselect import Selection
+from hf_neuronselect import Method, NeuronFeatureExtractor, Selection, register_method
 from hf_neuronselect.cli import main as cli
-from hf_neuronselect.pipelines.run import Recipe, named_specs, select_words
+from hf_neuronselect.core.configs import SelectConfig
+from hf_neuronselect.methods import METHODS
+from hf_neuronselect.pipelines import run as pipeline
+from hf_neuronselect.pipelines.parts import named_specs
+from hf_neuronselect.pipelines.recipe import Recipe, control_config
 
 RECIPES = ROOT / "recipes"
 PEFT_WARNS = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # in peft's own code
@@ -419,7 +423,7 @@ def test_offline_does_the_rest_and_says_so(here: Path) -> None:
     ("text", "message"),
     [
         ("train: [", "error: --config bad.yaml: cannot be read: "),
-        ("train: 5", "error: --config bad.yaml: section train needs key: value lines"),
+        ("train: 5", "error: --config bad.yaml: section train needs option: value lines"),
         ("- train", "error: --config bad.yaml: needs a section train"),
         ("", "error: --config bad.yaml: needs a section train"),
         ("select: {pool: x}", "error: --config bad.yaml: needs a section train"),
@@ -431,10 +435,10 @@ def test_offline_does_the_rest_and_says_so(here: Path) -> None:
         ("{train: {}, evaluate: {task: x}}", "error: --config task: unknown key of section evaluate; did you mean tasks"),
         ("{train: {}, select: {poool: x}}", "error: --config poool: unknown key of section select; did you mean pool"),
         ("{train: {}, push: {selecton: x}}", "error: --config selecton: unknown key of section push; did you mean selection"),
-        ("{train: {}, push: me/repo}", "error: --config bad.yaml: section push needs key: value lines"),
+        ("{train: {}, push: me/repo}", "error: --config bad.yaml: section push needs option: value lines"),
         ("{train: {}}", "error: --data: name a selection or rows to train on, or add a section select"),
-        ("{train: {controls: [random], data: x}}", "error: --controls random: baselines need the section select"),
-        ("{train: {data: x}, evaluate: {data: [a=x, a=y]}}", "error: --data a: two data sets of this name"),
+        ("{train: {controls: [random], data: x}}", "error: --controls random: controls need the section select"),
+        ("{train: {data: x}, evaluate: {data: [a=x, a=y]}}", "error: --data a: is the name of two"),
         ("{train: {data: pool.jsonl}, evaluate: {data: [a=gone.jsonl]}}", "error: --data gone.jsonl: no such file"),
         ("{train: {data: ./gone.jsonl}}", "error: --data"),
         ("{train: {data: pool.jsonl, model: ./gone}}", "error: --model ./gone: no such folder"),
@@ -475,30 +479,94 @@ def test_rows_edited_by_hand_are_not_trained_on(again: Path) -> None:
 
 def test_two_of_one_name(here: Path) -> None:
     write(select={"method": "random"}, train={"max_steps": 1})
-    assert "--name random: a baseline has the adapter's name; set name: in" in refused(
+    assert "--name random: a control has the adapter's name; set name: in" in refused(
         "run", "recipe.yaml", "--out", "run", "--no-push"
     )
 
 
-def test_words_of_a_section() -> None:
-    section = {"pool": "p", "target": ["a=x", "b=y"], "method": "mona", "ratio": 0.1, "streaming": True,
-               "no_examples": False, "layer": None, "method_option": ["metric=dot"]}  # fmt: skip
-    assert select_words(section, Path("o")) == [
-        "select", "--out", "o", "--pool", "p", "--target", "a=x", "--target", "b=y", "--method", "mona", "--ratio", "0.1",
-        "--streaming", "--method-option", "metric=dot",
-    ]  # fmt: skip
-    assert select_words(section, Path("o"), "random") == [
-        "select", "--out", "o", "--pool", "p", "--target", "a=x", "--target", "b=y", "--ratio", "0.1", "--streaming",
-        "--method", "random",
-    ]  # fmt: skip
+SELECT = {"pool": "p", "target": ("a=x", "b=y"), "method": "mona", "method_option": {"metric": "cosine"}, "out": "o"}
+
+
+@pytest.mark.parametrize(
+    ("budget", "kept"),
+    [
+        ({"ratio": 0.1}, {"ratio": 0.1}),
+        ({"k": 3}, {"k": 3}),
+        ({"max_tokens": 99}, {"max_tokens": 99}),
+        ({"threshold": 0.5}, {"k": 7}),  # scores of another method have another scale
+        ({}, {}),
+    ],
+)
+def test_a_control_picks_as_many_rows(budget: dict[str, Any], kept: dict[str, Any]) -> None:
+    config = SelectConfig(**SELECT, **budget, seed=4, keep=("leak",), aggregate="max", push_to_hub="me/x", max_length=9)
+    made = control_config(config, "random", Path("c"), picked=7)
+    same = {"pool": "p", "target": ("a=x", "b=y"), "seed": 4, "keep": ("leak",), "max_length": 9}
+    assert made == SelectConfig(method="random", out=Path("c"), **same, **kept)
+    everything = control_config(config, "full", Path("c"), picked=7)
+    assert everything == SelectConfig(method="full", out=Path("c"), **same)
 
 
 def test_names_of_data() -> None:
-    assert named_specs(None) == {} and named_specs({"a": "x.jsonl"}) == {"a": "x.jsonl"}
-    assert named_specs(["a=x.jsonl", "folder/b.v2.jsonl", "org/c@main:config:split"]) == {
-        "a": "x.jsonl", "b": "folder/b.v2.jsonl", "c": "org/c@main:config:split",
+    assert named_specs([], "data") == {}
+    assert named_specs(["a=x.jsonl", "folder/b.v2.jsonl", "org/c@main:config:split", "bundled:gsm8k"], "data") == {
+        "a": "x.jsonl", "b": "folder/b.v2.jsonl", "c": "org/c@main:config:split", "gsm8k": "bundled:gsm8k",
     }  # fmt: skip
-    assert named_specs("a=x") == {"a": "x"}
+
+
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Signals of each batch that a model reads, filled while a test runs."""
+    seen: list[list[str]] = []
+    before = NeuronFeatureExtractor.compute
+
+    def compute(self: NeuronFeatureExtractor, samples: Any, rank: int | None = None) -> dict[str, Any]:
+        if len(samples) > 20:  # the pool's; exemplars are fewer
+            seen.append(sorted(self.features))
+        return before(self, samples, rank)
+
+    monkeypatch.setattr(NeuronFeatureExtractor, "compute", compute)
+    return seen
+
+
+@pytest.fixture
+def text_signal() -> Iterator[None]:
+    """A control that reads a signal: the mean hidden state's first number."""
+
+    @register_method
+    class First(Method):
+        name, features, needs_target = "first", ("hidden",), False
+
+        def score(self, batch: Any, target: Any) -> np.ndarray:
+            return batch.dense("hidden")[:, 0].astype(np.float64)
+
+    yield
+    METHODS.remove("first")
+
+
+def test_a_run_reads_its_pool_once(here: Path, monkeypatch: pytest.MonkeyPatch, text_signal: None) -> None:
+    write(train={"controls": ["first", "random"], "max_steps": 1}, without="push evaluate")
+    seen = passes(monkeypatch)
+    well("run", "recipe.yaml", "--out", "run")
+    assert seen == [["hidden", "mona"]]
+    assert {path.name for path in Path("run").iterdir()} == {"selection", "controls", "adapters", "run.json"}
+    for folder, method in (("selection", "mona"), ("controls/first", "first"), ("controls/random", "random")):
+        words = [*SAME, "--method", method, "--target", "math=target.jsonl", "--k", "8", "--out", f"alone-{method}"]
+        well("select", "--pool", "pool.jsonl", *words)
+        alone, shared = (Selection.from_pretrained(where) for where in (f"alone-{method}", f"run/{folder}"))
+        assert shared.scores.equals(alone.scores) and shared.dataset.to_dict() == alone.dataset.to_dict(), method
+
+
+def test_a_killed_run_finishes_its_store(here: Path, monkeypatch: pytest.MonkeyPatch, text_signal: None) -> None:
+    write(train={"controls": ["first"], "max_steps": 1}, without="push evaluate")
+    with monkeypatch.context() as broken:
+        broken.setattr(pipeline, "finish", lambda *words, **more: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            call("run", "recipe.yaml", "--out", "run")
+    seen = passes(monkeypatch)
+    well("run", "recipe.yaml", "--out", "run")
+    assert seen == [] and not Path("run/features").exists()
+
+
+SAME = ["--model", "model", "--sae", "sae"]
 
 
 # ------------------------------------------------------------------------------------------- the other commands
@@ -577,9 +645,9 @@ def test_push_by_itself(again: Path, hub: Hub, name: str) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
 def test_a_committed_recipe_has_known_keys(path: Path) -> None:
     recipe = Recipe.read(path)
-    assert set(recipe.select or ()) <= set(inspect.signature(cli.select).parameters) - {"config", "out", "push_to_hub"}
+    assert recipe.select is None or recipe.select.push_to_hub is None
     assert recipe.select is not None or recipe.train.data or "--data" in path.read_text()
-    for spec in recipe.data.values():  # a file of this checkout, or an id
+    for spec in named_specs(recipe.evaluate.data, "data").values():  # a file of this checkout, or an id
         assert (RECIPES.parent / spec).is_file() or not spec.startswith("recipes/")
     assert path.read_text().startswith("# ")
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny import ALL, chat, rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning, Selection
+from hf_neuronselect.core.provenance import Budget
 
 METHODS = ["mona", "nait", "polysemantic", "hidden"]
 quiet = pytest.mark.filterwarnings("ignore::hf_neuronselect.NeuronSelectWarning")
@@ -106,7 +107,7 @@ def test_duplicates_and_exemplars_are_left_out(
     assert sorted(selection.indices.tolist()) == [0, 5]
     kept = selector.select(small, ratio=1.0, exclude=())
     assert len(kept) == 6
-    assert selection.provenance["counts"]["leak"] == 3
+    assert selection.provenance.counts.leak == 3
 
 
 def test_bad_rows_are_counted_and_named(target: Dataset, extractor: NeuronFeatureExtractor) -> None:
@@ -123,9 +124,9 @@ def test_bad_rows_are_counted_and_named(target: Dataset, extractor: NeuronFeatur
     assert selection.scores.column("excluded").to_pylist() == [None, "empty", "empty", "error", None]
     assert selection.scores.column("score").to_pylist()[1:4] == [None, None, None]
     assert sorted(selection.indices.tolist()) == [0, 4]
-    counts = selection.provenance["counts"]
-    assert (counts["empty"], counts["error"]) == (2, 1)
-    assert counts["reasons"] == ["row 3: messages[0] has the unknown role 'wizard'"]
+    counts = selection.provenance.counts
+    assert (counts.empty, counts.error) == (2, 1)
+    assert counts.reasons == ("row 3: messages[0] has the unknown role 'wizard'",)
 
 
 def test_save_and_load(tmp_path: Path, pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor) -> None:
@@ -248,7 +249,7 @@ def test_rethreshold(pool: Dataset, target: Dataset, extractor: NeuronFeatureExt
     selection = fitted("mona", target, extractor).select(pool, k=5)
     more = selection.rethreshold(k=8)
     assert more.indices[:5].tolist() == selection.indices.tolist() and len(more) == 8
-    assert more.provenance["budget"] == {"k": 8} and selection.provenance["budget"] == {"k": 5}
+    assert more.provenance.budget == Budget(k=8) and selection.provenance.budget == Budget(k=5)
 
 
 def test_explain_names_the_features_of_the_overlap(

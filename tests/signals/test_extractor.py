@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from families import tiny_model, tiny_tokenizer
 from tiny import SUPPORT, make_extractor, rows, write_sae
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelectWarning
+from hf_neuronselect.core.options import ExtractionOptions, options_of
 from hf_neuronselect.models.backbone import Backbone
 from hf_neuronselect.models.batching import TokenBatch
-from hf_neuronselect.signals.config import ExtractorConfig
-from hf_neuronselect.signals.forward import Directions, FeatureOptions
+from hf_neuronselect.signals.extraction import Extraction
 
 
 def test_two_processes_one_fingerprint_and_a_cache_hit(tmp_path: Path, tiny_folder: Path) -> None:
@@ -33,7 +33,7 @@ from tiny import make_extractor, rows
 from pathlib import Path
 from datasets import Dataset
 from datasets.fingerprint import Hasher
-import hf_neuronselect.signals.loading as module
+import hf_neuronselect.models.loading as module
 file = Path({str(tmp_path / "pool.parquet")!r})
 if not file.exists():
     rows(20).to_parquet(file)
@@ -41,7 +41,7 @@ pool = Dataset.from_parquet(str(file), cache_dir={str(tmp_path / "cache")!r})
 extractor = make_extractor(Path({str(tiny_folder)!r}), features=["mona"])
 fingerprint = Hasher.hash(extractor)
 mapped = pool.map(extractor, batched=True)
-print(json.dumps([fingerprint, extractor.hash, mapped._fingerprint, len(module._BACKBONES)]))
+print(json.dumps([fingerprint, extractor.identities, mapped._fingerprint, len(module._BACKBONES)]))
 """
     import json
 
@@ -59,45 +59,58 @@ def test_pickle_holds_no_weights(extractor: NeuronFeatureExtractor, pool: Datase
     data = pickle.dumps(extractor)
     assert len(data) < 4000
     again = pickle.loads(data)
-    assert again.hash == extractor.hash and again.config == extractor.config
+    assert again.identities == extractor.identities and again.extraction == extractor.extraction
 
 
-def test_every_input_changes_the_hash_and_nothing_else_does(extractor: NeuronFeatureExtractor) -> None:
-    config = extractor.config
-    other_values = {
-        "model": replace(config.model, commit="content:1"),
-        "sae": replace(config.sae, commit="content:2"),
-        "options": None,
-        "pool_tokens": "user",
-        "max_length": 7,
-        "truncation_side": "left",
-        "row_format": "messages",
-        "columns": (("text", "body"),),
-        "chat_template": "{{ messages }}",
-        "dtype": "bfloat16",
-        "quantize": "4bit",
-        "attn_implementation": "eager",
-        "features": ("mona",),
-        "directions": Directions.of("nait", False, [np.ones((3, 4))]),
-    }
-    assert set(other_values) == {f.name for f in fields(ExtractorConfig)}, "a new field needs a case here"
-    changes = [replace(config, **{name: value}) for name, value in other_values.items() if name not in ("options",)]
-    options = {"layer": 1, "top_k": 4, "pool": "sum", "site": "mlp", "drift": "mean", "value_dtype": "float16"}
-    assert set(options) == {f.name for f in fields(FeatureOptions)}, "a new field needs a case here"
-    changes += [replace(config, options=replace(config.options, **{n: v})) for n, v in options.items()]
-    prints = {Hasher.hash(NeuronFeatureExtractor(c)) for c in [config, *changes]}
-    assert len(prints) == len(changes) + 1
-    # Which columns are made moves no number in them: the columns' own hash stays.
-    hashes = [NeuronFeatureExtractor(c).hash for c in [config, *changes]]
-    assert len(set(hashes)) == len(changes) - 1
-    for unmoved in ({"features": ("mona",)}, {"directions": other_values["directions"]}):
-        assert NeuronFeatureExtractor(replace(config, **unmoved)).hash == extractor.hash
-    same = [
-        NeuronFeatureExtractor(config, device="cpu", batch_tokens=64),
-        NeuronFeatureExtractor(replace(config, model=replace(config.model, location="/elsewhere", id="renamed"))),
-    ]
-    for other in same:
-        assert Hasher.hash(other) == Hasher.hash(extractor) and other.hash == extractor.hash
+ALL_SIGNALS = {"tokens", "mona", "polysemantic", "hidden", "nait", "nait_content", "answer_loss", "text"}
+FORWARD = ALL_SIGNALS - {"answer_loss", "text"}
+# Option -> a value other than the extractor's, and the signals whose numbers it moves. A new option needs a line here.
+MOVES: dict[str, tuple[object, set[str]]] = {
+    "row_format": ("messages", ALL_SIGNALS),
+    "columns": ({"text": "body"}, ALL_SIGNALS),
+    "chat_template": ("{{ messages }}", ALL_SIGNALS - {"text"}),
+    "max_length": (7, ALL_SIGNALS - {"text"}),
+    "truncation_side": ("left", ALL_SIGNALS - {"text"}),
+    "pool_tokens": ("user", FORWARD),
+    "dtype": ("bfloat16", ALL_SIGNALS - {"text"}),
+    "quantize": ("4bit", ALL_SIGNALS - {"text"}),
+    "attn_implementation": ("eager", ALL_SIGNALS - {"text"}),
+    "layer": (1, {"hidden", "polysemantic"}),
+    "top_k_features": (4, {"mona", "polysemantic"}),
+    "pooling": ("sum", {"mona", "polysemantic"}),
+    "value_dtype": ("float16", {"mona", "polysemantic"}),
+    "site": ("mlp", {"nait", "nait_content"}),
+    "drift": ("mean", {"nait"}),
+}
+# These name the model and SAE, whose pinned commits count, or move no number at all.
+UNMOVED = {"model", "revision", "sae", "sae_revision", "device", "device_map", "batch_tokens"}
+
+
+def test_every_option_moves_the_identities_of_its_signals_alone(extractor: NeuronFeatureExtractor) -> None:
+    assert {*MOVES, *UNMOVED} == set(options_of(ExtractionOptions))
+    extractor = extractor.with_features(ALL_SIGNALS)
+    before, extraction = extractor.identities, extractor.extraction
+
+    def changed(other: Extraction) -> set[str]:
+        now = NeuronFeatureExtractor(other, ALL_SIGNALS)
+        moved = {name for name, identity in now.identities.items() if identity != before[name]}
+        assert (Hasher.hash(now) != Hasher.hash(extractor)) == bool(moved)
+        return moved
+
+    for name, (value, moved) in MOVES.items():
+        assert changed(replace(extraction, options=replace(extraction.options, **{name: value}))) == moved, name
+    for name, value in {"device": "cpu", "batch_tokens": 64}.items():
+        assert not changed(replace(extraction, options=replace(extraction.options, **{name: value})))
+    assert changed(replace(extraction, model=replace(extraction.model, commit="content:1"))) == ALL_SIGNALS - {"text"}
+    assert not changed(replace(extraction, model=replace(extraction.model, location="/elsewhere", id="renamed")))
+    assert changed(replace(extraction, sae=replace(extraction.sae, commit="content:2"))) == {"mona"}
+    assert changed(replace(extraction, sae_site="layers.1 output")) == {"mona"}
+
+
+def test_what_is_computed_beside_it_moves_no_identity(extractor: NeuronFeatureExtractor) -> None:
+    alone, beside = extractor.with_features(["hidden"]), extractor.with_features(["nait", "hidden"])
+    assert alone.identities["hidden"] == beside.identities["hidden"] == extractor.identities["hidden"]
+    assert Hasher.hash(alone) != Hasher.hash(beside)
 
 
 def test_a_call_leaves_the_fingerprint_alone(extractor: NeuronFeatureExtractor, pool: Dataset) -> None:
@@ -107,9 +120,10 @@ def test_a_call_leaves_the_fingerprint_alone(extractor: NeuronFeatureExtractor, 
 
 
 def test_content_hash_follows_the_weights(tmp_path: Path, tiny_folder: Path) -> None:
-    one = make_extractor(tiny_folder).hash
+    one = make_extractor(tiny_folder).identities
     write_sae(tmp_path / "sae" / "layers.2", 32, seed=1)
-    assert make_extractor(tiny_folder, sae=str(tmp_path / "sae")).hash != one
+    other = make_extractor(tiny_folder, sae=str(tmp_path / "sae")).identities
+    assert {name for name in one if one[name] != other[name]} == {"mona"}
 
 
 def test_map_with_two_spawned_workers(tmp_path: Path, tiny_folder: Path) -> None:
@@ -128,7 +142,7 @@ if __name__ == "__main__":
     two = pool.map(extractor, batched=True, num_proc=2, with_rank=True)
     one = pool.map(extractor, batched=True, with_rank=True)
     assert two.features == one.features
-    for name in ("n_tokens", "neuron_extractor", "mona_indices"):
+    for name in ("n_tokens", "neuron_signals", "mona_indices"):
         assert two[name] == one[name], name
     np.testing.assert_allclose(two["hidden"], one["hidden"], rtol=1e-4, atol=1e-6)
     print("agreed")
@@ -189,7 +203,8 @@ def test_an_in_memory_model_gives_the_same_numbers(tiny_folder: Path, pool: Data
     )
     changed = tiny_model("llama")
     next(changed.parameters()).data[0, 0] += 1
-    assert NeuronFeatureExtractor.from_model(changed, tiny_tokenizer(), features=["hidden"]).hash != ours.hash
+    other = NeuronFeatureExtractor.from_model(changed, tiny_tokenizer(), features=["hidden"])
+    assert other.identities["tokens"] != ours.identities["tokens"]
 
 
 def test_rank_must_be_an_int(extractor: NeuronFeatureExtractor, pool: Dataset) -> None:
@@ -215,7 +230,8 @@ def test_bad_input(tmp_path: Path, tiny_folder: Path, extractor: NeuronFeatureEx
         (lambda: make_extractor(tiny_folder, dtype="int8"), "must be one of auto, float32"),
         (lambda: make_extractor(tiny_folder, batch_tokens=0), "at least 1"),
         (lambda: make_extractor(tiny_folder, top_k_features=0), "at least 1"),
-        (lambda: make_extractor(tiny_folder, max_length=0)(pool[:1]), "at least 1"),
+        (lambda: make_extractor(tiny_folder, max_length=0), "at least 1"),
+        (lambda: make_extractor(tiny_folder, max_lenght=9), "did you mean max_length"),
         (lambda: make_extractor(tiny_folder, features=["routing"])(pool[:1]), "no mixture-of-experts"),
         (lambda: make_extractor(tiny_folder, columns={"text": "body"})(pool[:1]), "no such column"),
     ]
@@ -248,7 +264,7 @@ def test_an_sae_of_another_block_is_warned_of(tiny_folder: Path) -> None:
 
 
 def test_one_model_is_loaded_for_all_feature_sets(tiny_folder: Path, pool: Dataset, monkeypatch) -> None:
-    from hf_neuronselect.signals import loading
+    from hf_neuronselect.models import loading
 
     loading._BACKBONES.clear()
     loads = []
@@ -274,10 +290,10 @@ def test_out_of_memory_halves_the_batch(tiny_folder: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Backbone, "run", tight)
     extractor = make_extractor(tiny_folder, batch_tokens=4096)
-    before = extractor.hash
+    before = extractor.identities
     with pytest.warns(NeuronSelectWarning, match="out of memory: going on with batches of"):
         got = extractor(batch)
-    assert max(seen) > 300 and extractor.hash == before
+    assert max(seen) > 300 and extractor.identities == before
     for name, column in plain.items():
         for a, b in zip(column, got[name], strict=True):
             if isinstance(a, np.ndarray) and a.dtype.kind == "f":

@@ -94,10 +94,10 @@ class Reference:
             kept[token, best] = np.maximum(row[best], 0)
         return kept
 
-    def mona(self, k: int | None = K, pool: str = "mean") -> np.ndarray:
+    def mona(self, k: int | None = K, pooling: str = "mean") -> np.ndarray:
         w, b, b_pre = (t.double().numpy() for t in (SAE.W_enc, SAE.b_enc, SAE.b_pre))
         kept = self.top_k((self.seen["residual"][LAYER] - b_pre) @ w.T + b, k)
-        return self.mean(kept) * (self.pooled.sum() if pool == "sum" else 1)
+        return self.mean(kept) * (self.pooled.sum() if pooling == "sum" else 1)
 
     def polysemantic(self, k: int = K) -> np.ndarray:
         x = (
@@ -136,7 +136,7 @@ def _assert_close(got: np.ndarray, want: np.ndarray) -> None:
         ("mona", {}, {}),
         ("mona", {"top_k_features": 3}, {"k": 3}),
         ("mona", {"top_k_features": 500}, {"k": 500}),
-        ("mona", {"pool": "sum"}, {"pool": "sum"}),
+        ("mona", {"pooling": "sum"}, {"pooling": "sum"}),
         ("mona", {"sae": _sae("relu")}, {"k": None}),
         ("polysemantic", {}, {}),
         ("polysemantic", {"top_k_features": 3}, {"k": 3}),
@@ -207,7 +207,7 @@ def test_features_in_one_pass_equal_each_alone(pool_tokens: str) -> None:
             _extractor(DENSE_FEATURES, pool_tokens=pool_tokens).with_features([name]),
         ):
             result = alone({"messages": ROWS})
-            assert result["neuron_extractor"] == together["neuron_extractor"]
+            assert result["neuron_skip"] == together["neuron_skip"]
             for column in _columns(name):
                 for a, b in zip(result[column], together[column], strict=True):
                     np.testing.assert_array_equal(a, b)

@@ -11,8 +11,7 @@ from tiny import make_extractor, rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
 from hf_neuronselect.cli import main as cli
-from hf_neuronselect.signals.forward import PROJECTION, Directions, merge_directions
-from hf_neuronselect.store.store import write_store
+from hf_neuronselect.signals.projection import Projection
 
 OPTIONS = [
     {},
@@ -32,23 +31,23 @@ def fitted(extractor: NeuronFeatureExtractor, seeds: tuple[int, ...] = (1,), **p
 def test_scores_are_those_of_the_drifts(params: dict, pool: Dataset, extractor: NeuronFeatureExtractor) -> None:
     selector = fitted(extractor, (1, 2), **params)
     whole = selector.score(pool, extractor=extractor)
-    narrow = extractor.with_features([], selector.directions())
+    narrow = extractor.with_features(selector.compact_signals())
     projected = pool.map(narrow, batched=True)
-    assert sorted(name for name in projected.column_names if name.startswith("nait")) == sorted(narrow.config.made)
-    assert narrow.hash == extractor.hash
+    names = sorted(signal.name for signal in selector.compact_signals())
+    assert sorted(name for name in projected.column_names if name.startswith("nait")) == names and len(names) == 2
     selector.extractor = None  # nothing but the columns
     got = selector.score(projected)
     for name in ("neuron_score_t1", "neuron_score_t2"):
         np.testing.assert_allclose(got[name], whole[name], rtol=2e-5, atol=1e-6)
     kept = NeuronSelector.select(selector, projected, k=9).dataset
-    assert not [name for name in kept.column_names if name.startswith(PROJECTION)]
+    assert not [name for name in kept.column_names if "_on_" in name]
 
 
 def test_a_projection_is_the_dot_product_of_each_block(pool: Dataset, extractor: NeuronFeatureExtractor) -> None:
     selector = fitted(extractor)
-    (column,) = selector.directions().vectors
+    (column,) = (signal.name for signal in selector.compact_signals())
     drifts = np.asarray(extractor.with_features(["nait"])(pool[:8])["nait"], dtype=np.float64)
-    got = np.asarray(extractor.with_features([], selector.directions())(pool[:8])[column])
+    got = np.asarray(extractor.with_features(selector.compact_signals())(pool[:8])[column])
     assert got.dtype == np.float32 and got.shape == drifts.shape[:2]
     want = (drifts * selector.targets["t1"]["directions"]).sum(axis=2)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
@@ -56,10 +55,10 @@ def test_a_projection_is_the_dot_product_of_each_block(pool: Dataset, extractor:
 
 def test_batch_size_moves_nothing(pool: Dataset, extractor: NeuronFeatureExtractor, tiny_folder: Path) -> None:
     selector = fitted(extractor)
-    (column,) = selector.directions().vectors
+    (column,) = (signal.name for signal in selector.compact_signals())
     one, many = (
         np.asarray(
-            make_extractor(tiny_folder, batch_tokens=n).with_features([], selector.directions())(pool[:])[column]
+            make_extractor(tiny_folder, batch_tokens=n).with_features(selector.compact_signals())(pool[:])[column]
         )
         for n in (1, 4096)
     )
@@ -91,44 +90,59 @@ def test_a_store_of_projections_selects_what_a_store_of_drifts_does(said: dict[s
                 "--features", here / store, "--out", here / f"{store}-{name}")  # fmt: skip
         one, two = (Selection.from_pretrained(here / f"{store}-{name}") for store in ("drifts", "narrow"))
         assert one.indices.tolist() == two.indices.tolist() and len(one) == 7
-    size = {name: sum(p.stat().st_size for p in (here / name).glob("*.parquet")) for name in ("drifts", "narrow")}
+    size = {name: sum(p.stat().st_size for p in (here / name).glob("nait*/*.parquet")) for name in ("drifts", "narrow")}
     assert size["narrow"] < size["drifts"] / 2
 
 
 def test_a_capability_the_store_was_not_made_for_is_refused(said: dict[str, Path]) -> None:
     here, given = said["here"], ("--pool", said["pool"], "--model", said["model"])
     run("extract", *given, "--capability", here / "cap-a", "--out", here / "narrow")
-    with pytest.raises(NeuronSelectError, match="another feature") as refused:
-        run("extract", *given, "--capability", here / "cap-b", "--out", here / "narrow")
-    assert "nait_on_" in str(refused.value)
+    words = ("--method", "nait", "--target", f"capability:{here / 'cap-b'}", "--features", here / "narrow", "--k", 7)
+    with pytest.raises(NeuronSelectError, match="projections on other directions"):
+        run("select", *given, *words, "--out", here / "sel")
+    run("extract", *given, "--capability", here / "cap-b", "--out", here / "narrow")  # beside the first
+    run("select", *given, *words, "--out", here / "sel")
     selector = NeuronSelector.from_pretrained(here / "cap-b")
-    narrow = NeuronSelector.from_pretrained(here / "cap-a").directions()
+    other = NeuronSelector.from_pretrained(here / "cap-a")
     extractor = NeuronFeatureExtractor.from_pretrained(str(said["model"]), features=[])
-    projected = rows(9).map(extractor.with_features([], narrow), batched=True)
+    projected = rows(9).map(extractor.with_features(other.compact_signals()), batched=True)
     with pytest.raises(NeuronSelectError, match="projections on other directions"):
         selector.score(projected)
 
 
-def test_what_has_no_directions_or_fits_not_is_refused(said: dict[str, Path], tiny_folder: Path) -> None:
+def test_a_store_of_another_extraction_is_refused(said: dict[str, Path]) -> None:
+    """The same directions on rows cut at another length are other numbers."""
     here, given = said["here"], ("--pool", said["pool"], "--model", said["model"])
+    selector = NeuronSelector.from_pretrained(here / "cap-a")
+    short = NeuronFeatureExtractor.from_pretrained(str(said["model"]), features=[], max_length=16)
+    projected = rows(9).map(short.with_features(selector.compact_signals()), batched=True)
+    with pytest.raises(NeuronSelectError, match="another extraction"):
+        selector.score(projected)
     with pytest.raises(NeuronSelectError, match="the options here make"):
         run("extract", *given, "--max-length", 64, "--capability", here / "cap-a", "--out", here / "x")
-    run("fit", "--method", "hidden", "--model", said["model"], "--target", here / "a.jsonl", "--out", here / "hid")
-    with pytest.raises(NeuronSelectError, match="which has no directions"):
-        run("extract", *given, "--capability", here / "hid", "--out", here / "x")
-    a, b = (Directions.of("nait", normalize, [np.eye(4)]) for normalize in (False, True))
-    with pytest.raises(NeuronSelectError, match="a store of its own"):
-        merge_directions([a, b])
-    assert list(merge_directions([a, a]).vectors) == list(a.vectors) and a == merge_directions([a]) and a != b
-    deep = make_extractor(tiny_folder).with_features([], Directions.of("nait", False, [np.ones((9, 32))]))
-    with pytest.raises(NeuronSelectError, match="of 9 blocks, the model has 4"):
-        deep(rows(2)[:])
     assert not (here / "x").exists()
 
 
-def test_features_and_projections_come_from_one_pass(tmp_path: Path, extractor: NeuronFeatureExtractor) -> None:
+def test_what_cannot_be_made_smaller_or_does_not_fit_is_refused(said: dict[str, Path], tiny_folder: Path) -> None:
+    here, given = said["here"], ("--pool", said["pool"], "--model", said["model"])
+    run("fit", "--method", "hidden", "--model", said["model"], "--target", here / "a.jsonl", "--out", here / "hid")
+    with pytest.raises(NeuronSelectError, match="cannot be made smaller"):
+        run("extract", *given, "--capability", here / "hid", "--out", here / "x")
+    assert not (here / "x").exists()
+    one, same = (Projection("nait", np.eye(4)) for _ in range(2))
+    others = [
+        Projection("nait", np.eye(4), normalize=True),
+        Projection("nait_last", np.eye(4)),
+        Projection("nait", 2 * np.eye(4)),
+    ]
+    assert one == same and len({one.name, *(other.name for other in others)}) == 4
+    deep = make_extractor(tiny_folder).with_features([Projection("nait", np.ones((9, 32)))])
+    with pytest.raises(NeuronSelectError, match="of 9 blocks, the model has 4"):
+        deep(rows(2)[:])
+
+
+def test_signals_and_projections_come_from_one_pass(extractor: NeuronFeatureExtractor) -> None:
     selector = fitted(extractor)
-    both = extractor.with_features(["mona"], selector.directions())
-    write_store(rows(8), both, tmp_path / "s", pool_about={"id": "p", "commit": "content:1"})
+    both = extractor.with_features(["mona", *selector.compact_signals()])
     columns = both(rows(8)[:])
-    assert {"mona_indices", *selector.directions().vectors} <= set(columns)
+    assert {"mona_indices", *(signal.name for signal in selector.compact_signals())} <= set(columns)

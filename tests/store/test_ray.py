@@ -302,7 +302,7 @@ def command(
 
     def words(*more: str, engine: str = "ray", out: str = "s") -> list[str]:
         return ["extract", "--pool", "pool.parquet", "--model", str(tiny_folder / "model"), "--sae",
-                str(tiny_folder / "sae"), "--shard-rows", str(STEP), "--engine", engine, "--out", out, *more]  # fmt: skip
+                str(tiny_folder / "sae"), "--shard-rows", str(STEP), "--backend", engine, "--out", out, *more]  # fmt: skip
 
     return words
 

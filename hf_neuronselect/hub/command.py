@@ -1,0 +1,94 @@
+"""The command in a selection's card, derived from its record."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.configs import SelectConfig
+from ..core.options import flag_words
+from ..core.provenance import ExtractionRecord, Provenance, SourceRecord
+from ..core.sources import bundled_folder
+
+ROWS = "ROWS"  # printed for rows of which nothing is known
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line.
+
+    Attributes:
+        words: as a shell splits it. fill_in: words that the reader replaces by paths on their machine: what each is,
+            its word, and the hash it is recognised by.
+    """
+
+    words: list[str]
+    fill_in: list[tuple[str, str, str]]
+
+    @property
+    def text(self) -> str:
+        """One option a line; no word closes the fence or the comment around it (a shell joins ``'a''b'``)."""
+        quoted = {word: shlex.quote(word).replace("<!--", "<!''--").replace("```", "``''`") for word in self.words}
+        lines = (" \\\n    " if word.startswith("--") else " " for word in self.words)
+        return "".join(before + quoted[word] for before, word in zip(lines, self.words, strict=True)).strip()
+
+
+def select_command(made: Provenance) -> Command:
+    """The ``neuronselect select`` command that makes a selection again."""
+    fill_in: list[tuple[str, str, str]] = []
+
+    def spec(what: str, source: SourceRecord | None) -> str:
+        word = _spec(source)
+        if source is None or not (source.on_hub or word.startswith("bundled:")):
+            fill_in.append((what, word, (source.commit if source else None) or ""))
+        return word
+
+    values: dict[str, Any] = {"pool": spec("the pool", made.pool)}
+    if made.capability is not None:
+        name = f":{made.capability.name}" if made.capability.name else ""
+        values["target"] = [f"capability:{spec('the capability', made.capability)}{name}"]
+    else:
+        values["target"] = [
+            f"{name}={spec(f'exemplars of {name}', target.source)}" for name, target in made.targets.items()
+        ]
+    values["method"] = made.method.name
+    values["method_option"] = {name: value for name, value in made.method.options.items() if value is not None}
+    if made.extractor is not None:
+        values |= _extraction(made.extractor, spec, alone=made.capability is None)
+    values |= made.budget.given()
+    values["aggregate"] = made.aggregate
+    values["weight"] = made.weights or {}
+    values["keep"] = [what for what in ("duplicate", "leak") if what not in made.exclude]
+    values["out"] = "selected"
+    return Command(["neuronselect", "select", *flag_words(SelectConfig, values)], fill_in)
+
+
+def _extraction(
+    extractor: ExtractionRecord, spec: Callable[[str, SourceRecord], str], *, alone: bool
+) -> dict[str, Any]:
+    """Options of the extractor; without ``alone`` only those that a capability cannot tell."""
+    values: dict[str, Any] = {}
+    sources = (("model", "revision", extractor.model), ("sae", "sae_revision", extractor.sae))
+    if extractor.model is None or not bundled_folder(extractor.model.commit):
+        for option, revision, source in sources:
+            if source is not None and (alone or not source.on_hub):
+                # A model's or an SAE's id is a name of its own: its commit goes into another option.
+                values[option] = source.id if source.on_hub else spec(f"the {option}", source)
+                values[revision] = source.commit if source.on_hub else None
+    if alone and extractor.options is not None:
+        values |= extractor.options.changed(moving=True)
+    return values
+
+
+def _spec(source: SourceRecord | None) -> str:
+    """What to type for a source: ``id@commit[:config[:split]]``, ``bundled:NAME``, or a file's name."""
+    if source is None or source.id is None:
+        return ROWS
+    if not source.on_hub:
+        return source.id
+    split = source.split or "train"
+    # A split other than train needs the config before it; the first one is called `default`.
+    rest = f":{source.config or 'default'}:{split}" if source.config or split != "train" else ""
+    return f"{source.id}@{source.commit}{rest}"

@@ -1,0 +1,247 @@
+"""Compare methods on one pool and its targets, with one pass over the pool."""
+
+from __future__ import annotations
+
+import csv
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from ..core import bundled
+from ..core.configs import CompareConfig
+from ..core.errors import NeuronSelectError
+from ..explain.report import text_table
+from ..rows.load import BUNDLED, Rows, load_rows
+from ..selection.selection import Selection
+from ..signals.extractor import NeuronFeatureExtractor
+from ..store.store import FeatureStore
+from .job import Job, check_rows, share_pass
+from .parts import CAPABILITY, Chosen, Say, check_folder, extractor_of, load_named, methods_of, named_specs, quiet
+
+TABLE = "compare.csv"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method on a target; of several draws, the mean.
+
+    Attributes:
+        precision: share of picked rows from related sources. precision_95: its 95th percentile over draws.
+        base_rate: share of the pool's rows from related sources. overlap: Jaccard index with the first method's rows.
+        seconds: fitting, scoring and picking, without the shared pass over the pool.
+    """
+
+    method: str
+    target: str
+    rows: int
+    precision: float | None
+    base_rate: float | None
+    precision_95: float | None
+    overlap: float
+    picked_tokens: float | None
+    pool_tokens: float | None
+    seconds: float
+    draws: int = 1
+
+    def cells(self) -> tuple[str, ...]:
+        name = self.method if self.draws == 1 else f"{self.method} (mean of {self.draws} draws)"
+        return (
+            name,
+            self.target,
+            str(self.rows),
+            _number(self.precision, 2),
+            _number(self.precision_95, 2),
+            _number(self.base_rate, 3),
+            _number(self.overlap, 2),
+            _number(self.picked_tokens, 0),
+            _number(self.pool_tokens, 0),
+            _number(self.seconds, 2),
+        )
+
+
+HEADER = ("method", "target", "rows", "precision", "95th pct", "base rate", "overlap", "picked tokens", "pool tokens",
+          "seconds")  # fmt: skip
+
+
+@dataclass
+class Comparison:
+    """Selections of every method and target, and their table.
+
+    Attributes:
+        selections: (method, target) -> the selection, of several draws the first.
+        exemplars: target -> its rows with the columns of every method. store: the pool's signals, if several methods
+            read some.
+    """
+
+    extractor: NeuronFeatureExtractor
+    pool: Dataset
+    exemplars: dict[str, Dataset] = field(default_factory=dict)
+    lines: list[Line] = field(default_factory=list)
+    selections: dict[tuple[str, str], Selection] = field(default_factory=dict)
+    store: FeatureStore | None = None
+    pass_seconds: float = 0.0
+
+    def table(self, target: str | None = None) -> str:
+        """The lines, or those of one target, as text."""
+        return text_table(HEADER, [line.cells() for line in self.lines if target in (None, line.target)])
+
+    def write(self, folder: Path) -> None:
+        """``compare.csv`` and ``compare.md``."""
+        with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, [one.name for one in fields(Line)])
+            writer.writeheader()
+            writer.writerows(asdict(line) for line in self.lines)
+        rows = [HEADER, ("---", "---", *["--:"] * (len(HEADER) - 2)), *(line.cells() for line in self.lines)]
+        text = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+        (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
+
+
+def compare(config: CompareConfig, *, say: Say = quiet, note: Say = quiet) -> Comparison:
+    """Compare methods; writes a selection folder for each method and target, ``compare.csv`` and ``compare.md``.
+
+    Raises:
+        NeuronSelectError: bad input; what can be known before the pool is read is refused before a model is loaded.
+    """
+    check_folder(config.out, TABLE, "a comparison's folder")
+    with tempfile.TemporaryDirectory(prefix="neuronselect-") as work:
+        found = compare_in(Path(work), config, note=note)
+        config.out.mkdir(parents=True, exist_ok=True)
+        (config.out / TABLE).touch()  # marks the folder as ours; filled in last
+        for (method, target), selection in found.selections.items():
+            selection.save_pretrained(config.out / slug(method) / target)
+    found.write(config.out)
+    say(found.table())
+    say(f"-> {config.out}")
+    return found
+
+
+def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet) -> Comparison:
+    """Compare methods, without writing selections.
+
+    Args:
+        work: folder for the shared store, unless ``config.features`` names one. The result reads it.
+    """
+    methods = methods_of(config.methods, config.seed)
+    specs = named_specs(config.target, "target")
+    if not specs:
+        raise NeuronSelectError("name at least one target: --target NAME=rows", option="target")
+    if fitted := [spec for spec in specs.values() if spec.startswith(CAPABILITY)]:
+        raise NeuronSelectError("belongs to one method; name rows", option="target", value=fitted[0])
+    related = _related(config, specs)
+    rows = load_rows(config.pool)
+    assert isinstance(rows.data, Dataset)
+    sources = _sources(rows.data, config) if related else None
+    targets = load_named(specs, "target")
+    check_rows([rows, *targets.values()], config)
+    signals = list(dict.fromkeys(signal for chosen in methods for signal in chosen.signals))
+    extractor = extractor_of(config, signals, note)
+    found = Comparison(extractor, rows.data)
+    featured = {name: _with_signals(part, extractor) for name, part in targets.items()}
+    found.exemplars = {name: part.data for name, part in featured.items() if isinstance(part.data, Dataset)}
+    jobs = {
+        (chosen.label, name): _job(chosen, rows, {name: part}, extractor)
+        for chosen in methods
+        for name, part in featured.items()
+    }
+    started = time.perf_counter()
+    share_pass(list(jobs.values()), config.features or work, say=note)
+    found.pass_seconds = time.perf_counter() - started
+    found.store = next((job.store for job in jobs.values() if job.store is not None), None)
+    for name, part in featured.items():
+        for chosen in methods:
+            draws = _draws(jobs[chosen.label, name], {name: part}, config)
+            found.selections[chosen.label, name] = draws[0][0]
+            first = found.selections[methods[0].label, name]
+            found.lines.append(_line(chosen, name, draws, first, sources, related.get(name)))
+    return found
+
+
+def slug(label: str) -> str:
+    """A method's label as a folder name."""
+    return re.sub(r"[^\w.=-]+", "-", label).strip("-")
+
+
+def _job(chosen: Chosen, rows: Rows, targets: Mapping[str, Rows], extractor: NeuronFeatureExtractor) -> Job:
+    return Job(chosen, rows, targets, extractor=extractor.with_features(chosen.signals))
+
+
+def _draws(job: Job, targets: Mapping[str, Rows], config: CompareConfig) -> list[tuple[Selection, float]]:
+    """Selections and seconds: one, or one a seed."""
+    found = []
+    for seed in range(config.seed, config.seed + (config.draws if job.chosen.draws else 1)):
+        started = time.perf_counter()
+        if seed != config.seed:
+            assert job.extractor is not None
+            store, job = job.store, _job(job.chosen.with_seed(seed), job.rows, targets, job.extractor)
+            job.store = store
+        found.append((job.select(config), time.perf_counter() - started))
+    return found
+
+
+def _line(
+    chosen: Chosen, target: str, draws: Sequence[tuple[Selection, float]], first: Selection,
+    sources: np.ndarray | None, related: Sequence[str] | None,
+) -> Line:  # fmt: skip
+    right = None if sources is None or related is None else np.isin(sources, related)
+    shares = [] if right is None else [float(right[selection.indices].mean()) for selection, _ in draws]
+    tokens = [selection.provenance.tokens for selection, _ in draws]
+    return Line(
+        method=chosen.label,
+        target=target,
+        rows=len(draws[0][0]),
+        precision=float(np.mean(shares)) if shares else None,
+        base_rate=None if right is None else float(right.mean()),
+        precision_95=float(np.percentile(shares, 95)) if len(shares) > 1 else None,
+        overlap=float(np.mean([_jaccard(first.indices, selection.indices) for selection, _ in draws])),
+        picked_tokens=_mean([part.selected_mean for part in tokens]),
+        pool_tokens=tokens[0].pool_mean,
+        seconds=float(np.mean([seconds for _, seconds in draws])),
+        draws=len(draws),
+    )
+
+
+def _related(config: CompareConfig, specs: Mapping[str, str]) -> dict[str, list[str]]:
+    """Related sources by target; of bundled targets on the bundled pool they are known."""
+    known = bundled.related_sources() if config.pool == f"{BUNDLED}pool" else {}
+    found = {name: known[spec.removeprefix(BUNDLED)] for name, spec in specs.items()
+             if spec.startswith(BUNDLED) and spec.removeprefix(BUNDLED) in known}  # fmt: skip
+    for name, sources in config.related.items():
+        if name not in specs:
+            raise NeuronSelectError(f"is no target; targets: {', '.join(specs)}", option="related", value=name)
+        found[name] = [source.strip() for source in sources.split(",")]
+    return found
+
+
+def _sources(pool: Dataset, config: CompareConfig) -> np.ndarray:
+    if config.source_column not in pool.column_names:
+        raise NeuronSelectError(f"the pool has no such column; it has {', '.join(pool.column_names)}",
+                                option="source_column", value=config.source_column)  # fmt: skip
+    return np.asarray(pool[config.source_column][:])
+
+
+def _with_signals(rows: Rows, extractor: NeuronFeatureExtractor) -> Rows:
+    """Exemplars with the columns of every method, computed once."""
+    assert isinstance(rows.data, Dataset)
+    if set(extractor.column_types) & set(rows.data.column_names):
+        return rows  # columns of these names are the user's: each method computes its own
+    return Rows(rows.data.map(extractor, batched=True, keep_in_memory=True, load_from_cache_file=False), rows.about)
+
+
+def _jaccard(one: np.ndarray, other: np.ndarray) -> float:
+    shared = len(np.intersect1d(one, other))
+    return shared / max(1, len(one) + len(other) - shared)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _number(value: float | None, places: int) -> str:
+    return "" if value is None else f"{value:.{places}f}"

@@ -1,0 +1,91 @@
+"""Steps of a run: done once, skipped when the run is started again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import NeuronSelectError
+from .parts import Say
+
+STATE = "run.json"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished step.
+
+    Attributes:
+        key: hash of what it was made from. finished: UTC time. result: JSON values it returned.
+    """
+
+    key: str
+    seconds: float
+    finished: str
+    result: Any = None
+
+
+@dataclass
+class Steps:
+    """Finished steps by name, kept in ``run.json``."""
+
+    out: Path
+    say: Say
+    done: dict[str, Done] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        foreign = NeuronSelectError("exists and is not a run's folder; name another", option="out", value=self.out.name)
+        try:
+            found = json.loads((self.out / STATE).read_text(encoding="utf-8"))["steps"]
+            self.done = {name: Done(**values) for name, values in found.items()}
+        except FileNotFoundError:
+            if self.out.exists() and any(self.out.iterdir()):
+                raise foreign from None
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._write()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
+            raise foreign from cause
+
+    def _write(self) -> None:
+        part = self.out / f".{STATE}.part"
+        steps = {
+            name: {key: value for key, value in asdict(one).items() if value is not None}
+            for name, one in self.done.items()
+        }
+        part.write_text(json.dumps({"steps": steps}, indent=1) + "\n", encoding="utf-8")
+        part.replace(self.out / STATE)
+
+    def is_done(self, name: str, made_of: Any, result: Path | None = None) -> bool:
+        """Whether a step was done from the same things and its result is still there."""
+        before = self.done.get(name)
+        return before is not None and before.key == _key(made_of) and (result is None or result.exists())
+
+    def run(self, name: str, made_of: Any, work: Callable[[], Any], result: Path | None = None) -> str:
+        """Do a step unless it was done.
+
+        Args:
+            made_of: JSON values that decide the result. result: a file that must still be there.
+
+        Returns:
+            A text that changes when the step is done again; later steps are made of it.
+        """
+        if self.is_done(name, made_of, result):
+            self.say(f"{name}: done before ({self.done[name].seconds:.0f} s then)")
+        else:
+            self.say(f"{name} ...")
+            started = time.perf_counter()
+            value = work()
+            seconds = round(time.perf_counter() - started, 1)
+            self.done[name] = Done(_key(made_of), seconds, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), value)
+            self._write()
+        return f"{self.done[name].key} {self.done[name].finished}"
+
+
+def _key(made_of: Any) -> str:
+    text = json.dumps(made_of, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,103 @@
+"""Records of what a selector did, from its parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+
+import numpy as np
+
+from ..core.cost import Cost
+from ..core.options import NumberOptions, part_of
+from ..core.provenance import (
+    Budget,
+    CapabilityRecord,
+    Counts,
+    ExtractionRecord,
+    Lengths,
+    MethodRecord,
+    Provenance,
+    SourceRecord,
+    Timing,
+    plain,
+)
+from ..methods import Method
+from ..signals.extractor import NeuronFeatureExtractor
+from .scan import Tally
+
+_PACKAGES = ("hf-neuronselect", "datasets", "transformers", "torch", "huggingface-hub", "numpy")
+
+
+def method_record(method: Method) -> MethodRecord:
+    return MethodRecord(name=method.name, paper=method.paper or None, options=plain(method.options))
+
+
+def extraction_record(extractor: NeuronFeatureExtractor, signals: Iterable[str]) -> ExtractionRecord:
+    """How an extractor computes these signals."""
+    extraction = extractor.extraction
+    return ExtractionRecord(
+        model=SourceRecord.of(extraction.model) if extraction.model else None,
+        sae=SourceRecord.of(extraction.sae) if extraction.sae else None,
+        options=NumberOptions(**part_of(extraction.options, NumberOptions)),
+        signals={name: extractor.identity(name) for name in signals},
+    )
+
+
+def selection_record(
+    fitted: CapabilityRecord,
+    *,
+    capability: SourceRecord | None,
+    pool: SourceRecord,
+    budget: Budget,
+    aggregate: str | None,
+    weights: Mapping[str, float] | None,
+    exclude: Sequence[str],
+    extractor: ExtractionRecord | None,
+    tally: Tally,
+    lengths: np.ndarray,
+    selected: int,
+    cost: Cost,
+) -> Provenance:
+    """``selection.json`` of a selection.
+
+    Args:
+        capability: where the selector was loaded from. extractor: what computed the pool's signals.
+        lengths: tokens of the selected rows, where they are known. cost: all passes, and fit and score seconds.
+    """
+    cost = cost.folded()
+    rate = cost.tokens_per_second()
+    return Provenance(
+        method=fitted.method,
+        targets=fitted.targets,
+        budget=budget,
+        aggregate=aggregate,
+        weights={name: float(weight) for name, weight in weights.items()} if weights else None,
+        exclude=tuple(exclude),
+        pool=pool,
+        capability=capability,
+        extractor=extractor,
+        counts=Counts(
+            rows=tally.rows,
+            selected=selected,
+            truncated=tally.truncated,
+            **tally.excluded,
+            reasons=tuple(tally.reasons),
+        ),
+        tokens=Lengths(
+            pool_mean=round(tally.tokens / max(1, tally.rows), 2) if tally.tokens else None,
+            selected_mean=mean_length(lengths) if tally.tokens else None,
+        ),
+        packages={name: version(name) for name in _PACKAGES},
+        timing=Timing(
+            seconds=round(tally.seconds, 3),
+            tokens_per_second=round(rate) if rate else None,
+            finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        ),
+        cost=cost,
+    )
+
+
+def mean_length(lengths: np.ndarray) -> float | None:
+    """Mean tokens of a row, to two digits; None of no rows."""
+    return round(float(lengths.mean()), 2) if len(lengths) else None
