@@ -27,6 +27,8 @@ if "PYTEST_CURRENT_TEST" not in os.environ:  # else a worker that a test started
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_UPDATE_CHECK": "1",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets counts downloads elsewhere, whatever the endpoint
         "TOKENIZERS_PARALLELISM": "false",

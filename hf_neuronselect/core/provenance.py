@@ -284,7 +284,7 @@ class TrainingRecord:
     selection: SelectionSummary | None = None
     settings: dict[str, Value] = field(default_factory=dict)
     hyperparameters: dict[str, Value] = field(default_factory=dict)
-    results: dict[str, float] = field(default_factory=dict)
+    results: dict[str, int | float] = field(default_factory=dict)
     losses: tuple[tuple[int, float], ...] = ()
     evaluation: tuple[EvaluationRow, ...] = ()
     packages: dict[str, str] = field(default_factory=dict)

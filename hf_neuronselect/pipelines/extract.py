@@ -70,7 +70,7 @@ def _methods(config: ExtractConfig) -> list[Chosen]:
     if len(chosen) > 1:
         raise NeuronSelectError("is of one method; with several, write name(option=value)", option="method_option",
                                 value=next(iter(config.method_option)))  # fmt: skip
-    return [method_of(chosen[0].method.name, {**chosen[0].options, **config.method_option}, 0)]
+    return [method_of(chosen[0].method.name, {**chosen[0].method.options, **config.method_option}, 0)]
 
 
 def _compact(specs: Sequence[str], extractor: NeuronFeatureExtractor) -> list[Signal]:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import yaml
-
 from ..core.errors import NeuronSelectError
 from ..core.options import ExtractionOptions
 from ..methods import Method, make_method, signals_needed
@@ -37,11 +35,10 @@ class Chosen:
 
     label: str
     method: Method
-    options: Mapping[str, Any]
 
     def selector(self) -> NeuronSelector:
         """A new selector, not fitted."""
-        return NeuronSelector(self.method.name, **self.options)
+        return NeuronSelector(self.method.name, **self.method.options)
 
     @property
     def signals(self) -> tuple[str, ...]:
@@ -54,24 +51,22 @@ class Chosen:
         return "seed" in self.method.options
 
     def with_seed(self, seed: int) -> Chosen:
-        return method_of(self.method.name, {**self.options, "seed": seed}, seed, label=self.label)
+        return method_of(self.method.name, {**self.method.options, "seed": seed}, seed, label=self.label)
 
 
 def method_of(name: str, options: Mapping[str, Any], seed: int, *, label: str = "") -> Chosen:
     """A method by its name.
 
     Args:
-        options: values; text is read as YAML (``"0.5"`` is a number). seed: for methods that have this option.
+        options: values, or text that the method's options read. seed: for methods that have this option.
 
     Raises:
         NeuronSelectError: unknown method, or an option it does not have or that cannot have this value.
     """
-    values = {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in options.items()}
-    method = make_method(name, values)
-    if "seed" in method.options and "seed" not in values:
-        values["seed"] = seed
-        method = make_method(name, values)
-    return Chosen(label or name, method, values)
+    method = make_method(name, options)
+    if "seed" in method.options and "seed" not in options:
+        method = make_method(name, {**options, "seed": seed})
+    return Chosen(label or name, method)
 
 
 def methods_of(text: str, seed: int) -> list[Chosen]:

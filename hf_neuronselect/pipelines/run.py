@@ -61,7 +61,7 @@ def run(config: RunConfig, *, say: Say = quiet, note: Say = quiet) -> int:
     wants_push = bool(recipe.push.selection or recipe.push.adapter) and config.push
     if wants_push and data is not None and recipe.push.selection:
         raise NeuronSelectError("the rows are not selected by this run; push their folder with `neuronselect push`, "
-                                "and leave selection: away in the section push", option="push",
+                                "and remove selection: from the section push", option="push",
                                 value=recipe.push.selection)  # fmt: skip
     check_tasks(recipe.evaluate)
     offline = wants_push and constants.HF_HUB_OFFLINE

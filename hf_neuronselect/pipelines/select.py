@@ -51,16 +51,14 @@ def prepare(config: SelectConfig, *, like: Job | None = None) -> Job:
     Raises:
         NeuronSelectError: bad input.
     """
-    chosen = method_of(config.method, config.method_option, config.seed)
     check_folder(config.out, RECORD, "a selection folder")
     if config.features is not None and config.streaming:
-        raise NeuronSelectError("a store is of a whole pool; leave --streaming away", option="features",
+        raise NeuronSelectError("a store holds a whole pool; remove --streaming", option="features",
                                 value=config.features.name)  # fmt: skip
     specs = named_specs(config.target, "target")
     capability = open_capability(specs)
-    if capability is not None:
-        chosen = _method_of_capability(config, chosen, capability)
-        specs = {}
+    chosen = _method(config, capability)
+    specs = specs if capability is None else {}
     check_pick(config, list(capability.targets if capability else specs), config.streaming)
     rows = like.rows if like else load_rows(config.pool, streaming=config.streaming)
     targets = like.targets if like and capability is None else load_named(specs, "target")
@@ -79,17 +77,19 @@ def finish(config: SelectConfig, job: Job, *, say: Say = quiet, note: Say = quie
     return selection
 
 
-def _method_of_capability(config: SelectConfig, chosen: Chosen, capability: NeuronSelector) -> Chosen:
-    if not chosen.method.needs_target:  # a control on the same pool
+def _method(config: SelectConfig, capability: NeuronSelector | None) -> Chosen:
+    """The method asked for, or the capability's."""
+    own = capability.method if capability is not None else None
+    if own is None or ("method" in config.given and config.method != own.name):
+        chosen = method_of(config.method, config.method_option, config.seed)
+        if own is not None and chosen.method.needs_target:  # a control needs none: it only leaves out the same rows
+            raise NeuronSelectError(f"the capability is of method {own.name}", option="method", value=config.method)
         return chosen
-    name = capability.method.name
-    if "method" in config.given and config.method != name:
-        raise NeuronSelectError(f"the capability is of method {name}", option="method", value=config.method)
-    params = capability.method.options
-    if config.method_option and chosen.method.options != params:
-        raise NeuronSelectError(f"the capability was fitted with {params}; leave it away", option="method_option",
-                                value=next(iter(config.method_option)))  # fmt: skip
-    return method_of(name, params, config.seed)
+    chosen = method_of(own.name, own.options | config.method_option, config.seed)
+    if chosen.method.options != own.options:
+        raise NeuronSelectError(f"the capability was fitted with {own.options}; remove it",
+                                option="method_option", value=", ".join(config.method_option))  # fmt: skip
+    return chosen
 
 
 def report(selection: Selection, config: SelectConfig, *, say: Say, note: Say) -> None:

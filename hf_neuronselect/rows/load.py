@@ -1,4 +1,4 @@
-"""Pools and targets by name: a local file or folder, else a Hub id with revision, config and split."""
+"""Load pools and targets by name: a local file or folder, bundled rows, or a Hub id."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ BUNDLED = "bundled:"
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _PACKED = (".gz", ".xz", ".zst")
-# Where `datasets` keeps what it loaded from the Hub: org___name_in_snake_case/config/version/commit/.
+# Where `datasets` caches rows from the Hub: org___name_in_snake_case/config/version/commit/.
 _CACHED = re.compile(r"/(?P<org>[^/]+?)___[^/]+/(?P<config>[^/]+)/\d+\.\d+\.\d+/(?P<commit>[0-9a-f]{40})/[^/]+$")
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^:]+))?(:(?P<rest>.+))?")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A pool or target, loaded.
+    """A loaded pool or target.
 
     Attributes:
-        data: the rows. about: what goes into the provenance: id, revision or content hash, config, split.
+        data: the rows. about: their source for the provenance: id, commit or content hash, config, split.
     """
 
     data: Dataset | IterableDataset
@@ -74,10 +74,10 @@ def load_rows(spec: str, *, option: str = "pool", streaming: bool = False, token
         spec: an existing path wins (.jsonl, .json, .csv, .parquet, also .gz, .xz, .zst; a
             ``save_to_disk`` folder; a folder of parquet or JSON), else ``bundled:pool`` or ``bundled:TARGET``, else
             ``org/name[@revision][:config[:split]]``; the default split is ``train``.
-        option: what errors call it. streaming: an IterableDataset, nothing downloaded at once.
+        option: name of the argument, for errors. streaming: give an IterableDataset and download as it is read.
 
     Raises:
-        NeuronSelectError: not there, not readable, several splits.
+        NeuronSelectError: the rows do not exist, cannot be read, or have several splits.
     """
     path = Path(spec)
     if path.exists():
@@ -114,10 +114,10 @@ def load_rows(spec: str, *, option: str = "pool", streaming: bool = False, token
 
 
 def load_again(spec: str, about: Mapping[str, Any]) -> Dataset:
-    """The rows of a spec, on another machine.
+    """Load a spec's rows on another machine.
 
     Raises:
-        NeuronSelectError: it is not seen there, or these are other rows than ``about`` says.
+        NeuronSelectError: they cannot be loaded there, or are not the rows described by ``about``.
     """
     rows = load_rows(spec)
     if any(rows.about.get(name) != about.get(name) for name in ("id", "commit", "config", "split")):
@@ -130,14 +130,14 @@ def load_again(spec: str, about: Mapping[str, Any]) -> Dataset:
 
 
 def _terms(info: DatasetInfo) -> dict[str, Any]:
-    """What the source says about its use: ``license`` as it states it, ``restricted`` (private or gated)."""
+    """Terms of use: ``license`` as the source states it, ``restricted`` (private or gated)."""
     stated = info.card_data.get("license") if info.card_data else None
     restricted = "private" if info.private else "gated" if info.gated else None
     return {name: value for name, value in (("license", stated), ("restricted", restricted)) if value}
 
 
 def source_of(data: Dataset | IterableDataset) -> SourceRecord | None:
-    """Which Hub data set rows come from, as far as their cache files tell.
+    """The Hub dataset that rows come from, as far as their cache files tell.
 
     Returns:
         The data set itself for a whole split; a record with ``derived_from`` for rows that were taken from one; None
@@ -147,7 +147,7 @@ def source_of(data: Dataset | IterableDataset) -> SourceRecord | None:
     found = next((m for f in files if (m := _CACHED.search(Path(f["filename"]).as_posix()))), None)
     if found is None:
         return None
-    # That folder's name is in snake case; the Hub's own cache has the name as it is, under the same commit.
+    # That folder's name is in snake case; the Hub's own cache has the real name, under the same commit.
     kept = Path(constants.HF_HUB_CACHE).glob(f"datasets--{found['org']}--*/snapshots/{found['commit']}")
     names = {path.parent.parent.name.split("--", 2)[2] for path in kept}
     if len(names) != 1:
@@ -178,7 +178,7 @@ def _load_local(path: Path, option: str, streaming: bool) -> Rows:
         files = [path]
         if path.is_dir():
             root = path
-            if (path / "selection.json").is_file():  # rows of rows: the first source's terms go on holding
+            if (path / "selection.json").is_file():  # rows selected before: the first source's terms still apply
                 root = path / "data"
                 first = json.loads((path / "selection.json").read_text(encoding="utf-8")).get("pool", {})
                 about |= {name: first[name] for name in ("license", "restricted") if first.get(name)}
@@ -194,7 +194,7 @@ def _load_local(path: Path, option: str, streaming: bool) -> Rows:
         )
     except NeuronSelectError:
         raise
-    except StopIteration as cause:  # what the JSON reader raises for an empty file
+    except StopIteration as cause:  # the JSON reader raises it for an empty file
         raise NeuronSelectError("there are no rows", option=option, value=path.name) from cause
     except (DatasetGenerationError, ValueError, OSError, TypeError) as cause:
         reason = " ".join(str(cause.__cause__ or cause).split())[:240]
@@ -203,7 +203,7 @@ def _load_local(path: Path, option: str, streaming: bool) -> Rows:
 
 
 def with_messages(data: Dataset, fmt: RowFormat | None = None) -> Dataset:
-    """Rows of any format with a ``messages`` column (roles and contents); one that is there stays as it is.
+    """Rows of any format with a ``messages`` column (roles and contents); an existing one is kept.
 
     Raises:
         NeuronSelectError: columns missing, or plain texts, which have no turns.

@@ -58,15 +58,16 @@ def selection_record(
     lengths: np.ndarray,
     selected: int,
     cost: Cost,
+    passes: Cost,
 ) -> Provenance:
     """``selection.json`` of a selection.
 
     Args:
         capability: where the selector was loaded from. extractor: what computed the pool's signals.
-        lengths: tokens of the selected rows, where they are known. cost: all passes, and fit and score seconds.
+        lengths: tokens of the selected rows, where they are known.
+        cost: of fitting and scoring. passes: over the pool; those read from a store are marked as reused.
     """
-    cost = cost.folded()
-    rate = cost.tokens_per_second()
+    rate = passes.tokens_per_second()
     return Provenance(
         method=fitted.method,
         targets=fitted.targets,
@@ -94,7 +95,7 @@ def selection_record(
             tokens_per_second=round(rate) if rate else None,
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         ),
-        cost=cost,
+        cost=cost.merge(passes).folded(),
     )
 
 

@@ -123,7 +123,7 @@ class NeuronSelector(PushToHub):
                     self.identities.setdefault(signal.name, self.extractor.identity(signal))
         self.extraction = self._extraction(self.extractor)
         passes = sum(cost.total_seconds for cost in self.cost.passes.values())
-        self.cost = self.cost.merge(Cost(fit_seconds=round(time.perf_counter() - started - passes, 3)))
+        self.cost = self.cost.merge(Cost(fit_seconds=round(time.perf_counter() - started - passes, 6)))
         return self
 
     def _fit_one(self, name: str, data: Data, source: SourceRecord | None) -> Target:
@@ -329,7 +329,8 @@ class NeuronSelector(PushToHub):
             tally=tally,
             lengths=selection.picked_lengths(),
             selected=len(selection),
-            cost=self.cost.merge(reader.cost()).merge(Cost(score_seconds=round(tally.score_seconds, 3))),
+            cost=self.cost.merge(Cost(score_seconds=round(tally.score_seconds, 6))),
+            passes=reader.cost(),
         )
         return selection
 

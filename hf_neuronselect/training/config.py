@@ -1,4 +1,4 @@
-"""The ``train`` section of a recipe: TRL's own keys, and a few of ours; unknown ones are refused."""
+"""A recipe's section ``train``: TRL's own keys and a few of ours; unknown ones are refused."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ _SFT = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
 _MODEL = {f.name for f in dataclasses.fields(ModelConfig) if f.init} - {"model_name_or_path", "model_revision"}
 _OURS = {"model", "revision", "data", "controls", "name"}
 _OPTIONS = {action.dest: action for action in HfArgumentParser((SFTConfig, ModelConfig))._actions}  # type: ignore[arg-type]
-# Said elsewhere, or not ours to do: the folder is --out, pushes are the section `push` (one commit, no pickle).
+# Keys of TRL that another place sets, or that do not apply here.
 _NOT_HERE = {
     "output_dir": "the folder is --out",
     **dict.fromkeys(
         ["push_to_hub", *(key for key in _SFT if key.startswith("hub_"))],
-        "the repository is named in the section push, the token is HF_TOKEN or that of `hf auth login`",
+        "name the repository in the section push; the token is HF_TOKEN or the one of `hf auth login`",
     ),
-    "resume_from_checkpoint": "a run that was stopped goes on by itself",
-    "completion_only_loss": "answers alone are trained on, in every turn (TRL ignores this on messages)",
+    "resume_from_checkpoint": "a run that was stopped resumes by itself",
+    "completion_only_loss": "the loss is on the answers of every turn already (TRL ignores this key on messages)",
     "dataset_text_field": "rows become messages",
     "dataset_kwargs": "rows become messages",
     "formatting_func": "rows become messages",
-    "model_init_kwargs": "say it with dtype, attn_implementation, load_in_4bit",
-    "trust_remote_code": "code of a repository is not run",
-    "gradient_checkpointing": "its name is activation_checkpointing now",
-    "use_peft": "LoRA is what is trained; for full fine-tuning: neuronselect export DIR --format trl",
+    "model_init_kwargs": "use dtype, attn_implementation, load_in_4bit",
+    "trust_remote_code": "code from a repository is never run",
+    "gradient_checkpointing": "it is called activation_checkpointing now",
+    "use_peft": "only LoRA is trained; for full fine-tuning, neuronselect export DIR --format trl",
 }
 
 
 def _defaults(on_cpu: bool) -> dict[str, Any]:
-    """What differs from TRL's own defaults, and why."""
+    """Our defaults where they differ from TRL's, and why."""
     return {
-        "assistant_only_loss": True,  # the answers are what a selection is meant to teach
+        "assistant_only_loss": True,  # a selection is meant to teach answers
         "max_length": 2048,  # as in extraction
-        "packing": not on_cpu,  # without a variable-length kernel a packed row pays for its whole square
-        "train_sampling_strategy": "group_by_length" if on_cpu else "random",  # then padding is what costs
-        "learning_rate": 2e-4,  # LoRA's; TRL's 2e-5 is of full fine-tuning
+        "packing": not on_cpu,  # without a variable-length kernel, attention over a packed row costs its whole square
+        "train_sampling_strategy": "group_by_length" if on_cpu else "random",  # without packing, padding costs
+        "learning_rate": 2e-4,  # usual for LoRA; TRL's 2e-5 is for full fine-tuning
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.03,
         "report_to": "none",
@@ -63,7 +63,7 @@ def _defaults(on_cpu: bool) -> dict[str, Any]:
 
 
 def _read(key: str, value: Any) -> Any:
-    """A value as TRL's own command line reads it: YAML takes ``2e-4`` for text."""
+    """A value as TRL's own command line reads it: YAML reads ``2e-4`` as text."""
     option = _OPTIONS.get(key)
     if option is None or not isinstance(value, str):
         return value
@@ -76,13 +76,13 @@ def _read(key: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A ``train`` section, checked.
+    """A checked ``train`` section.
 
     Attributes:
-        model: the base that is fine-tuned, folder or Hub id; None is the bundled one. revision: of it.
+        model: base model to fine-tune, folder or Hub id; None for the bundled one. revision: its branch, tag or commit.
         data: a selection (folder or Hub id) or rows; None where the recipe selects.
-        controls: baselines trained the same way for comparison.
-        name: what cards and tables call the adapter.
+        controls: methods without a target, whose selections are trained on the same way for comparison.
+        name: the adapter's name in cards and tables.
         sft, model_options: keys of TRL's ``SFTConfig`` and ``ModelConfig``.
     """
 
@@ -104,12 +104,12 @@ class TrainConfig:
         values = underscored(section)
         for key in values:
             if key in _NOT_HERE:
-                raise NeuronSelectError(f"does not belong into train: {_NOT_HERE[key]}", option=key)
+                raise NeuronSelectError(f"does not belong in train: {_NOT_HERE[key]}", option=key)
             if key not in _OURS | _SFT | _MODEL:
                 raise unknown("key of section train", key, _OURS | _SFT | _MODEL, "config")
         values = {key: _read(key, value) for key, value in values.items()}
         if values.get("assistant_only_loss") is False:
-            raise NeuronSelectError("questions would be trained on; leave it away", option="assistant_only_loss",
+            raise NeuronSelectError("questions would be trained on; remove it", option="assistant_only_loss",
                                     value=False)  # fmt: skip
         controls = values.get("controls") or ()
         controls = (controls,) if isinstance(controls, str) else tuple(controls)
@@ -127,7 +127,7 @@ class TrainConfig:
             model_options={key: value for key, value in values.items() if key in _MODEL - _SFT},
         )
         config.chat_template()
-        config.lora()  # values that TRL and PEFT refuse are refused now, not after hours
+        config.lora()  # values that TRL or PEFT refuses are refused now, not after hours
         config.arguments(Path("unused"))
         return config
 
@@ -147,7 +147,7 @@ class TrainConfig:
         return found
 
     def arguments(self, checkpoints: Path) -> SFTConfig:
-        """TRL's arguments; checkpoints go to the folder named."""
+        """TRL's arguments, with checkpoints in this folder."""
         on_cpu = bool(self.sft.get("use_cpu")) or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         options = _defaults(on_cpu) | dict(self.sft)
         if on_cpu:
@@ -158,10 +158,10 @@ class TrainConfig:
             raise NeuronSelectError(f"TRL refuses it: {' '.join(str(cause).split())[:300]}", option="train") from cause
 
     def chat_template(self) -> str | None:
-        """The text of ``chat_template_path``; None where the tokenizer's own is used.
+        """The text of ``chat_template_path``; None for the tokenizer's own template.
 
         Raises:
-            NeuronSelectError: no such file. A model's name is not taken: its template may need tokens the base has not.
+            NeuronSelectError: no such file. A model's name is refused: its template may need tokens the base lacks.
         """
         path = self.sft.get("chat_template_path")
         if path is None:
@@ -171,5 +171,5 @@ class TrainConfig:
         return Path(path).read_text(encoding="utf-8")
 
     def about(self) -> dict[str, Any]:
-        """What was asked for, for cards and keys."""
+        """TRL's keys as given, for cards and for the keys of steps."""
         return {**self.sft, **self.model_options}

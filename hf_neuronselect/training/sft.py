@@ -136,6 +136,7 @@ def train_adapter(
     assert isinstance(tuned, PeftModel)
     stated = tuned.peft_config["default"]
     stated.base_model_name_or_path, stated.revision = base.id, base.revision  # never a path of this machine
+    (out / TRAINING_RECORD).unlink(missing_ok=True)  # an earlier record does not vouch for half-written weights
     tuned.save_pretrained(str(out), save_embedding_layers=False)  # no vocabulary is resized here
     tokenizer.save_pretrained(out)
     if own is None:

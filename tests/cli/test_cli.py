@@ -56,6 +56,8 @@ def test_select_writes_a_folder(pool: str, files: dict[str, str], tmp_path: Path
         "data/train-00000-of-00001.parquet",
         "scores.parquet",
         "selection.json",
+        "capability/config.json",
+        "capability/capability.safetensors",
         "report.html",
     }
     made = json.loads((tmp_path / "sel" / "selection.json").read_text())
@@ -239,7 +241,7 @@ def test_a_device_map_changes_no_number(capsys, monkeypatch, files: dict[str, st
     status, _, err = run(
         capsys, monkeypatch, *base(files, tmp_path / "x"), "--k", "3", "--device-map", "auto", "--device", "cpu"
     )
-    assert status == 2 and err.startswith("error: --device-map auto: stands instead of device, which is cpu")
+    assert status == 2 and err.startswith("error: --device-map auto: replaces device, which is cpu")
 
 
 def test_a_store_of_other_values_is_refused(files: dict[str, str], tmp_path: Path, capsys, monkeypatch) -> None:

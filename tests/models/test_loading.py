@@ -24,9 +24,10 @@ from tiny import write_sae
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError
-from hf_neuronselect.models import prefix
-from hf_neuronselect.signals import loading
-from hf_neuronselect.signals.loading import quiet_peft
+from hf_neuronselect.models import loading, prefix
+from hf_neuronselect.models.backbone import Backbone
+from hf_neuronselect.models.loading import quiet_peft
+from hf_neuronselect.signals.forward import ForwardSignal
 
 TEXTS = {"text": ["some words here", "others, and more of them", "x"]}
 INDEX = "model.safetensors.index.json"
@@ -54,8 +55,13 @@ def extractor(model: Path | str, layer: int = 1, **options: Any) -> NeuronFeatur
     return NeuronFeatureExtractor.from_pretrained(str(model), layer=layer, **{"features": ["hidden"]} | options)
 
 
+def backbone_of(made: NeuronFeatureExtractor) -> Backbone:
+    return made.forward.loaded([signal for signal in made.signals if isinstance(signal, ForwardSignal)])[0]
+
+
 def features(made: NeuronFeatureExtractor) -> dict[str, Any]:
-    return {name: column for name, column in made(TEXTS).items() if name in made.features or "mona" in name}
+    names = [signal.name for signal in made.signals]
+    return {name: column for name, column in made(TEXTS).items() if name in names or "mona" in name}
 
 
 def same(got: NeuronFeatureExtractor, want: NeuronFeatureExtractor) -> bool:
@@ -89,7 +95,7 @@ def test_the_prefix_gives_the_whole_models_bits(family: str, tmp_path: Path) -> 
     folder = save(tmp_path, tiny_model(family, tie_word_embeddings=FAMILIES.index(family) % 2 == 0))
     got = extractor(folder)
     assert same(got, whole(folder))
-    backbone = got.runtime().backbone
+    backbone = backbone_of(got)
     assert len(backbone.blocks) == 2 and backbone.num_layers == BLOCKS
     # The final norm is not there at all, rather than with numbers of its own.
     assert not any(hasattr(backbone.decoder, name) for name in ("norm", "ln_f", "final_layer_norm"))
@@ -109,7 +115,7 @@ def test_names_of_older_checkpoints(tmp_path: Path) -> None:
     mask = {f"h.{i}.attn.bias": torch.ones(1, 1, 4, 4) for i in range(BLOCKS)}
     rewrite(folder, lambda held: {k.removeprefix("transformer."): v for k, v in held.items()} | mask)
     got = extractor(folder)
-    assert np.array_equal(features(got)["hidden"], want["hidden"]) and len(got.runtime().backbone.blocks) == 2
+    assert np.array_equal(features(got)["hidden"], want["hidden"]) and len(backbone_of(got).blocks) == 2
 
 
 def test_the_text_part_of_a_model_that_sees(tmp_path: Path) -> None:
@@ -121,7 +127,7 @@ def test_the_text_part_of_a_model_that_sees(tmp_path: Path) -> None:
     torch.manual_seed(0)
     folder = save(tmp_path, AutoModelForCausalLM.from_config(config, dtype=torch.float32))
     got = extractor(folder)
-    assert same(got, whole(folder)) and len(got.runtime().backbone.blocks) == 2
+    assert same(got, whole(folder)) and len(backbone_of(got).blocks) == 2
 
 
 def test_other_shards_need_not_be_there(sharded: Path) -> None:
@@ -171,7 +177,7 @@ def test_other_tensors_are_not_read(tmp_path: Path, tied: bool, monkeypatch: pyt
 def test_more_blocks_are_loaded_when_they_are_asked_for(sharded: Path) -> None:
     for layer, blocks in ((0, 1), (2, 3), (1, 3)):
         made = extractor(sharded, layer)
-        assert same(made, whole(sharded, layer)) and len(made.runtime().backbone.blocks) == blocks
+        assert same(made, whole(sharded, layer)) and len(backbone_of(made).blocks) == blocks
 
 
 def test_a_prefix_that_is_not_understood_is_loaded_whole(
@@ -295,12 +301,12 @@ def test_only_needed_shards_are_downloaded(hub: Hub, sharded: Path, monkeypatch:
 
     start = len(hub.requests)
     made = extractor(name)
-    made.runtime(weights=False)
+    made.prepare([])  # tokenizing needs no weights
     assert not downloaded(start)
     assert same(made, extractor(sharded))
     first = files_of(sharded, in_first_two)
     assert downloaded(start) == first
-    assert made.config.model.commit == hub.commit("models", name)
+    assert made.extraction.model.commit == hub.commit("models", name)
     # Without the Hub what is cached does, and what is not is said.
     loading._BACKBONES.clear()
     with monkeypatch.context() as patch:
@@ -342,10 +348,10 @@ def test_a_spread_model_gives_the_same_bits(family: str, device_map: Any, tmp_pa
         plain = extractor(folder, 2, features=names, sae=sae)
         made = extractor(folder, 2, features=names, sae=sae, device_map=device_map)
         assert same(made, plain)
-        assert made.hash == plain.hash
+        assert made.identities == plain.identities
         again = pickle.loads(pickle.dumps(made))
-        assert again.device_map == device_map == made.with_features(["hidden"]).device_map
-        assert again.runtime().backbone is made.runtime().backbone is not plain.runtime().backbone
+        assert again.extraction.options.device_map == device_map == made.extraction.options.device_map
+        assert backbone_of(again) is backbone_of(made) is not backbone_of(plain)
 
 
 def test_what_is_offloaded_is_cleaned_up(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +369,7 @@ def test_what_is_offloaded_is_cleaned_up(sharded: Path, tmp_path: Path, monkeypa
 
 def test_activations_are_read_where_the_last_block_runs(sharded: Path) -> None:
     made = extractor(sharded, device_map=spread(layers_0="disk", layers_1="disk"))
-    backbone = made.runtime().backbone
+    backbone = backbone_of(made)
     assert all(parameter.is_meta for parameter in backbone.blocks[-1].parameters())
     assert backbone.device == torch.device("cpu")
     moved = []
@@ -391,13 +397,13 @@ def test_a_router_on_the_disk_is_said(tmp_path: Path) -> None:
 def test_a_device_map_that_cannot_be(sharded: Path) -> None:
     with pytest.raises(NeuronSelectError, match="must be one of auto, balanced"):
         extractor(sharded, device_map="fast")
-    with pytest.raises(NeuronSelectError, match="instead of device, which is cpu"):
+    with pytest.raises(NeuronSelectError, match="replaces device, which is cpu"):
         extractor(sharded, device_map="auto", device="cpu")
     with pytest.raises(NeuronSelectError, match="spreads one model over all devices"):
         extractor(sharded, device_map="auto")(TEXTS, rank=1)
     assert "hidden" in extractor(sharded, device_map="auto")(TEXTS, rank=0)
     with pytest.raises(NeuronSelectError, match="a model in memory stays where it is"):
-        NeuronFeatureExtractor(whole(sharded).config, device_map="auto")
+        NeuronFeatureExtractor.from_model(tiny_model("llama"), tiny_tokenizer(), features=["hidden"], device_map="auto")
     for device_map, words in (({"": "nowhere"}, "cannot be placed so: .*device"),
                               ({"model.layers.0": "disk", "model.layers.1": "cpu"}, "embed_tokens")):  # fmt: skip
         with pytest.raises(NeuronSelectError, match=words):

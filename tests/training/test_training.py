@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tiny import chat, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_neuronselect.core.errors import NeuronSelectError, NeuronSelectWarning
+from hf_neuronselect.core.provenance import MethodRecord, SelectionSummary, SourceRecord, TargetRecord
 from hf_neuronselect.models.loss import answer_losses
 from hf_neuronselect.rows.encode import SampleEncoder
 from hf_neuronselect.rows.formats import Conversation
@@ -77,17 +79,17 @@ def weights(folder: Path) -> bytes:
         ({"warmup_ratio": 0.1}, "config", "did you mean warmup_steps"),
         ({1: 2}, "config", "unknown key of section train"),
         ({"output_dir": "x"}, "output_dir", "the folder is --out"),
-        ({"push_to_hub": True}, "push_to_hub", "named in the section push"),
+        ({"push_to_hub": True}, "push_to_hub", "name the repository in the section push"),
         ({"hub_token": "hf_secret"}, "hub_token", "HF_TOKEN"),
-        ({"resume_from_checkpoint": True}, "resume_from_checkpoint", "goes on by itself"),
-        ({"completion_only_loss": True}, "completion_only_loss", "answers alone are trained on"),
+        ({"resume_from_checkpoint": True}, "resume_from_checkpoint", "resumes by itself"),
+        ({"completion_only_loss": True}, "completion_only_loss", "the loss is on the answers of every turn"),
         ({"dataset_text_field": "text"}, "dataset_text_field", "rows become messages"),
         ({"dataset-kwargs": {}}, "dataset_kwargs", "rows become messages"),
         ({"model_init_kwargs": {}}, "model_init_kwargs", "dtype, attn_implementation"),
-        ({"trust_remote_code": True}, "trust_remote_code", "is not run"),
+        ({"trust_remote_code": True}, "trust_remote_code", "is never run"),
         ({"gradient_checkpointing": True}, "gradient_checkpointing", "activation_checkpointing"),
-        ({"use_peft": False}, "use_peft", "LoRA is what is trained"),
-        ({"assistant_only_loss": False}, "assistant_only_loss", "questions would be trained on; leave it away"),
+        ({"use_peft": False}, "use_peft", "only LoRA is trained"),
+        ({"assistant_only_loss": False}, "assistant_only_loss", "questions would be trained on; remove it"),
         ({"assistant_only_loss": "no"}, "assistant_only_loss", "questions would be trained on"),
         ({"controls": ["randm"]}, "controls", "unknown control; did you mean random"),
         ({"controls": "mona"}, "controls", "unknown control; known: full, longest, random, shortest"),
@@ -181,8 +183,8 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[list[i
             ends = np.cumsum(row["seq_lengths"] if "seq_lengths" in row else [len(row["input_ids"])])
             for first, last in zip([0, *ends[:-1]], ends, strict=True):
                 found.append((row["input_ids"][first:last], row["labels"][first:last]))
-        assert record["results"]["tokens"] == sum(len(ids) for ids, _ in found)
-        assert record["results"]["answer_tokens"] == sum(sum(x != -100 for x in labels) for _, labels in found)
+        assert record.results["tokens"] == sum(len(ids) for ids, _ in found)
+        assert record.results["answer_tokens"] == sum(sum(x != -100 for x in labels) for _, labels in found)
         return found
 
     return run
@@ -396,11 +398,11 @@ def tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         section(base, max_steps=12, learning_rate="2e-2", logging_steps=2, lora_r=4, use_cpu=True,
                 chat_template_path=str(out.parent / "given.jinja"))
     )  # fmt: skip
-    selection = {
-        "pool": {"id": "pool.jsonl", "commit": "content:0"},
-        "method": {"name": "mona"},
-        "targets": {"sevens": {}},
-    }
+    selection = SelectionSummary(
+        pool=SourceRecord(id="pool.jsonl", commit="content:0"),
+        method=MethodRecord(name="mona"),
+        targets={"sevens": TargetRecord()},
+    )
     with warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("error", category)
@@ -423,7 +425,7 @@ def test_the_folder_holds_an_adapter_and_no_pickle(tuned: Path, base: Path) -> N
 def test_the_record_says_what_was_done(tuned: Path, base: Path) -> None:
     record = json.loads((tuned / "training.json").read_text())
     assert record["base_model"] == {"id": "model", "commit": base_source(str(base)).commit}
-    assert record["name"] == "mona" and record["selection"]["method"] == {"name": "mona"}
+    assert record["name"] == "mona" and record["selection"]["method"]["name"] == "mona"
     assert record["settings"] == {
         "max_steps": 12, "per_device_train_batch_size": 4, "max_length": 256, "learning_rate": 0.02, "logging_steps": 2,
         "lora_r": 4, "use_cpu": True, "chat_template_path": "given.jinja",
@@ -486,7 +488,7 @@ def test_a_folder_of_something_else_is_left_alone(base: Path, tmp_path: Path) ->
 def test_a_base_from_the_hub(hub: Hub, base: Path, tmp_path: Path) -> None:
     commit = hub.add("models", "me/tiny-base", {path.name: path.read_bytes() for path in base.iterdir()})
     record = train("me/tiny-base", tmp_path / "a", revision="main", max_steps=3)
-    assert record["base_model"] == {"id": "me/tiny-base", "commit": commit}
+    assert record.base_model == SourceRecord(id="me/tiny-base", commit=commit)
     config = json.loads((tmp_path / "a" / CONFIG).read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("me/tiny-base", commit)
     assert "base_model: me/tiny-base\n" in (tmp_path / "a" / "README.md").read_text()
@@ -571,7 +573,7 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(
     assert [r.getMessage() for r in caplog.records if "going on" in r.message] == [f"going on from checkpoint-{found}"]
     assert weights(tmp_path / "a") == weights(undisturbed)
     want = json.loads((undisturbed / "training.json").read_text())
-    assert json.loads(json.dumps(record["losses"])) == want["losses"] and record["results"]["steps"] == 10
+    assert [list(one) for one in record.losses] == want["losses"] and record.results["steps"] == 10
     assert not (tmp_path / "a" / "checkpoints").exists()
 
 
@@ -614,7 +616,7 @@ def test_base_and_adapters_beside_each_other(tuned: Path, zero: Path, base: Path
     data = {"sevens": HELD_OUT, "others": rows(6)}
     adapters = {"mona": tuned, "zero": zero}
     found = evaluate_models(base_source(str(base)), adapters, data, device="cpu")
-    value = {(row["model"], row["data"]): row["value"] for row in found}
+    value = {(row.model, row.data): row.value for row in found}
     assert list(value) == [(model, name) for model in ("base", "mona", "zero") for name in data]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     for name, some in data.items():
@@ -622,13 +624,13 @@ def test_base_and_adapters_beside_each_other(tuned: Path, zero: Path, base: Path
         assert value["base", name] == pytest.approx(loss.mean, abs=1e-6)
         # The one with B = 0 comes after the other, and has fewer layers: an adapter leaves nothing behind.
         assert value["zero", name] == value["base", name] != value["mona", name]
-        answers = {(row["rows"], row["answer_tokens"]) for row in found if row["data"] == name}
+        answers = {(row.rows, row.answer_tokens) for row in found if row.data == name}
         assert answers == {(len(some), int(loss.tokens.sum()))}
     assert value["mona", "sevens"] < value["base", "sevens"] - 1
-    assert {(row["metric"], row["taken_out"]) for row in found} == {("target_loss", 0)}
+    assert {(row.metric, row.taken_out) for row in found} == {("target_loss", 0)}
     fewer = evaluate_models(base_source(str(base)), {}, {"sevens": HELD_OUT}, max_rows=2)
     first = answer_losses(model, tokenizer, conversations(HELD_OUT.select(range(2)))).mean
-    assert [(row["rows"], row["value"]) for row in fewer] == [(2, pytest.approx(first, abs=1e-6))]
+    assert [(row.rows, row.value) for row in fewer] == [(2, pytest.approx(first, abs=1e-6))]
 
 
 def test_with_the_template_it_was_trained_with(base: Path) -> None:
@@ -636,7 +638,7 @@ def test_with_the_template_it_was_trained_with(base: Path) -> None:
     found = evaluate_models(base_source(str(base)), {}, {"sevens": HELD_OUT}, chat_template=shorter)
     tokenizer = tiny_tokenizer(shorter)
     loss = answer_losses(AutoModelForCausalLM.from_pretrained(base), tokenizer, conversations(HELD_OUT))
-    assert found[0]["value"] == pytest.approx(loss.mean, abs=1e-6)
+    assert found[0].value == pytest.approx(loss.mean, abs=1e-6)
 
 
 LONG = "How many apples are left if I had seven and ate five of them?"
@@ -679,7 +681,7 @@ def test_leaks_are_counted_and_warned_of(tuned: Path, base: Path) -> None:
     with pytest.warns(NeuronSelectWarning, match="^data sevens: 3 of 8 rows stand in the training rows and are taken"):
         found = evaluate_models(base_source(str(base)), {"mona": tuned}, {"sevens": leaking}, trained=[LEARNT])
     clean = evaluate_models(base_source(str(base)), {"mona": tuned}, {"sevens": HELD_OUT}, trained=[LEARNT])
-    assert [row | {"taken_out": 3} for row in clean] == found
+    assert [replace(row, taken_out=3) for row in clean] == found
     with (
         pytest.warns(NeuronSelectWarning, match="16 of 16"),
         pytest.raises(NeuronSelectError, match="data='sevens': no held-out row is left"),

@@ -1,0 +1,148 @@
+"""Several methods side by side: one pass over the pool, the same picks as one at a time, a table that adds up."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import rows
+
+from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, Selection
+from hf_neuronselect.core.configs import CompareConfig, SelectConfig
+from hf_neuronselect.pipelines.compare import Comparison, compare, slug
+from hf_neuronselect.pipelines.parts import methods_of
+from hf_neuronselect.pipelines.select import select
+
+METHODS = "mona,nait,nait(normalize=true,direction=mean),random,longest"
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("compare")
+    rows(60).to_json(folder / "pool.jsonl")
+    rows(6, seed=1).to_json(folder / "a.jsonl")
+    rows(5, seed=2).to_json(folder / "b.jsonl")
+    return {
+        "pool": str(folder / "pool.jsonl"),
+        "target": (f"a={folder / 'a.jsonl'}", f"b={folder / 'b.jsonl'}"),
+        "model": str(tiny_folder / "model"),
+        "sae": str(tiny_folder / "sae"),
+    }
+
+
+class Pass:
+    """Counts the rows that a model reads, by the signals it computes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[tuple[str, ...], int]] = []
+        before = NeuronFeatureExtractor.compute
+
+        def compute(extractor: NeuronFeatureExtractor, samples: Any, rank: int | None = None) -> dict[str, Any]:
+            self.seen.append((extractor.features, len(samples)))
+            return before(extractor, samples, rank)
+
+        monkeypatch.setattr(NeuronFeatureExtractor, "compute", compute)
+
+
+def compared(options: dict[str, Any], out: Path, **more: Any) -> Comparison:
+    return compare(CompareConfig(**(options | {"methods": METHODS, "k": 8, "out": out} | more)))
+
+
+def test_the_same_picks_as_one_at_a_time(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Pass(monkeypatch)
+    said: list[str] = []
+    related = {"a": "s1", "b": "s0, s2"}
+    config = CompareConfig(**options, methods=METHODS, k=8, related=related, draws=3, out=tmp_path / "out")
+    found = compare(config, say=said.append)
+    assert sorted(n for _, n in counted.seen) == [5, 6, 16, 60], (
+        "the pool once (16 rows to tell its size), exemplars once"
+    )
+    monkeypatch.undo()
+    sources = np.asarray(rows(60)["source"])
+    table = list(csv.DictReader((tmp_path / "out" / "compare.csv").open()))
+    assert len(table) == len(found.lines) == 10
+    for line in table:
+        label, target = line["method"], line["target"]
+        saved = Selection.from_pretrained(tmp_path / "out" / slug(label) / target)
+        (chosen,) = methods_of(label, 0)
+        alone = select(SelectConfig(**(options | {
+            "target": [one for one in options["target"] if one.startswith(f"{target}=")], "method": chosen.method.name,
+            "method_option": chosen.method.options, "k": 8, "out": tmp_path / f"{slug(label)}-{target}",
+        })))  # fmt: skip
+        assert saved.indices.tolist() == alone.indices.tolist()
+        # Projections are float32, vectors are not: the shared pass projects where one method has directions.
+        for name in (name for name in alone.scores.column_names if name.startswith("score")):
+            np.testing.assert_allclose(saved.scores[name].to_numpy(), alone.scores[name].to_numpy(), rtol=1e-5)
+        right = np.isin(sources, related[target].replace(" ", "").split(","))
+        assert float(line["base_rate"]) == right.mean() and int(line["rows"]) == 8
+        if chosen.draws:
+            assert line["draws"] == "3" and line["precision_95"]
+        else:
+            assert line["draws"] == "1" and not line["precision_95"]
+            assert float(line["precision"]) == right[alone.indices].mean()
+    first = {line["target"]: float(line["overlap"]) for line in table if line["method"] == "mona"}
+    assert first == {"a": 1.0, "b": 1.0}
+    text = "\n".join(said)
+    shown = (tmp_path / "out" / "compare.md").read_text()
+    assert "random (mean of 3 draws)" in text and "nait(normalize=true,direction=mean)" in text
+    assert len(shown.splitlines()) == 12 and "| random (mean of 3 draws) | a | 8 |" in shown
+
+
+def test_again_into_the_same_folder_and_from_a_store(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = compared(options, tmp_path / "out", features=tmp_path / "store", methods="mona,hidden")
+    counted = Pass(monkeypatch)
+    again = compared(options, tmp_path / "out", features=tmp_path / "store", methods="mona,hidden")
+    assert sorted(n for _, n in counted.seen) == [5, 6], "the store has the pool's signals"
+    for key, selection in first.selections.items():
+        assert again.selections[key].indices.tolist() == selection.indices.tolist()
+    assert json.loads((tmp_path / "out/mona/a/selection.json").read_text())["pool"]["id"] == "pool.jsonl"
+    assert not (tmp_path / "out" / "features").exists()
+    made = first.lines[0]
+    assert made.precision is None and made.base_rate is None and made.pool_tokens
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": "mona,mono"}, "method='mono': unknown method; did you mean mona"),
+        ({"methods": "mona,mona"}, "methods='mona': is named twice"),
+        ({"methods": "mona,"}, "methods=.*: must be names"),
+        ({"methods": "nait(direction=up)"}, "direction='up': must be one of pca, mean"),
+        ({"methods": "nait(way=up)"}, "unknown option of method 'nait'"),
+        ({"target": ()}, "target: name at least one target|name at least one target"),
+        ({"target": ("capability:x",)}, "belongs to one method"),
+        ({"related": {"c": "s1"}}, "related='c': is no target; targets: a, b"),
+        ({"related": {"a": "s1"}, "source_column": "origin"}, "source_column='origin': the pool has no such column"),
+        ({"pool": "bundled:pols"}, "unknown bundled rows; did you mean bundled:pool"),
+    ],
+)
+def test_bad_input_is_refused_before_a_model_is_loaded(
+    change: dict[str, Any], message: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NeuronFeatureExtractor, "from_options", lambda *a, **b: pytest.fail("a model was loaded"))
+    with pytest.raises(NeuronSelectError, match=message):
+        compared(options, tmp_path / "out", **change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(options: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(NeuronSelectError, match="exists and is not a comparison's folder"):
+        compared(options, tmp_path)
+
+
+def test_names_of_methods() -> None:
+    found = methods_of(" mona , nait(normalize=true, direction=mean),random ", 5)
+    assert [one.label for one in found] == ["mona", "nait(normalize=true, direction=mean)", "random"]
+    assert found[1].method.options == {"candidate": "drift", "normalize": True, "direction": "mean"}
+    assert [one.method.options for one in found if one.draws] == [{"seed": 5}]
+    assert methods_of("random(seed=7)", 5)[0].method.options == {"seed": 7}
+    assert [slug(one.label) for one in found] == ["mona", "nait-normalize=true-direction=mean", "random"]

@@ -1,0 +1,73 @@
+"""For every declared option: a value that is not its default, and values it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from hf_neuronselect.core import configs
+from hf_neuronselect.core.options import Option, Options, options_of
+
+CONFIGS: dict[str, type[Options]] = {
+    "select": configs.SelectConfig,
+    "fit": configs.FitConfig,
+    "extract": configs.ExtractConfig,
+    "compare": configs.CompareConfig,
+    "demo": configs.DemoConfig,
+    "run": configs.RunConfig,
+    "evaluate": configs.EvaluateConfig,
+    "export": configs.ExportConfig,
+    "push": configs.PushConfig,
+    "sae train": configs.SaeTrainConfig,
+    "sae inspect": configs.SaeInspectConfig,
+}
+EVERY = [(command, name) for command, kind in CONFIGS.items() for name in options_of(kind)]
+# Values of options that not every text or number is a value of.
+_OF = {"ratio": 0.25, "shard": "1/3", "method_option": {"metric": "cosine", "times": 2.5, "on": True}}
+# Options that belong to another one.
+_WITH = {"weight": {"aggregate": "weighted"}}
+
+
+def other(option: Option) -> Any:
+    """A value that is not the default."""
+    if option.name in _OF:
+        return _OF[option.name]
+    if option.kind is bool:
+        return not option.default if isinstance(option.default, bool) else True
+    if option.pairs:
+        number = get_args(option.kind)[1] is float
+        return {"one": 2.5 if number else "a", "two": 1.0 if number else "b=c"}
+    words = [word for word in option.choices if word != option.default]
+    if option.repeated:
+        return tuple(option.choices or ("a=x y", "b"))
+    if words and option.kind is not int:
+        return words[-1]
+    if int in (option.kind, *get_args(option.kind)):
+        return 37
+    if option.kind is float:
+        return 0.125
+    return Path("some/where") if option.kind is Path else "some text"
+
+
+def bad(option: Option) -> list[Any]:
+    """Values the option cannot have."""
+    kinds = (option.kind, *get_args(option.kind))
+    if option.pairs:
+        return ["no equals sign", ["a=1", "a=2"]]
+    if option.choices and int not in kinds:
+        return ["nonsense", 5]
+    if int in kinds:
+        return ["nonsense", 1.5, True, float("inf"), *([option.minimum - 1] if option.minimum is not None else [])]
+    if float in kinds:
+        return ["nonsense", float("nan"), float("-inf"), True]
+    if option.kind is bool:
+        return ["maybe", 1]
+    return [[5, []]] if option.repeated else [["a", "b"], True]
+
+
+def needed(command: str, name: str) -> dict[str, Any]:
+    """The options that must be given beside one."""
+    values = {one.name: other(one) for one in options_of(CONFIGS[command]).values() if one.required}
+    if command == "evaluate" and name not in ("data", "tasks"):
+        values["data"] = ("held.jsonl",)
+    return {key: value for key, value in (values | _WITH.get(name, {})).items() if key != name}
