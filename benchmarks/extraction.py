@@ -20,7 +20,6 @@ import copy
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -32,14 +31,17 @@ import torch
 from common import (
     RATIO,
     alternate,
+    computed,
     count,
     described,
+    loaded,
     machine,
     plain_logging,
     ratio,
     read_pool,
     speed_table,
     spread,
+    tokenised,
     write_json,
 )
 from torch.nn import functional as F
@@ -69,11 +71,6 @@ def pad(samples: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, 
         ids[i, : len(sample.input_ids)] = sample.input_ids
         mask[i, : len(sample.input_ids)] = 1
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-
-
-def run_ours(extractor: NeuronFeatureExtractor, samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """Run the extractor on tokenised rows."""
-    return extractor.compute(samples)
 
 
 def dense_mona(sae: SparseAutoencoder, k: int, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -227,33 +224,33 @@ def main() -> None:
     options = {"top_k_features": args.top_k, "dtype": args.dtype, "device": args.device}
     extractor = NeuronFeatureExtractor.from_pretrained(args.model, sae=args.sae, **options)
     several = extractor.with_features(SEVERAL)
-    runtime = several.runtime()  # keeps all blocks, also for contenders that need fewer
-    sae, backbone, device = runtime.sae, runtime.backbone, runtime.backbone.device
+    backbone, sae = loaded(several)  # keeps all blocks, also for contenders that need fewer
+    device = backbone.device
     layer, k = sae.site.block, sae.resolve_k(args.top_k)
     a_block = sae.site.io == "output" and sae.site.module.count(".") == 1 and layer + 1 < backbone.num_layers
     if sae.activation not in ("topk", "relu") or sae.input_norm != "none" or k is None or not a_block:
         raise SystemExit("the plain way reads a block's output (not the last's) through a top-k SAE, no input norm")
 
     conversations = read_pool(args.pool, args.rows, args.seed)
-    encoded = runtime.encoder.encode(conversations)
+    encoded = tokenised(extractor, conversations)
     kept = [i for i, sample in enumerate(encoded) if not sample.skip]
     conversations, samples = [conversations[i] for i in kept], [encoded[i] for i in kept]
     subset = samples[: args.plain_rows]
-    settings = {"model": extractor.config.model.id, "sae": extractor.config.sae.id, "pool": args.pool.name, "k": k,
+    settings = {"model": extractor.extraction.model.id, "sae": extractor.extraction.sae.id, "pool": args.pool.name, "k": k,
                 "latents": sae.num_latents, "width": sae.d_in, "layer": layer, "blocks": backbone.num_layers,
                 "dtype": args.dtype, "rows": len(samples), "tokens": count(samples), "plain_rows": len(subset),
-                "plain_tokens": count(subset), "batch_tokens": extractor.batch_tokens, "repeats": args.repeats,
+                "plain_tokens": count(subset), "batch_tokens": extractor.extraction.options.batch_tokens, "repeats": args.repeats,
                 "seed": args.seed}  # fmt: skip
     about = machine(device)
     logger.info("%s", described(about, settings))
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).eval().to(device)
     floor, plain = Floor(backbone, layer + 1, sae, samples), partial(run_plain, model, layer, sae, k)
     runs: dict[str, Callable[[], Any]] = {
-        "ours": partial(run_ours, extractor, samples),
-        SUBSET: partial(run_ours, extractor, subset),
+        "ours": partial(computed, extractor, samples),
+        SUBSET: partial(computed, extractor, subset),
         EXTRACT: partial(extractor.extract, conversations),
-        "ours, nait": partial(run_ours, extractor.with_features(["nait"]), samples),
-        f"ours, {'+'.join(SEVERAL)}": partial(run_ours, several, samples),
+        "ours, nait": partial(computed, extractor.with_features(["nait"]), samples),
+        f"ours, {'+'.join(SEVERAL)}": partial(computed, several, samples),
         "top-k alone: ours": partial(floor.top_k, top_k, k),
         "top-k alone: torch.topk": partial(floor.top_k, torch.topk, k),
     }
@@ -264,12 +261,10 @@ def main() -> None:
     tokens = {name: count(subset if name == SUBSET or name in shapes else samples) for name in runs}
 
     # Compare features with the plain way row by row, which has no padding; ours without rounding to float16.
-    float32 = replace(extractor.config.options, value_dtype="float32")
-    exact = NeuronFeatureExtractor(replace(extractor.config, options=float32), device=args.device)
-    exact._runtime = runtime
+    exact = NeuronFeatureExtractor.from_pretrained(args.model, sae=args.sae, value_dtype="float32", **options)
     few = subset[:CHECKED_ROWS]
     reference = plain(few, 1, "given")
-    ours = {"ours": run_ours(exact, samples), SUBSET: run_ours(exact, subset), EXTRACT: exact.extract(conversations)}
+    ours = {"ours": computed(exact, samples), SUBSET: computed(exact, subset), EXTRACT: exact.extract(conversations)}
     checked = {name: difference(columns, reference) for name, columns in ours.items()}
     checked |= {f"prefix alone, budget {b}": difference(floor.mona(b, k), reference) for b in BUDGETS}
     checked |= {name: difference(plain(few, *shape), reference) for name, shape in shapes.items()}

@@ -1,6 +1,6 @@
 """MoNA extraction compared with other tools, on the bundled model and SAE with the same rows, dtype and threads.
 
-- ours: `extractor.compute(rows)`, with values in float32. All contenders use its token ids.
+- ours: the extractor on tokenised rows, with values in float32. All contenders use its token ids.
 - sparsify: the forward shown in its README (the causal LM, `output_hidden_states`, a mask) on padded batches, then its
   own `Sae.encode` on every position; the latents of real tokens are summed row by row and averaged.
 - SAELens: the same forward, then its own `TopKSAE.encode` (dense) with the same tensors, since it cannot read these
@@ -37,14 +37,17 @@ import torch
 from common import (
     RATIO,
     alternate,
+    computed,
     count,
     described,
+    loaded,
     machine,
     plain_logging,
     ratio,
     read_pool,
     speed_table,
     spread,
+    tokenised,
     write_json,
 )
 from extraction import difference, pad
@@ -252,16 +255,16 @@ def main() -> None:
 
     dtype = getattr(torch, args.dtype)
     extractor = bundled.extractor(dtype=args.dtype, device="cpu", value_dtype="float32")
-    runtime = extractor.runtime()
+    backbone, encoder = loaded(extractor)
     answers = bundled.extractor(device="cpu", pool_tokens="assistant")  # the same token ids, with responses marked
     conversations = read_pool(args.pool, args.rows, args.seed)
-    encoded, marked = extractor.tokenize(conversations), answers.tokenize(conversations)
+    encoded, marked = tokenised(extractor, conversations), tokenised(answers, conversations)
     kept = [i for i in range(len(encoded)) if not encoded[i].skip]
     conversations, samples = [conversations[i] for i in kept], [encoded[i] for i in kept]
     chosen = [i for i in kept if not marked[i].skip][: args.less_rows]
     less_samples, subset = [marked[i] for i in chosen], [encoded[i] for i in chosen]
-    layer, width, blocks = runtime.sae.site.block + 1, runtime.backbone.hidden_size, runtime.backbone.num_layers
-    settings = {"model": "bundled", "pool": args.pool.name, "k": runtime.sae.k, "latents": runtime.sae.num_latents,
+    layer, width, blocks = encoder.site.block + 1, backbone.hidden_size, backbone.num_layers
+    settings = {"model": "bundled", "pool": args.pool.name, "k": encoder.k, "latents": encoder.num_latents,
                 "width": width, "blocks": blocks, "sae_block": layer - 1, "dtype": args.dtype, "rows": len(samples),
                 "tokens": count(samples), "longest": max(len(sample.input_ids) for sample in samples),
                 "less_rows": len(subset), "less_tokens": count(subset), "repeats": args.repeats,
@@ -270,16 +273,16 @@ def main() -> None:
     logger.info("%s", described(about, settings))
 
     model = load_model(AutoModelForCausalLM, dtype)
-    sae = Sae.load_from_disk(extractor.config.sae.location).to(dtype)
+    sae = Sae.load_from_disk(extractor.extraction.sae.location).to(dtype)
     sparsify = partial(run_padded, model, layer, partial(sparsify_pool, sae), samples)
     saelens = partial(run_padded, model, layer, partial(saelens_pool, saelens_of(sae, args.dtype)), samples)
     rds = partial(run_padded, model, -1, rds_pool, samples)
-    embedder = Embedder([runtime.encoder.render(row) for row in conversations], width, args.dtype)
+    embedder = Embedder([extractor.forward.encoder().render(row) for row in conversations], width, args.dtype)
     less = Less(less_samples, args.seed)
     runs: dict[str, Callable[[], Any]] = {
-        OURS: partial(extractor.compute, samples),
+        OURS: partial(computed, extractor, samples),
         EXTRACT: partial(extractor.extract, conversations),
-        SUBSET: partial(extractor.compute, subset),
+        SUBSET: partial(computed, extractor, subset),
     }
     for name, run in {"sparsify": sparsify, "SAELens": saelens, "RDS+": rds}.items():
         runs |= {f"{name}, {order} order, batch {b}": partial(run, b, order) for order in ORDERS for b in BATCHES}

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from common import described, machine, plain_logging, read_pool, write_json
+from common import described, machine, plain_logging, read_pool, tokenised, write_json
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel
 
@@ -302,7 +302,7 @@ def main() -> None:
 def measured_result(pool: Path, store: Path) -> dict[str, Any]:
     about = machine(torch.device("cpu"))
     logger.info("%s", described(about))
-    samples = bundled.extractor(features=()).tokenize(read_pool(pool, 2000))
+    samples = tokenised(bundled.extractor(features=()), read_pool(pool, 2000))
     lengths = np.asarray([len(sample.input_ids) for sample in samples if not sample.skip])
     found = distinct_latents(store) | {"length": float((lengths**2).sum() / lengths.sum())}
     found["tokens"] = float(lengths.mean())

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import cpu_name
 from datasets import Dataset, concatenate_datasets
-from extraction import cpu_name
 
 from hf_neuronselect import NeuronSelector
 from hf_neuronselect.pipelines import bundled

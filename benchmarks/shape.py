@@ -17,7 +17,21 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import RATIO, alternate, count, described, machine, plain_logging, ratio, read_pool, spread, write_json
+from common import (
+    RATIO,
+    alternate,
+    computed,
+    count,
+    described,
+    loaded,
+    machine,
+    plain_logging,
+    ratio,
+    read_pool,
+    spread,
+    tokenised,
+    write_json,
+)
 from extraction import PREFIX, Floor
 from scale import SHAPES
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -70,20 +84,20 @@ def main() -> None:
     sae = random_sae(args.blocks - 1, dtype, args.device)
     model = random_model(args.blocks, len(tokenizer), dtype, args.device)
     extractor = NeuronFeatureExtractor.from_model(model, tokenizer, sae=sae, layer=args.blocks - 1)
-    backbone = extractor.runtime().backbone
+    backbone, _ = loaded(extractor)
     samples: list[Any] = []
-    for sample in extractor.tokenize(read_pool(args.pool, 200)):
+    for sample in tokenised(extractor, read_pool(args.pool, 200)):
         if not sample.skip and count([*samples, sample]) <= args.tokens:
             samples.append(sample)
     settings = {"blocks": args.blocks, "rows": len(samples), "tokens": count(samples), "k": K, "latents": SHAPE.latents,
-                "dtype": args.dtype, "budget": extractor.token_budget(backbone), "repeats": args.repeats}  # fmt: skip
+                "dtype": args.dtype, "budget": extractor.forward.token_budget(backbone), "repeats": args.repeats}  # fmt: skip
     about = machine(device)
     logger.info("%s", described(about, settings))
     floor = Floor(backbone, args.blocks, sae, samples, BUDGETS)
     runs = {
-        "ours": partial(extractor.compute, samples),
-        "ours, mona+nait+hidden": partial(extractor.with_features(["mona", "nait", "hidden"]).compute, samples),
-        "ours, nait": partial(extractor.with_features(["nait"]).compute, samples),
+        "ours": partial(computed, extractor, samples),
+        "ours, mona+nait+hidden": partial(computed, extractor.with_features(["mona", "nait", "hidden"]), samples),
+        "ours, nait": partial(computed, extractor.with_features(["nait"]), samples),
         "top-k alone": partial(floor.top_k, top_k, K),
     }
     runs |= {f"{PREFIX}, budget {b}": partial(floor.run, b, PREFIX) for b in BUDGETS}
