@@ -19,11 +19,8 @@ import torch
 import transformers
 
 from hf_neuronselect import NeuronFeatureExtractor
-from hf_neuronselect.models.backbone import Backbone
-from hf_neuronselect.models.sae import SparseAutoencoder
 from hf_neuronselect.rows.encode import Sample
 from hf_neuronselect.rows.formats import Conversation, read_row, row_format
-from hf_neuronselect.signals.forward import ForwardSignal
 
 RATIO = "{median:.2f} ({min:.2f} to {max:.2f})"
 
@@ -43,21 +40,16 @@ def read_pool(path: Path, rows: int | None = None, seed: int = 0) -> list[Conver
     return [read_row(record, fmt) for record in records]
 
 
-def loaded(extractor: NeuronFeatureExtractor) -> tuple[Backbone, SparseAutoencoder]:
-    """Load the blocks that all the extractor's signals need, and its SAE."""
-    signals = [signal for signal in extractor.computed if isinstance(signal, ForwardSignal)]
-    backbone, sae = extractor.forward.loaded(signals)
-    assert sae is not None
-    return backbone, sae
+def tokenize(extractor: NeuronFeatureExtractor, conversations: Sequence[Conversation]) -> list[Sample]:
+    """Rows as token ids, as the forward engine reads them."""
+    found: list[Sample] = extractor.prepare(conversations).given["forward"]
+    return found
 
 
-def tokenised(extractor: NeuronFeatureExtractor, conversations: Sequence[Conversation]) -> list[Sample]:
-    return extractor.forward.read(conversations, ())
-
-
-def computed(extractor: NeuronFeatureExtractor, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Compute the extractor's columns for tokenised rows."""
-    return dict(extractor.forward.compute(samples, extractor.computed).columns)
+def usable_rows(extractor: NeuronFeatureExtractor, conversations: Sequence[Conversation]) -> list[Conversation]:
+    """The rows that the forward engine does not skip."""
+    samples = tokenize(extractor, conversations)
+    return [row for row, sample in zip(conversations, samples, strict=True) if not sample.skip]
 
 
 def count(samples: Sequence[Sample]) -> int:

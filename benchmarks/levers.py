@@ -26,13 +26,13 @@ from common import (
     alternate,
     count,
     described,
-    loaded,
     machine,
     plain_logging,
     ratio,
     read_pool,
     spread,
-    tokenised,
+    tokenize,
+    usable_rows,
     write_json,
 )
 from extraction import cut, dense_mona, pad
@@ -164,10 +164,10 @@ def main() -> None:
     args = parser.parse_args()
     plain_logging(logger)
     extractor = NeuronFeatureExtractor.from_pretrained(args.model, sae=args.sae, device=args.device)
-    backbone, sae = loaded(extractor)
+    backbone, sae = extractor.forward.loaded(extractor.signals)
     device = backbone.device
-    conversations = [c for c in read_pool(args.pool, args.rows, args.seed) if not c.skip]
-    samples = [sample for sample in tokenised(extractor, conversations) if not sample.skip]
+    conversations = usable_rows(extractor, read_pool(args.pool, args.rows, args.seed))
+    samples = tokenize(extractor, conversations)
     tokens, budget = count(samples), extractor.forward.token_budget(backbone)
     about, settings = machine(device), {"rows": len(samples), "tokens": tokens, "budget": budget, "seed": args.seed}
     logger.info("%s", described(about, settings))

@@ -1,6 +1,6 @@
 """MoNA extraction compared with other tools, on the bundled model and SAE with the same rows, dtype and threads.
 
-- ours: the extractor on tokenised rows, with values in float32. All contenders use its token ids.
+- ours: `extractor.compute(rows)`, with values in float32. All contenders use its token ids.
 - sparsify: the forward shown in its README (the causal LM, `output_hidden_states`, a mask) on padded batches, then its
   own `Sae.encode` on every position; the latents of real tokens are summed row by row and averaged.
 - SAELens: the same forward, then its own `TopKSAE.encode` (dense) with the same tensors, since it cannot read these
@@ -37,20 +37,19 @@ import torch
 from common import (
     RATIO,
     alternate,
-    computed,
     count,
     described,
-    loaded,
     machine,
     plain_logging,
     ratio,
     read_pool,
     speed_table,
     spread,
-    tokenised,
+    tokenize,
+    usable_rows,
     write_json,
 )
-from extraction import difference, pad
+from extraction import difference, pad, run_ours
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM
@@ -255,16 +254,15 @@ def main() -> None:
 
     dtype = getattr(torch, args.dtype)
     extractor = bundled.extractor(dtype=args.dtype, device="cpu", value_dtype="float32")
-    backbone, encoder = loaded(extractor)
-    answers = bundled.extractor(device="cpu", pool_tokens="assistant")  # the same token ids, with responses marked
-    conversations = read_pool(args.pool, args.rows, args.seed)
-    encoded, marked = tokenised(extractor, conversations), tokenised(answers, conversations)
-    kept = [i for i in range(len(encoded)) if not encoded[i].skip]
-    conversations, samples = [conversations[i] for i in kept], [encoded[i] for i in kept]
-    chosen = [i for i in kept if not marked[i].skip][: args.less_rows]
-    less_samples, subset = [marked[i] for i in chosen], [encoded[i] for i in chosen]
-    layer, width, blocks = encoder.site.block + 1, backbone.hidden_size, backbone.num_layers
-    settings = {"model": "bundled", "pool": args.pool.name, "k": encoder.k, "latents": encoder.num_latents,
+    backbone, ours = extractor.forward.loaded(extractor.signals)
+    answers = bundled.extractor(device="cpu", pool_tokens="assistant")  # the same ids, their responses marked
+    conversations = usable_rows(extractor, read_pool(args.pool, args.rows, args.seed))
+    less_rows = usable_rows(answers, conversations)[: args.less_rows]
+    prepared, less_prepared = extractor.prepare(conversations), extractor.prepare(less_rows)
+    samples, subset = prepared.given["forward"], less_prepared.given["forward"]
+    less_samples = tokenize(answers, less_rows)
+    layer, width, blocks = ours.site.block + 1, backbone.hidden_size, backbone.num_layers
+    settings = {"model": "bundled", "pool": args.pool.name, "k": ours.k, "latents": ours.num_latents,
                 "width": width, "blocks": blocks, "sae_block": layer - 1, "dtype": args.dtype, "rows": len(samples),
                 "tokens": count(samples), "longest": max(len(sample.input_ids) for sample in samples),
                 "less_rows": len(subset), "less_tokens": count(subset), "repeats": args.repeats,
@@ -280,9 +278,9 @@ def main() -> None:
     embedder = Embedder([extractor.forward.encoder().render(row) for row in conversations], width, args.dtype)
     less = Less(less_samples, args.seed)
     runs: dict[str, Callable[[], Any]] = {
-        OURS: partial(computed, extractor, samples),
+        OURS: partial(run_ours, extractor, prepared),
         EXTRACT: partial(extractor.extract, conversations),
-        SUBSET: partial(computed, extractor, subset),
+        SUBSET: partial(run_ours, extractor, less_prepared),
     }
     for name, run in {"sparsify": sparsify, "SAELens": saelens, "RDS+": rds}.items():
         runs |= {f"{name}, {order} order, batch {b}": partial(run, b, order) for order in ORDERS for b in BATCHES}

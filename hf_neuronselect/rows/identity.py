@@ -21,7 +21,7 @@ def rows_digest(data: Dataset, fmt: RowFormat, rows: range) -> str:
     Args:
         data: any dataset. rows: consecutive row numbers.
     """
-    hashed = xxhash.xxh3_128()
+    hashed = xxhash.xxh3_128(f"{len(rows)}\0".encode())
     table = data.with_format("arrow").select_columns(fmt.used)[rows.start : rows.stop]
     for ours, theirs in sorted(fmt.columns):
         column = table.column(theirs)
@@ -39,7 +39,7 @@ def _add(hashed: Any, name: str, values: pa.Array) -> None:
     if values.null_count == len(values):
         return
     kind = values.type
-    hashed.update(f"{name}\0{len(values)}\0".encode())
+    hashed.update(f"{name}\0{len(values)}\0{values.null_count}\0".encode())
     if values.null_count:
         hashed.update(values.is_valid().to_numpy(zero_copy_only=False).tobytes())
     if pa.types.is_struct(kind):

@@ -39,7 +39,8 @@ from .capability import Capability, make_extractor
 from .reader import Reader, added_columns
 from .record import extraction_record, method_record, selection_record
 from .scan import Scored, Tally, scan
-from .selection import Selection, score_table
+from .scores import score_table
+from .selection import Selection
 from .stream import select_from_stream, stream_budget
 
 Data: TypeAlias = Dataset | IterableDataset

@@ -255,7 +255,8 @@ class NeuronFeatureExtractor:
         found = Computed({}, {})
         meters = {} if meters is None else meters
         for name, signals in self._by_engine().items():
-            meter = meters.setdefault(name, Meter(name, map(self.key, signals)))
+            counted = [self.key(signal) for signal in signals if not isinstance(signal, Tokens)]
+            meter = meters.setdefault(name, Meter(name, counted))
             with meter.stage("compute"):
                 one = self.engine(name).compute(prepared.given[name], signals, rank)
             if ENGINES[name].has_model and any(not isinstance(signal, Tokens) for signal in signals):

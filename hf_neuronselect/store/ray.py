@@ -15,7 +15,7 @@ import platform
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def run_ray(
             ).map_batches(
                 _ShardActor,
                 fn_constructor_args=(
-                    maker.extractor, maker.folder.resolve(), maker.manifest, load_pool or (lambda: maker.pool),
+                    maker.extractor, maker.folder.resolve(), maker.shard_rows, load_pool or (lambda: maker.pool),
                     _count_deaths(ray),
                 ),
                 batch_size=1, batch_format="pyarrow", num_cpus=share, num_gpus=int(on_gpu),
@@ -182,10 +182,10 @@ class _ShardActor:
     """Makes the shard of each number it is given. What goes wrong is said in the report, one JSON text a shard."""
 
     def __init__(
-        self, extractor: NeuronFeatureExtractor, folder: Path, manifest: Mapping[str, Any],
+        self, extractor: NeuronFeatureExtractor, folder: Path, shard_rows: int,
         load_pool: Callable[[], Dataset], deaths: Any,
     ) -> None:  # fmt: skip
-        self.extractor, self.folder, self.manifest = extractor, folder, manifest
+        self.extractor, self.folder, self.shard_rows = extractor, folder, shard_rows
         self.load_pool, self.deaths = load_pool, deaths
         self.maker: ShardMaker | None = None
         self.sized = False
@@ -218,7 +218,7 @@ class _ShardActor:
                 f"the node {platform.node()} does not see it; it needs to be a folder that all nodes share",
                 option="out", value=self.folder.name,
             )  # fmt: skip
-        self.maker = self.maker or ShardMaker(self.load_pool(), self.extractor, self.folder, self.manifest)
+        self.maker = self.maker or ShardMaker(self.load_pool(), self.extractor, self.folder, self.shard_rows)
         for event in self.maker.work([number], sized=self.sized):
             if isinstance(event, Shard):
                 report["shard"] = [*event[:-1], plain(event.cost)]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,43 +67,43 @@ class ShardMaker:
     """Makes shards of an open store; pickles without weights, so that it can be sent to other processes.
 
     Args:
-        pool: the rows. extractor: computes their signals. folder: the store. manifest: the store's own.
+        pool: the rows. extractor: computes their signals. folder: the store. shard_rows: rows of a full shard.
     """
 
     pool: Dataset
     extractor: NeuronFeatureExtractor
     folder: Path
-    manifest: Mapping[str, Any]
+    shard_rows: int
 
     @property
     def signals(self) -> tuple[Signal, ...]:
         """The signals that a store keeps."""
         return tuple(signal for signal in self.extractor.computed if signal.stored)
 
+    @property
+    def ranges(self) -> list[range]:
+        """The rows of each shard."""
+        return shard_ranges(len(self.pool), self.shard_rows)
+
     def work(self, numbers: Iterable[int], rank: int | None = None, *, sized: bool = False) -> Events:
-        """See to the shards of these numbers: what is missing or damaged is made, one after another.
+        """Make what is missing or damaged among the shards of these numbers, one after another.
 
         Args:
-            numbers: one is taken ahead: its rows are read and tokenised while the model is at the shard before.
+            numbers: the rows of the next one are read and tokenised while the model computes the one before.
             rank: picks the GPU, as in the extractor's call.
-            sized: no :class:`Size` is measured.
+            sized: measure no :class:`Size`.
 
         Raises:
             NeuronSelectError: a shard holds other rows, rows cannot be read or computed, or the disk is full.
         """
         for todo in ahead(numbers, self._look, wait=False):
-            meters: dict[str, Meter] = {}
+            cost = Cost()
             if todo.missing:
                 if not sized:
-                    few = self.extractor.prepare(
-                        self._conversations(range(0, len(self.pool), max(1, len(self.pool) // 16))[:16])
-                    )
-                    found = self.extractor.compute(few, rank)
-                    yield Size(sum(_row_bytes(self._table(signal, found)) for signal in self.signals))
+                    yield self._measure(list(todo.missing), rank)
                     sized = True
-                self._make(todo, rank, meters)
+                cost = self._make(todo, rank)
             size = sum((self._path(signal, todo.number)).stat().st_size for signal in self.signals)
-            cost = functools.reduce(Cost.merge, (meter.cost() for meter in meters.values()), Cost())
             yield Shard(todo.number, len(todo.rows), cost.computed_tokens, size, todo.flaw, cost)
 
     def after_death(self, number: int, cause: str, deaths: int, num_workers: int) -> None:
@@ -113,7 +112,7 @@ class ShardMaker:
         Raises:
             NeuronSelectError: as many workers died on it as may.
         """
-        rows = shard_ranges(len(self.pool), self.manifest["shard_rows"])[number]
+        rows = self.ranges[number]
         if deaths >= TRIES:
             raise NeuronSelectError(
                 f"{shard_name(number)} (rows {rows.start} to {rows.stop - 1}): {deaths} workers died on it, the last one "
@@ -136,8 +135,8 @@ class ShardMaker:
         return self.folder / self.key(signal) / shard_name(number)
 
     def _look(self, number: int) -> Todo:
-        """What a shard lacks, its rows read and tokenised."""
-        rows = shard_ranges(len(self.pool), self.manifest["shard_rows"])[number]
+        """Find what a shard lacks, and read and tokenise the rows for it."""
+        rows = self.ranges[number]
         digest = rows_digest(self.pool, self._format, rows)
         missing: dict[Signal, int] = {}
         flaws: dict[str, None] = {}
@@ -159,16 +158,16 @@ class ShardMaker:
         return Todo(number, rows, digest, missing, flaw, prepared)
 
     def _judge(self, stamp: Stamp, signal: Signal, number: int, rows: range, digest: str) -> tuple[str, int]:
-        """What is wrong with a whole shard, and the first row that it lacks."""
-        identity = self.extractor.identity(signal)
-        if (stamp.signal, stamp.identity, stamp.number, stamp.start) != (signal.name, identity, number, rows.start):
+        """What is wrong with an undamaged shard, and the first row that it lacks."""
+        found = (stamp.signal, stamp.identity, stamp.number, stamp.start, stamp.shard_rows)
+        if found != (signal.name, self.extractor.identity(signal), number, rows.start, self.shard_rows):
             return "of another store", rows.start
         if stamp.rows == len(rows) and stamp.rows_digest == digest:
             return "", rows.stop
         kept = range(rows.start, rows.start + stamp.rows)
         if stamp.rows < len(rows) and stamp.rows_digest == rows_digest(self.pool, self._format, kept):
             return "missing", kept.stop  # the pool has grown
-        raise other_rows(self.folder, shard_name(number), kept)
+        raise other_rows(self.folder, shard_name(number), kept, "out")
 
     @property
     def _format(self) -> RowFormat:
@@ -181,23 +180,35 @@ class ShardMaker:
         return [read_row(row, fmt) for row in rows_of(texts)]
 
     # -------------------------------------------------------------------------------------- making
-    def _make(self, todo: Todo, rank: int | None, meters: dict[str, Meter]) -> None:
+    def _measure(self, signals: Sequence[Signal], rank: int | None) -> Size:
+        rows = range(0, len(self.pool), max(1, len(self.pool) // 16))[:16]
+        extractor = self.extractor.with_features(signals)
+        found = extractor.compute(extractor.prepare(self._conversations(rows)), rank)
+        return Size(sum(_row_bytes(self._table(signal, found)) for signal in signals))
+
+    def _make(self, todo: Todo, rank: int | None) -> Cost:
         """Compute what a shard lacks, and write it."""
+        cost = Cost()
         for start, prepared in todo.prepared.items():
             signals = [signal for signal, at in todo.missing.items() if at == start]
+            meters: dict[str, Meter] = {}
             found = self.extractor.with_features(signals).compute(prepared, rank, meters=meters)
+            for meter in meters.values():
+                cost = cost.merge(meter.cost())
             for signal in signals:
                 table, path = self._table(signal, found), self._path(signal, todo.number)
                 if start > todo.rows.start:
-                    with open_shard(path) as file:
-                        table = pa.concat_tables([pq.read_table(file), table])
+                    with open_shard(path) as file:  # another process may have added the new rows already
+                        kept = pq.read_table(file).slice(0, start - todo.rows.start).cast(table.schema)
+                    table = pa.concat_tables([kept, table]).combine_chunks()
                 stamp = Stamp(
                     signal.name, self.extractor.identity(signal), todo.number, todo.rows.start, len(todo.rows),
-                    todo.digest, dict(self.manifest),
+                    todo.digest, self.shard_rows,
                 )  # fmt: skip
                 with disk_errors(self.folder):
                     path.parent.mkdir(exist_ok=True)
                     write_shard(path, table, stamp)
+        return cost
 
     def _table(self, signal: Signal, found: Computed) -> pa.Table:
         types = signal.types(self.extractor.extraction)
@@ -226,16 +237,17 @@ def _offsets(lengths: Sequence[int]) -> pa.Array:
     return pa.array(offsets.astype(np.int32), pa.int32())
 
 
-def other_rows(folder: Path, name: str, rows: range) -> NeuronSelectError:
+def other_rows(folder: Path, name: str, rows: range, option: str) -> NeuronSelectError:
+    """The error for a shard that does not belong to the pool's rows."""
     return NeuronSelectError(
         f"{name} was computed from other rows than rows {rows.start} to {rows.stop - 1} of this pool: the pool has "
         "changed or is in another order; name another folder, or delete this one and extract again",
-        option="features", value=folder.name,
+        option=option, value=folder.name,
     )  # fmt: skip
 
 
 def _row_bytes(sample: pa.Table) -> float:
-    meta = pq.read_metadata(pa.BufferReader(encode_shard(sample, Stamp("", "", 0, 0, 0, ""))))
+    meta = pq.read_metadata(pa.BufferReader(encode_shard(sample, Stamp("", "", 0, 0, 0, "", 0))))
     groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
     size = sum(group.column(i).total_compressed_size for group in groups for i in range(group.num_columns))
     return size / max(1, len(sample))

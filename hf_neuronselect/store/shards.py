@@ -8,8 +8,8 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ DIGEST = "xxh3"  # checksum over the shard, without the checksum field itself
 ROW_GROUP = 64 << 20  # bytes in memory, so that a reader never holds a whole shard of wide rows
 PIECE = 4 << 20  # bytes hashed at a time
 DAY = 86400.0
-PART = re.compile(r"\.(?:shard-\d+\.parquet|manifest\.json|signal\.json)\.(?:(?P<host>.+)\.)?(?P<pid>\d+)\.part")
+PART = re.compile(
+    r"\.(?:shard-\d+\.parquet|manifest\.json|signal\.json|\d+-[\w-]+\.json)\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.part"
+)
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -73,7 +75,7 @@ def write_whole(path: Path, pieces: Iterable[Any], *, claim: bool = False) -> No
 
 
 def _claim(part: Path, path: Path) -> None:
-    """Of several processes that start a store at once, the first one's manifest is kept."""
+    """Keep the manifest of the first of several processes that start a store at once."""
     try:
         os.link(part, path)
     except FileExistsError:
@@ -84,20 +86,20 @@ def _claim(part: Path, path: Path) -> None:
 
 
 def remove_dead_parts(folder: Path) -> None:
-    """Remove what killed runs left: of dead processes of this machine, and of any machine after a day."""
+    """Remove unfinished files of killed runs: of dead processes on this machine, and of any machine after a day."""
     for path in (*folder.glob(".*.part"), *folder.glob("*/.*.part")):
         if found := PART.fullmatch(path.name):
             with contextlib.suppress(OSError):  # another process was first, or it is another user's
-                here = found["host"] in (None, host_name()) and not _alive(int(found["pid"]))
+                here = found["host"] == host_name() and not _alive(int(found["pid"]))
                 if here or time.time() - path.stat().st_mtime > DAY:
                     path.unlink()
 
 
 def _alive(pid: int) -> bool:
     if pid == os.getpid():
-        return False  # an earlier process of this number: this one writes nothing yet
+        return False  # an earlier process had this number: this one has written nothing yet
     if os.name == "nt":
-        return True  # there, signal 0 would not only ask
+        return True  # signal 0 would end it there
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -110,12 +112,12 @@ def _alive(pid: int) -> bool:
 # ------------------------------------------------------------------------------------------ shards
 @dataclass(frozen=True)
 class Stamp:
-    """What a shard says of itself.
+    """What a shard says about itself.
 
     Attributes:
         signal, identity: what it holds. number: its place among the signal's shards. start: its first row.
         rows: how many. rows_digest: hash of these rows of the pool, see :func:`~hf_neuronselect.rows.identity.rows_digest`.
-        manifest: the store's, so that a lost one can be restored.
+        shard_rows: rows of a full shard of the store, so that a lost manifest can be restored.
     """
 
     signal: str
@@ -124,7 +126,7 @@ class Stamp:
     start: int
     rows: int
     rows_digest: str
-    manifest: Mapping[str, Any] = field(default_factory=dict)
+    shard_rows: int
 
 
 def shard_name(number: int) -> str:
@@ -184,7 +186,7 @@ def write_shard(path: Path, table: pa.Table, stamp: Stamp) -> int:
 
 
 def stamp_of(file: pa.NativeFile) -> Stamp:
-    """The stamp of a shard whose bytes are all as they were written. Reads every byte, in pieces.
+    """The stamp of a shard, after its checksum was compared. Reads every byte, in pieces.
 
     Raises:
         OSError, ValueError, KeyError, TypeError: missing or damaged.

@@ -32,6 +32,7 @@ from ..core.prefetch import ahead
 from ..core.provenance import decode, encode
 from ..rows.formats import RowFormat, row_format
 from ..rows.identity import rows_digest
+from ..signals.base import BOOKKEEPING, pack_identities
 from ..signals.extractor import NeuronFeatureExtractor
 from .processes import gpu_count, run_workers
 from .shard_maker import ShardMaker, Size, other_rows
@@ -65,6 +66,11 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=HEX // 2).hexdigest()
 
 
+def _manifest(pool_about: Mapping[str, Any], rows: int, shard_rows: int) -> dict[str, Any]:
+    made = {"format": FORMAT, "pool": dict(pool_about), "rows": rows, "shard_rows": shard_rows}
+    return {**made, "blake2b": _digest(made)}
+
+
 def _text(manifest: Mapping[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=2) + "\n").encode()
 
@@ -83,46 +89,51 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     ) from cause
 
 
-def _from_shards(folder: Path, cause: NeuronSelectError) -> dict[str, Any]:
-    """A lost manifest, as the first whole shard holds it."""
-    for path in sorted(folder.glob("*/shard-*.parquet")):
+def _from_shards(folder: Path, pool_about: Mapping[str, Any], cause: NeuronSelectError) -> dict[str, Any]:
+    """A lost manifest of a store of this pool: rows as far as the last undamaged shard goes."""
+    for path in sorted(folder.glob("*/shard-*.parquet"), key=lambda path: path.name, reverse=True):
         if isinstance(stamp := read_stamp(path), Stamp):
-            return dict(stamp.manifest)
+            return _manifest(pool_about, stamp.start + stamp.rows, stamp.shard_rows)
     raise NeuronSelectError(
         "exists and is not a feature store; name another", option="out", value=folder.name
     ) from cause
 
 
 def _open_store(folder: Path, pool: Dataset, pool_about: Mapping[str, Any], shard_rows: int) -> dict[str, Any]:
-    """The manifest of the store in ``folder``, made where there is none."""
+    """The manifest of the store in ``folder``, made where there is none.
+
+    That of an older, shorter pool stays as it is until the rows of its shards were compared, see :func:`_record_pool`.
+    """
     path = folder / MANIFEST
-    wanted = {"format": FORMAT, "pool": dict(pool_about), "rows": len(pool), "shard_rows": shard_rows}
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         remove_dead_parts(folder)
         # Listed before the manifest is read: a shard that is seen has its manifest by then.
         taken = any(not PART.fullmatch(file.name) for file in folder.iterdir())
         try:
-            found, lost = _read_manifest(folder), False
+            found = _read_manifest(folder)
         except NeuronSelectError as cause:
-            if lost := taken:
-                found = _from_shards(folder, cause)
+            if taken:
+                write_whole(path, [_text(_from_shards(folder, pool_about, cause))])
+                logger.warning("%s was missing or damaged: restored from a shard", MANIFEST)
             else:
-                write_whole(path, [_text({**wanted, "blake2b": _digest(wanted)})], claim=True)
-                found = _read_manifest(folder)  # another process may have been first
+                write_whole(path, [_text(_manifest(pool_about, len(pool), shard_rows))], claim=True)
+            found = _read_manifest(folder)  # another process may have been first
     if found["rows"] > len(pool):
         raise NeuronSelectError(
             f"the store has {found['rows']} rows, the pool {len(pool)}: they are not the same rows; name another folder",
             option="out", value=folder.name,
         )  # fmt: skip
-    if lost:
-        logger.warning("%s was missing or damaged: restored from a shard", MANIFEST)
-    now = {**wanted, "shard_rows": found["shard_rows"]}
-    now["blake2b"] = _digest(now)
-    if lost or now != found:
+    return found
+
+
+def _record_pool(folder: Path, pool_about: Mapping[str, Any], rows: int) -> None:
+    """Name the pool that the shards were compared with; never a shorter one than another process did."""
+    found = _read_manifest(folder)
+    now = _manifest(pool_about, rows, found["shard_rows"])
+    if now != found and found["rows"] <= rows:
         with disk_errors(folder):
-            write_whole(path, [_text(now)])
-    return now
+            write_whole(folder / MANIFEST, [_text(now)])
 
 
 # ----------------------------------------------------------------------------------------- writing
@@ -173,15 +184,15 @@ def write_store(
     folder = Path(folder)
     row_format(pool.column_names, extractor.extraction.options.row_format, extractor.extraction.options.columns)
     manifest = _open_store(folder, pool, pool_about, shard_rows)
-    maker = ShardMaker(pool, extractor, folder, manifest)
+    maker = ShardMaker(pool, extractor, folder, manifest["shard_rows"])
     for signal in maker.signals:
-        place = folder / maker.key(signal)
+        path = folder / maker.key(signal) / SIGNAL
+        about = _text({"signal": signal.name, "identity": extractor.identity(signal), **extractor.about(signal)})
         with disk_errors(folder):
-            place.mkdir(exist_ok=True)
-            if not (place / SIGNAL).exists():
-                about = {"signal": signal.name, "identity": extractor.identity(signal), **extractor.about(signal)}
-                write_whole(place / SIGNAL, [_text(about)], claim=True)
-    ranges = shard_ranges(len(pool), manifest["shard_rows"])
+            path.parent.mkdir(exist_ok=True)
+            if not path.exists() or path.read_bytes() != about:
+                write_whole(path, [about])
+    ranges = maker.ranges
     mine = range(len(ranges))[shard[0] :: shard[1]]
     device = extractor.extraction.options.device
     if backend == "ray":
@@ -220,6 +231,7 @@ def write_store(
             bar.update(event.rows)
             if done["tokens"]:
                 bar.set_postfix_str(f"{done['tokens'] / (time.perf_counter() - started):,.0f} tokens/s")
+    _record_pool(folder, pool_about, len(pool))
     missing = sum(
         not all((folder / maker.key(signal) / shard_name(i)).exists() for signal in maker.signals)
         for i in range(len(ranges))
@@ -341,25 +353,27 @@ class FeatureStore:
             raise self._flawed(label, "missing") from cause
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as cause:
             raise self._flawed(label, "damaged") from cause
-        if (stamp.signal, stamp.identity, stamp.start) != (name, identity, rows.start):
+        shard_rows = self.manifest["shard_rows"]
+        if (stamp.signal, stamp.identity, stamp.start, stamp.shard_rows) != (name, identity, rows.start, shard_rows):
             raise self._flawed(label, "of another store")
         if stamp.rows != len(rows) or found.metadata.num_rows != len(rows):
             raise self._flawed(label, "unfinished")
         if digest is not None and stamp.rows_digest != digest:
-            raise other_rows(self.folder, label, rows)
+            raise other_rows(self.folder, label, rows, "features")
         return found
 
     def dataset(self, *names: str) -> Dataset:
-        """The columns of signals (default all) in memory, in the pool's order.
+        """The columns of signals (default all) in memory, in the pool's order, as the extractor adds them to rows.
 
         Raises:
             NeuronSelectError: as :meth:`batches`; a signal is stored under several identities.
         """
         wanted = {name: self.identity_of(name) for name in names or self.identities}
-        parts = [
-            pa.table({c: t.column(c) for t in tables.values() for c in t.column_names if c != "skip"})
-            for tables in self.batches(wanted)
-        ]
+        parts = []
+        for tables in self.batches(wanted):
+            skips = skips_of(tables)
+            bookkeeping = dict(zip(BOOKKEEPING, (skips, [pack_identities(wanted)] * len(skips)), strict=True))
+            parts.append(pa.table(columns_of(tables) | bookkeeping))
         return Dataset(pa.concat_tables(parts))
 
     def identity_of(self, name: str, expected: str | None = None) -> str:
@@ -401,6 +415,17 @@ class FeatureStore:
 
     def _error(self, message: str) -> NeuronSelectError:
         return NeuronSelectError(message, option="features", value=self.folder.name)
+
+
+def columns_of(tables: Mapping[str, pa.Table]) -> dict[str, pa.ChunkedArray]:
+    """The signals' own columns among what :meth:`FeatureStore.batches` yields."""
+    return {name: table.column(name) for table in tables.values() for name in table.column_names if name != "skip"}
+
+
+def skips_of(tables: Mapping[str, pa.Table]) -> list[str]:
+    """Why each row has not all the signals that :meth:`FeatureStore.batches` yields, else ``""``."""
+    skips = (table.column("skip").to_pylist() for table in tables.values())
+    return [next((skip for skip in of_row if skip), "") for of_row in zip(*skips, strict=True)]
 
 
 class _Cursor:

@@ -1,4 +1,4 @@
-"""Work done ahead in a thread: the same results in the same order, and never more than one ahead."""
+"""Items made ahead in a thread come in the same order, never more than one ahead."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tiny import rows
 from hf_neuronselect import NeuronFeatureExtractor
 from hf_neuronselect.core.prefetch import ahead
 from hf_neuronselect.rows.formats import read_row, row_format, rows_of
+from hf_neuronselect.signals.base import BOOKKEEPING
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 9])
@@ -42,7 +43,7 @@ def test_it_runs_in_another_thread() -> None:
     assert set(ahead(range(3), lambda _: threading.get_ident())) != {threading.get_ident()}
 
 
-def test_what_goes_wrong_is_raised_at_its_place() -> None:
+def test_an_error_is_raised_at_its_place() -> None:
     def numbers() -> Iterator[int]:
         yield from (4, 2, 0)
 
@@ -58,11 +59,11 @@ def test_halves_of_extract_are_extract(extractor: NeuronFeatureExtractor) -> Non
     fmt = row_format(data.column_names)
     conversations = [read_row(row, fmt) for row in rows_of(data[:])]
     whole = extractor.extract(conversations)
-    parts = [
-        extractor.compute(samples) for samples in ahead([conversations[:5], conversations[5:]], extractor.tokenize)
-    ]
-    for name, column in whole.items():
-        again = [value for part in parts for value in part[name]]
+    halves = ahead([conversations[:5], conversations[5:]], extractor.prepare)
+    parts = [extractor.compute(prepared).columns for prepared in halves]
+    assert whole.keys() - parts[0].keys() == set(BOOKKEEPING)
+    for name in parts[0]:
+        column, again = whole[name], [value for part in parts for value in part[name]]
         for one, other in zip(column, again, strict=True):
             if isinstance(one, np.ndarray):
                 np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)  # another batch rounds differently
@@ -70,8 +71,8 @@ def test_halves_of_extract_are_extract(extractor: NeuronFeatureExtractor) -> Non
                 assert one == other
 
 
-def test_it_ends_at_once_where_nothing_is_waited_for() -> None:
-    """A worker that fails must not wait for a number that its parent sends only after the failed one."""
+def test_it_ends_at_once_without_waiting() -> None:
+    """A worker that fails must not wait for the number that its parent sends after the failed one."""
     never = threading.Event()
 
     def numbers() -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Worker processes: the same store as one process's, whatever dies; nothing outlives who started it."""
+"""Worker processes make the same store as one process, whatever dies; none outlives the process that started it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ import pytest
 from datasets import Dataset
 from families import tiny_model, tiny_tokenizer
 from faulty import STEP, N
+from stores import ABOUT, files, shard
+from stores import shards as shards_of
 from tiny import rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError
 from hf_neuronselect.core.errors import NeuronSelectWarning
 from hf_neuronselect.store import processes as workers
-from hf_neuronselect.store import shard_maker as making
 from hf_neuronselect.store import store
-
-ABOUT = {"id": "pool", "commit": "content:1"}
+from hf_neuronselect.store.shard_maker import TRIES
 
 
 def write(folder: Path, pool: Dataset, extractor: NeuronFeatureExtractor, **options: Any) -> dict[str, Any]:
     return store.write_store(pool, extractor, folder, **{"pool_about": ABOUT, "shard_rows": STEP} | options)
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def parts(folder: Path) -> list[Path]:
+    """Unfinished files."""
+    return list(folder.rglob("*.part"))
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +80,18 @@ def test_workers_make_the_same_store(
     done = write(tmp_path / "s", pool24, extractor, num_workers=3, say=said.append)
     assert files(tmp_path / "s") == files(whole)
     assert (done["rows"], done["skipped_shards"], done["missing_shards"]) == (N, 0, 0)
-    assert done["bytes"] == sum(p.stat().st_size for p in whole.glob("*.parquet"))
-    assert done["tokens"] == sum(store.FeatureStore(whole).dataset(["n_tokens"])["n_tokens"])
+    assert done["bytes"] == sum(p.stat().st_size for p in whole.glob("*/*.parquet"))
+    assert done["tokens"] == sum(store.FeatureStore(whole).dataset("tokens")["n_tokens"])
     assert len(said) == 1 and f"for {N} rows" in said[0]
     # What is there is left, what is damaged or missing is made; --shard is shared out among the workers.
-    (tmp_path / "s" / "shard-00001.parquet").unlink()
-    (tmp_path / "s" / "shard-00002.parquet").unlink()
-    os.truncate(tmp_path / "s" / "shard-00003.parquet", 100)
+    (cost,) = store.FeatureStore(tmp_path / "s").cost({"mona": extractor.identity("mona")}).passes.values()
+    assert (cost.rows, cost.tokens, len(cost.signals)) == (N, done["tokens"], 4)
+    for path in (*shards_of(tmp_path / "s", 1), shard(tmp_path / "s", "mona", 2)):
+        path.unlink()
+    os.truncate(shard(tmp_path / "s", "hidden", 3), 100)
     done = write(tmp_path / "s", pool24, extractor, num_workers=2, shard=(1, 2))
     assert (done["skipped_shards"], done["healed_shards"], done["missing_shards"]) == (1, 1, 1)
-    assert "shard-00003.parquet is damaged: it is done again" in caplog.text
+    assert "shard-00003.parquet is damaged: it is computed again" in caplog.text
     assert write(tmp_path / "s", pool24, extractor, num_workers=9)["skipped_shards"] == 5
     assert files(tmp_path / "s") == files(whole)
     assert write(tmp_path / "s", pool24, extractor, num_workers=2)["skipped_shards"] == 6
@@ -132,15 +135,16 @@ def test_deaths_of_every_kind(whole: Path, pool24: Dataset, make_faulty: Any, tm
         assert f"a worker died by {cause}: {name}.parquet" in said
     assert len(list((tmp_path / "counted").iterdir())) == 5
     assert done["missing_shards"] == 0 and files(tmp_path / "s") == files(whole)
-    (tmp_path / "s" / "shard-00000.parquet").unlink()
+    for path in shards_of(tmp_path / "s", 0):
+        path.unlink()
     extractor.deeds[1] = ("SIGKILL", 99)
     with pytest.warns(NeuronSelectWarning), pytest.raises(NeuronSelectError) as caught:
         write(tmp_path / "s", pool24, extractor, num_workers=2)
     assert caught.value.as_command_line().startswith(
         "--num-workers 2: shard-00000.parquet (rows 0 to 3): 3 workers died on it, the last one by signal SIGKILL;"
     )
-    assert len(list((tmp_path / "counted").iterdir())) == 5 + making.TRIES
-    assert files(tmp_path / "s").keys() == files(whole).keys() - {"shard-00000.parquet"}
+    assert len(list((tmp_path / "counted").iterdir())) == 5 + TRIES
+    assert files(tmp_path / "s").keys() == {name for name in files(whole) if "shard-00000" not in name}
 
 
 # ----------------------------------------------------------------------------- what workers have to say
@@ -155,7 +159,7 @@ def test_what_a_worker_raises_is_raised(
     refusing.deeds[9] = ("full disk", 2)
     with pytest.raises(NeuronSelectError, match="cannot be written: No space left on device.*goes on") as caught:
         write(tmp_path / "s", pool24, refusing, num_workers=2)
-    assert caught.value.option == "out" and not [name for name in files(tmp_path / "s") if name.endswith(".part")]
+    assert caught.value.option == "out" and not parts(tmp_path / "s")
     write(tmp_path / "s", pool24, extractor, num_workers=2)
     assert files(tmp_path / "s") == files(whole)
 
@@ -184,7 +188,7 @@ def test_a_stop_by_hand_ends_the_workers(
         write(tmp_path / "s", pool24, slow, num_workers=2)
     thread.join()
     assert not multiprocessing.active_children()
-    assert not [name for name in files(tmp_path / "s") if name.endswith(".part")]
+    assert not parts(tmp_path / "s")
     write(tmp_path / "s", pool24, slow, num_workers=2)
     assert files(tmp_path / "s") == files(whole)
 
@@ -234,7 +238,11 @@ def test_no_worker_outlives_the_command(stop: signal.Signals, tiny_folder: Path,
         )
     try:
         started = time.monotonic()
-        while not list((tmp_path / "s").glob("shard-*")) and parent.poll() is None and time.monotonic() < started + 90:
+        while (
+            not list((tmp_path / "s").glob("mona-*/shard-*"))
+            and parent.poll() is None
+            and time.monotonic() < started + 90
+        ):
             time.sleep(0.05)
         below = children(parent.pid)
         assert parent.poll() is None and len(below) >= 2, (tmp_path / "err").read_text()[-2000:]
@@ -247,6 +255,6 @@ def test_no_worker_outlives_the_command(stop: signal.Signals, tiny_folder: Path,
     finally:
         parent.kill()
     assert json.loads((tmp_path / "s" / store.MANIFEST).read_text())["rows"] == 4000
-    assert len(list((tmp_path / "s").glob("shard-*"))) < 500
+    assert len(list((tmp_path / "s").glob("mona-*/shard-*"))) < 500
     if stop == signal.SIGINT:
-        assert not list((tmp_path / "s").glob(".*.part"))
+        assert not parts(tmp_path / "s")

@@ -1,4 +1,4 @@
-"""Ray actors: the same store as one process's, whatever dies; a cluster that was there before is left as it was."""
+"""Ray actors make the same store as one process, whatever dies; a cluster that ran before is left as it was."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,24 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 from faulty import STEP, N
+from stores import ABOUT, files, shard
+from stores import shards as shards_of
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelectWarning
 from hf_neuronselect.cli import main as cli
-from hf_neuronselect.store import ray as ray_engine
+from hf_neuronselect.store import ray as ray_backend
 from hf_neuronselect.store import store
 from hf_neuronselect.store.shard_maker import TRIES, ShardMaker
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
 
-ABOUT = {"id": "pool", "commit": "content:1"}
 DEADLINE = 180  # seconds a test may take
 
 
 def write(folder: Path, pool: Dataset, extractor: NeuronFeatureExtractor, **options: Any) -> dict[str, Any]:
-    options = {"pool_about": ABOUT, "shard_rows": STEP, "engine": "ray"} | options
+    options = {"pool_about": ABOUT, "shard_rows": STEP, "backend": "ray"} | options
     return store.write_store(pool, extractor, folder, **options)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +80,7 @@ def cluster(environment: None) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory, pool24: Dataset, extractor: NeuronFeatureExtractor) -> Path:
     """One process's store."""
     folder = tmp_path_factory.mktemp("stores") / "whole"
-    write(folder, pool24, extractor, engine="local")
+    write(folder, pool24, extractor, backend="local")
     return folder
 
 
@@ -103,15 +101,18 @@ def test_actors_make_the_same_store(
     assert len([w for w in heard if issubclass(w.category, NeuronSelectWarning)]) == 1
     assert files(tmp_path / "s") == files(whole)
     assert (done["rows"], done["skipped_shards"], done["healed_shards"], done["missing_shards"]) == (N, 0, 0, 0)
-    assert done["bytes"] == sum(p.stat().st_size for p in whole.glob("*.parquet"))
-    assert done["tokens"] == sum(store.FeatureStore(whole).dataset(["n_tokens"])["n_tokens"])
+    assert done["bytes"] == sum(p.stat().st_size for p in whole.glob("*/*.parquet"))
+    assert done["tokens"] == sum(store.FeatureStore(whole).dataset("tokens")["n_tokens"])
     assert len(said) == 1 and f"for {N:,} rows" in said[0]
+    features = store.FeatureStore(tmp_path / "s")
+    (cost,) = features.cost({"mona": features.identity_of("mona")}).passes.values()
+    assert (cost.rows, cost.tokens, len(cost.signals)) == (N, done["tokens"], 4)
 
 
 def test_no_rows_need_no_cluster(
     extractor: NeuronFeatureExtractor, tmp_path: Path, pool24: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_engine, "_cluster", None)
+    monkeypatch.setattr(ray_backend, "_cluster", None)
     assert write(tmp_path / "s", pool24.select(range(0)), extractor, num_workers=2)["rows"] == 0
 
 
@@ -121,10 +122,11 @@ def test_a_store_is_resumed_and_an_actor_dies(
     whole: Path, pool24: Dataset, make_faulty: Any, copy: Path, tmp_path: Path, cluster: None, caplog: Any
 ) -> None:
     """Missing and damaged shards alone are made, and that of a dead actor once more."""
-    (copy / "shard-00000.parquet").unlink()
-    (copy / "shard-00002.parquet").unlink()
-    os.truncate(copy / "shard-00003.parquet", 100)
-    kept = {number: (copy / f"shard-0000{number}.parquet").stat() for number in (1, 4, 5)}
+    for path in (*shards_of(copy, 0), shard(copy, "mona", 2)):
+        path.unlink()
+    os.truncate(shard(copy, "mona", 3), 100)
+    others = [shard(copy, "hidden", number) for number in (2, 3)]
+    kept = {path: path.stat() for number in (1, 4, 5) for path in (*shards_of(copy, number), *others)}
     extractor = make_faulty({1: ("SIGKILL", 1), 14: ("warn", 9), 17: ("SIGKILL", 9)})
     with pytest.warns(NeuronSelectWarning) as warned:
         done = write(copy, pool24, extractor, num_workers=2)
@@ -134,12 +136,12 @@ def test_a_store_is_resumed_and_an_actor_dies(
         "out of memory: a smaller batch",
     ]
     assert (done["rows"], done["skipped_shards"], done["healed_shards"], done["missing_shards"]) == (N, 3, 1, 0)
-    assert "shard-00003.parquet is damaged: it is done again" in caplog.text
+    assert "shard-00003.parquet is damaged: it is computed again" in caplog.text
     marks = [mark.name.split(".") for mark in (tmp_path / "counted").iterdir()]
     assert sorted(int(row) for row, *_ in marks) == [1, 14]  # whole shards are computed by nobody
     assert files(copy) == files(whole)
-    for number, before in kept.items():
-        now = (copy / f"shard-0000{number}.parquet").stat()
+    for path, before in kept.items():
+        now = path.stat()
         assert (now.st_ino, now.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
@@ -159,7 +161,7 @@ def test_an_error_of_an_actor_is_raised_and_ends_the_others(
     while alive(actor) and time.monotonic() < until:
         time.sleep(0.05)
     assert not alive(actor)
-    assert files(tmp_path / "s").keys() == {store.MANIFEST}
+    assert {Path(name).name for name in files(tmp_path / "s")} == {store.MANIFEST, store.SIGNAL}
     assert ray.is_initialized() and ray.cluster_resources()["CPU"] == 2
 
 
@@ -172,8 +174,13 @@ def alive(pid: int) -> bool:
 
 
 # ----------------------------------------------------------------------------- how many actors, and where
+def on(extractor: NeuronFeatureExtractor, device: str) -> NeuronFeatureExtractor:
+    options = replace(extractor.extraction.options, device=device)
+    return NeuronFeatureExtractor(replace(extractor.extraction, options=options), extractor.signals)
+
+
 class Planned:
-    """Stands for a Ray Data set: keeps how its actors are asked for and gives reports that were made up."""
+    """In place of a Ray Dataset: keeps how its actors are asked for and gives made-up reports."""
 
     def __init__(self, *reports: dict[str, Any]) -> None:
         self.reports, self.asked = reports, dict[str, Any]()
@@ -218,7 +225,7 @@ def test_actors_share_the_cluster(
 ) -> None:  # fmt: skip
     """A GPU each, or their part of the CPUs of the nodes that have some."""
     planned = plan(nodes=nodes)
-    write(whole, pool24, NeuronFeatureExtractor(extractor.config, device=device), num_workers=num_workers)
+    write(whole, pool24, on(extractor, device), num_workers=num_workers)
     asked = planned.asked
     assert (asked["compute"].min_size, asked["compute"].max_size) == (actors, actors)
     assert (asked["num_cpus"], asked["num_gpus"]) == (cpus, gpus)
@@ -234,7 +241,7 @@ def test_a_cluster_without_what_an_actor_needs(
     """Is refused: Ray would wait for it for ever."""
     plan(nodes=nodes)
     with pytest.raises(NeuronSelectError, match=f"the Ray cluster has no {lacking} to give to an actor") as caught:
-        write(whole, pool24, NeuronFeatureExtractor(extractor.config, device=device))
+        write(whole, pool24, on(extractor, device))
     assert (caught.value.option, caught.value.value) == ("device", device)
 
 
@@ -242,9 +249,9 @@ def test_a_folder_that_not_all_nodes_share(
     copy: Path, pool24: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path, plan: Any
 ) -> None:
     """A node that does not see it says so; so does this machine, where it does not see what a node wrote."""
-    maker = ShardMaker(pool24, extractor, copy, store._read_manifest(copy))
-    actor = ray_engine._ShardActor(
-        extractor, tmp_path / "elsewhere" / "s", maker.manifest, lambda: pool24, ray_engine._count_deaths(ray)
+    maker = ShardMaker(pool24, extractor, copy, STEP)
+    actor = ray_backend._ShardActor(
+        extractor, tmp_path / "elsewhere" / "s", maker.shard_rows, lambda: pool24, ray_backend._count_deaths(ray)
     )
     report = json.loads(actor(pa.table({"number": [2]}))["report"][0].as_py())
     plan(report)
@@ -254,10 +261,13 @@ def test_a_folder_that_not_all_nodes_share(
         write(copy, pool24, extractor)
     assert (caught.value.option, caught.value.value) == ("out", "s")
 
-    (copy / "shard-00002.parquet").unlink()
-    (copy / "shard-00004.parquet").unlink()
-    plan({"number": 2, "warnings": [], "deaths": 0, "error": None, "row_bytes": None, "shard": [2, 4, 9, 9, "missing"]})
-    with pytest.raises(NeuronSelectError, match="^out='s': 2 shards, first shard-00002.parquet, were .* not seen from"):
+    shard(copy, "mona", 2).unlink()
+    shard(copy, "mona", 4).unlink()
+    made = [2, 4, 9, 9, "missing", {}]
+    plan({"number": 2, "warnings": [], "deaths": 0, "error": None, "row_bytes": None, "shard": made})
+    with pytest.raises(
+        NeuronSelectError, match="^out='s': 2 shards, first mona-.*/shard-00002.parquet, were .* not seen from"
+    ):
         write(copy, pool24, extractor)
 
 
@@ -269,8 +279,8 @@ def test_a_folder_that_not_all_nodes_share(
         (["--device", "cuda:1"], "--device cuda:1: Ray gives each actor a GPU of its own: auto, cuda or cpu"),
         (["--device-map", "auto"], "--device-map auto: spreads one model over several GPUs, and Ray gives each actor one: "
          "leave it away"),
-        (["no ray"], "--engine ray: needs Ray: pip install 'hf-neuronselect[ray]'"),
-        (["no cluster"], "--engine ray: no Ray cluster: nobody answers there; look at RAY_ADDRESS"),
+        (["no ray"], "--backend ray: needs Ray: pip install 'hf-neuronselect[ray]'"),
+        (["no cluster"], "--backend ray: no Ray cluster: nobody answers there; look at RAY_ADDRESS"),
     ],
 )  # fmt: skip
 def test_bad_input_on_the_command_line(
@@ -300,9 +310,9 @@ def command(
     pool24.to_parquet(tmp_path / "pool.parquet")
     monkeypatch.chdir(tmp_path)
 
-    def words(*more: str, engine: str = "ray", out: str = "s") -> list[str]:
+    def words(*more: str, backend: str = "ray", out: str = "s") -> list[str]:
         return ["extract", "--pool", "pool.parquet", "--model", str(tiny_folder / "model"), "--sae",
-                str(tiny_folder / "sae"), "--shard-rows", str(STEP), "--backend", engine, "--out", out, *more]  # fmt: skip
+                str(tiny_folder / "sae"), "--shard-rows", str(STEP), "--backend", backend, "--out", out, *more]  # fmt: skip
 
     return words
 
@@ -312,7 +322,7 @@ def test_the_command_in_a_cluster_that_runs(
     cluster: None, command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It joins that of RAY_ADDRESS; its actors load the pool themselves, from a path that is relative here alone."""
-    monkeypatch.setattr(sys, "argv", ["neuronselect", *command(engine="local", out="local")])
+    monkeypatch.setattr(sys, "argv", ["neuronselect", *command(backend="local", out="local")])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert not stop.value.code
@@ -324,7 +334,8 @@ def test_the_command_in_a_cluster_that_runs(
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{N} rows, ") and done.stdout.endswith("0 shards were there already -> s\n")
     assert done.stderr.count("bytes a row") == 1 and "still missing" not in done.stderr
-    assert len(files(tmp_path / "s")) == 1 + N // STEP and files(tmp_path / "s") == files(tmp_path / "local")
+    assert len(list((tmp_path / "s").glob("mona-*/shard-*"))) == N // STEP
+    assert files(tmp_path / "s") == files(tmp_path / "local")
     assert ray.cluster_resources()["CPU"] == 2  # it is still there
 
 
@@ -335,7 +346,8 @@ def test_a_shard_that_kills_every_actor(
 ) -> None:
     """Is given up after three, in one error; the cluster that was started for it does not stay."""
     ray.shutdown()
-    (copy / "shard-00005.parquet").unlink()
+    for path in shards_of(copy, 5):
+        path.unlink()
     with warnings.catch_warnings(), pytest.raises(NeuronSelectError) as caught:
         warnings.simplefilter("error", NeuronSelectWarning)
         write(copy, pool24, make_faulty({22: ("raise", 99)}), num_workers=1)
@@ -344,5 +356,5 @@ def test_a_shard_that_kills_every_actor(
         "error: an illegal memory access was encountered;"
     )
     assert len(list((tmp_path / "counted").iterdir())) == TRIES == 3
-    assert files(copy).keys() == files(whole).keys() - {"shard-00005.parquet"}
+    assert files(copy).keys() == {name for name in files(whole) if "shard-00005" not in name}
     assert not ray.is_initialized()

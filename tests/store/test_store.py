@@ -1,4 +1,4 @@
-"""The store survives: kill -9, full disks, damage and several writers; what is not this store's is refused."""
+"""A store survives kill -9, full disks, damage and several writers, and refuses what does not belong to it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,32 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
+from stores import ABOUT, files, shard
+from stores import shards as shards_of
 from tiny import make_extractor, rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector
 from hf_neuronselect.cli import main as cli
 from hf_neuronselect.store import shards, store
 
-ABOUT = {"id": "pool", "commit": "content:1"}
-N, STEP = 40, 4  # ten shards
+FEATURES = ("mona", "hidden")
+SIGNALS = ("tokens", *FEATURES)  # as stored, in the order they are written
+N, STEP = 40, 4  # ten shards a signal
 
 
 def write(folder: Path, pool: Dataset, extractor: NeuronFeatureExtractor, **options: Any) -> dict[str, Any]:
     return store.write_store(pool, extractor, folder, **{"pool_about": ABOUT, "shard_rows": STEP} | options)
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def parts(folder: Path) -> list[Path]:
+    """Unfinished files, of ``costs/`` too."""
+    return list(folder.rglob("*.part"))
+
+
+@pytest.fixture(scope="module")
+def extractor(tiny_folder: Path) -> NeuronFeatureExtractor:
+    return make_extractor(tiny_folder, features=FEATURES)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +116,7 @@ class Torn:
 def child(tiny: Path, folder: Path, what: str, nth: int, options: dict[str, Any]) -> None:
     """Writes the store of ``forty``; dies by SIGKILL at the n-th of the events named ``what``."""
     barrier = options.pop("barrier", None)
-    extractor = make_extractor(tiny)
+    extractor = make_extractor(tiny, features=FEATURES)
     extractor.extract([])
     pool = rows(N)
     calls = 0
@@ -154,13 +163,14 @@ def child(tiny: Path, folder: Path, what: str, nth: int, options: dict[str, Any]
         sys.exit(2)
 
 
-# Ten shards: per file one fsync of the file and one of the folder, the manifest first.
+# Writes: the manifest, three signal.json, then thirty shards in three pieces, and what it cost. Each file has two fsyncs,
+# its own and its folder's; the manifest is linked, the others are renamed.
 FAULTS = [
-    *[("in a write", nth) for nth in (1, 2, 3, 7, 13, 22)],
-    *[("before fsync", nth) for nth in (1, 2, 3, 8, 9)],
-    *[("after fsync", nth) for nth in (1, 3, 6)],
-    *[("before rename", nth) for nth in (1, 5, 10)],
-    *[("after rename", nth) for nth in (1, 5, 10)],
+    *[("in a write", nth) for nth in (1, 2, 5, 6, 7, 50, 94, 95)],
+    *[("before fsync", nth) for nth in (1, 3, 9, 10, 69)],
+    *[("after fsync", nth) for nth in (1, 3, 41)],
+    *[("before rename", nth) for nth in (1, 4, 33, 34)],
+    *[("after rename", nth) for nth in (3, 5, 33)],
     ("before the manifest", 1),
     ("after the manifest", 1),
 ]
@@ -175,16 +185,16 @@ def test_kills_at_every_step_of_a_write(
         process = spawn(folder, what, nth)
         process.join(120)
         assert process.exitcode == -signal.SIGKILL, (what, nth)
-        names = {path.name for path in folder.iterdir()}
-        torn += any(name.endswith(".part") for name in names)
-        short += not expected.keys() <= names
-        # What bears a final name is whole, at any moment.
-        assert all(data == expected[name] for name, data in files(folder).items() if not name.endswith(".part"))
-        there = len(names & expected.keys() - {store.MANIFEST})
+        left = files(folder)
+        torn += bool(parts(folder))
+        short += not expected.keys() <= left.keys()
+        # A file with a final name is whole, at any moment.
+        assert all(data == expected[name] for name, data in left.items() if not name.endswith(".part"))
+        there = sum(len(shards_of(folder, number)) == len(SIGNALS) for number in range(N // STEP))
         done = write(folder, forty, extractor)
         assert (done["skipped_shards"], done["healed_shards"], done["missing_shards"]) == (there, 0, 0), (what, nth)
-        assert files(folder) == expected, (what, nth)
-    assert torn >= 10 and short >= 15
+        assert files(folder) == expected and not parts(folder), (what, nth)
+    assert torn >= 18 and short >= 20
 
 
 def test_kills_at_random_moments(
@@ -194,10 +204,10 @@ def test_kills_at_random_moments(
     while kills < 10:
         process = spawn(folder, "slowly")
         began = time.monotonic()
-        before = set(folder.iterdir()) if folder.exists() else set()
+        before = set(folder.rglob("*"))
         # From its first trace in the folder on, and at once where the store was almost done.
         while process.is_alive() and time.monotonic() - began < 60:
-            if folder.exists() and set(folder.iterdir()) != before:
+            if set(folder.rglob("*")) != before:
                 break
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.12))
@@ -208,15 +218,19 @@ def test_kills_at_random_moments(
             shutil.rmtree(folder)
             continue
         kills += 1
-        partial += not files(whole).keys() <= {path.name for path in folder.iterdir()}
+        partial += not files(whole).keys() <= files(folder).keys()
     assert partial >= 5
     write(folder, forty, extractor)
     assert files(folder) == files(whole)
-    healed, undisturbed = (store.FeatureStore(path, pool_about=ABOUT).dataset() for path in (folder, whole))
-    assert len(healed) == N and healed.with_format("arrow")[:].equals(undisturbed.with_format("arrow")[:])
+    healed, undisturbed = store.FeatureStore(folder), store.FeatureStore(whole)
+    assert len(healed) == N and healed.dataset().with_format("arrow")[:].equals(
+        undisturbed.dataset().with_format("arrow")[:]
+    )
     fitted = NeuronSelector("mona").fit(target, extractor=extractor)
-    pools = [*(concatenate_datasets([forty, data], axis=1) for data in (healed, undisturbed)), forty]
-    one, two, direct = (np.asarray(fitted.select(pool, k=5).scores["score"]) for pool in pools)
+    one, two, direct = (
+        np.asarray(fitted.select(forty, k=5, features=features).scores["score"])
+        for features in (healed, undisturbed, None)
+    )
     np.testing.assert_array_equal(one, two)
     np.testing.assert_allclose(one, direct, rtol=1e-6)  # other batches: not bit for bit
 
@@ -228,7 +242,7 @@ def test_a_stop_by_hand_leaves_no_part(
 
     def stop(handle: int) -> None:
         calls.append(handle)
-        if len(calls) == 7:
+        if len(calls) == 19:  # in the third shard of the second number
             raise KeyboardInterrupt
         real(handle)
 
@@ -236,8 +250,10 @@ def test_a_stop_by_hand_leaves_no_part(
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "s", forty, extractor)
     monkeypatch.undo()
-    assert sorted(files(tmp_path / "s")) == [store.MANIFEST, "shard-00000.parquet", "shard-00001.parquet"]
-    assert write(tmp_path / "s", forty, extractor)["skipped_shards"] == 2
+    assert not parts(tmp_path / "s")
+    names = [path.name for number in range(3) for path in shards_of(tmp_path / "s", number)]
+    assert names == ["shard-00000.parquet"] * 3 + ["shard-00001.parquet"] * 2
+    assert write(tmp_path / "s", forty, extractor)["skipped_shards"] == 1
 
 
 def test_parts_of_the_living_stay(
@@ -245,24 +261,38 @@ def test_parts_of_the_living_stay(
 ) -> None:
     living, dead = spawn(copy.parent / "other", "slowly"), spawn(copy.parent / "third", "before fsync")
     dead.join(60)
-    name = ".shard-00000.parquet.{}.{}.part".format
     here, old = shards.host_name(), time.time() - 2 * shards.DAY
-    for host, pid in ((here, living.pid), (here, dead.pid), (here, os.getpid()), ("far", 5), ("gone", 5)):
-        (copy / name(host, pid)).write_bytes(b"PAR1")
-    os.utime(copy / name("gone", 5), (old, old))
-    (copy / "notes.part").write_text("mine")
+    places = [shard(copy, "mona", 0), copy / store.MANIFEST, shard(copy, "mona", 0).parent / store.SIGNAL,
+              next((copy / store.COSTS).iterdir())]  # fmt: skip
+    gone, kept = [], [copy / "notes.part"]
+    for place in places:
+        name = f".{place.name}.{{}}.{{}}.part".format
+        for host, pid, its in ((here, living.pid, kept), (here, dead.pid, gone), (here, os.getpid(), gone),
+                               ("far", 5, kept), ("old", 5, gone)):  # fmt: skip
+            its.append(place.with_name(name(host, pid)))
+            its[-1].write_bytes(b"PAR1")
+        os.utime(place.with_name(name("old", 5)), (old, old))
+    kept[0].write_text("mine")
     os.kill(living.pid, signal.SIGSTOP)
     write(copy, forty, extractor)
     os.kill(living.pid, signal.SIGCONT)
-    assert files(copy).keys() - files(whole).keys() == {name(here, living.pid), name("far", 5), "notes.part"}
+    assert set(parts(copy)) == set(kept) and len(gone) == 12
+    assert files(whole).items() <= files(copy).items()
 
 
 # ---------------------------------------------------------------------------------------- full disk
+@pytest.mark.parametrize("left", [0, 3, 12])
 def test_a_full_disk_is_one_clear_line(
-    whole: Path, forty: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    left: int,
+    whole: Path,
+    forty: Dataset,
+    extractor: NeuronFeatureExtractor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Full:
-        left = 3
+        def __init__(self) -> None:
+            self.left = left
 
         def __call__(self, handle: int) -> None:
             self.left -= 1
@@ -288,7 +318,7 @@ def test_a_file_that_cannot_grow(
     process.join(60)
     assert process.exitcode == 2
     assert (tmp_path / "s.error").read_text().startswith("--out s: cannot be written: File too large; mend it")
-    assert not [name for name in files(tmp_path / "s") if name.endswith(".part")]
+    assert not parts(tmp_path / "s")
     write(tmp_path / "s", forty, extractor)
     assert files(tmp_path / "s") == files(whole)
 
@@ -297,33 +327,50 @@ def test_a_file_that_cannot_grow(
 def test_damaged_and_missing_shards_are_redone(
     whole: Path, forty: Dataset, extractor: NeuronFeatureExtractor, copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shard = copy / "shard-00001.parquet"
-    for size in (0, 3, 8, 500, shard.stat().st_size - 1):
-        os.truncate(shard, size)
-        (copy / "shard-00003.parquet").unlink()
-        with pytest.raises(NeuronSelectError, match="1 of 10 shards are missing, first shard-00003.*neuronselect extr"):
-            store.FeatureStore(copy, pool_about=ABOUT).dataset()
-        shutil.copy(whole / "shard-00003.parquet", copy)
-        with pytest.raises(NeuronSelectError, match="shard-00001.parquet is damaged: run `neuronselect extract` again"):
-            store.FeatureStore(copy, pool_about=ABOUT).dataset()
-        (copy / "shard-00003.parquet").unlink()
+    damaged, missing = shard(copy, "mona", 1), shard(copy, "hidden", 3)
+    for size in (0, 3, 8, 500, damaged.stat().st_size - 1):
+        os.truncate(damaged, size)
+        missing.unlink()
+        with pytest.raises(NeuronSelectError, match="1 of 10 shards of hidden are missing, first shard-00003.*tract`"):
+            store.FeatureStore(copy).dataset()
+        store.FeatureStore(copy).dataset("tokens")  # what is not asked for may be missing
+        shutil.copy(shard(whole, "hidden", 3), missing)
+        with pytest.raises(NeuronSelectError, match="mona shard-00001.parquet is damaged: run `neuronselect extract`"):
+            store.FeatureStore(copy).dataset()
+        missing.unlink()
         done = write(copy, forty, extractor)
         assert (done["skipped_shards"], done["healed_shards"]) == (8, 1)
-        assert "shard-00001.parquet is damaged: it is done again" in caplog.text
+        assert "shard-00001.parquet is damaged: it is computed again" in caplog.text
         assert files(copy) == files(whole)
+        # The shards of other signals are kept.
+        assert last_cost(copy) == {("mona",): STEP, ("hidden",): STEP}
 
 
-def test_any_flipped_bit_is_noticed(whole: Path, forty: Dataset, extractor: NeuronFeatureExtractor, copy: Path) -> None:
-    manifest, shard = store._read_manifest(copy), copy / "shard-00002.parquet"
-    right = shard.read_bytes()
-    assert shards.flaw_of(shard, manifest, 2, STEP) == ""
+def test_a_shard_that_vanishes_while_it_is_read(copy: Path) -> None:
+    features = store.FeatureStore(copy)
+    batches = features.batches({"mona": features.identity_of("mona")})
+    next(batches)
+    shard(copy, "mona", 7).unlink()
+    with pytest.raises(
+        NeuronSelectError, match="mona shard-00007.parquet is missing: run `neuronselect extract` again"
+    ):
+        list(batches)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_any_flipped_bit_is_noticed(
+    name: str, whole: Path, forty: Dataset, extractor: NeuronFeatureExtractor, copy: Path
+) -> None:
+    path = shard(copy, name, 2)
+    right = path.read_bytes()
+    assert isinstance(shards.read_stamp(path), shards.Stamp)
     for at in [*range(0, len(right), 7), *range(len(right) - 12, len(right))]:
         for bit in (0, 7):
             wrong = bytearray(right)
             wrong[at] ^= 1 << bit
-            shard.write_bytes(wrong)
-            assert shards.flaw_of(shard, manifest, 2, STEP) == "damaged", (at, bit)
-    with pytest.raises(NeuronSelectError, match="shard-00002.parquet is damaged"):
+            path.write_bytes(wrong)
+            assert shards.read_stamp(path) == "damaged", (at, bit)
+    with pytest.raises(NeuronSelectError, match=f"{name} shard-00002.parquet is damaged"):
         store.FeatureStore(copy).dataset()
     assert write(copy, forty, extractor)["healed_shards"] == 1 and files(copy) == files(whole)
 
@@ -331,44 +378,89 @@ def test_any_flipped_bit_is_noticed(whole: Path, forty: Dataset, extractor: Neur
 def test_a_shard_of_another_store_is_noticed(
     whole: Path, forty: Dataset, tiny_folder: Path, extractor: NeuronFeatureExtractor, copy: Path, tmp_path: Path
 ) -> None:
-    write(tmp_path / "extractor", forty, make_extractor(tiny_folder, top_k_features=3))
-    write(tmp_path / "features", forty, extractor.with_features(["mona"]))
-    write(tmp_path / "pool", rows(N, seed=3), extractor, pool_about={"id": "pool", "commit": "content:2"})
+    """Of another extraction, another signal, another place or other ranges of rows."""
+    write(tmp_path / "k", forty, make_extractor(tiny_folder, features=["mona"], top_k_features=3))
     write(tmp_path / "steps", forty, extractor, shard_rows=5)
-    for name in ("extractor", "features", "pool", "steps"):
-        shutil.copy(tmp_path / name / "shard-00001.parquet", copy)
-        with pytest.raises(NeuronSelectError, match="shard-00001.parquet is of another store: run"):
+    for source, number in (
+        (shard(tmp_path / "k", "mona", 1), 1), (shard(copy, "hidden", 1), 1), (shard(copy, "mona", 1), 2),
+        (shard(tmp_path / "steps", "mona", 0), 0), (shard(tmp_path / "steps", "mona", 1), 1),
+    ):  # fmt: skip
+        shutil.copy(source, shard(copy, "mona", number))
+        with pytest.raises(NeuronSelectError, match=f"mona shard-0000{number}.parquet is of another store: run"):
             store.FeatureStore(copy).dataset()
-        assert write(copy, forty, extractor)["healed_shards"] == 1 and files(copy) == files(whole)
-    shutil.copy(copy / "shard-00001.parquet", copy / "shard-00002.parquet")  # of this store, but of other rows
-    with pytest.raises(NeuronSelectError, match="shard-00002.parquet is of another store"):
-        store.FeatureStore(copy).dataset()
-    assert write(copy, forty, extractor)["healed_shards"] == 1 and files(copy) == files(whole)
+        assert write(copy, forty, extractor)["healed_shards"] == 1 and files(copy) == files(whole), source
+
+
+def test_a_shard_of_other_rows_is_refused(
+    whole: Path, forty: Dataset, target: Dataset, extractor: NeuronFeatureExtractor, copy: Path, tmp_path: Path
+) -> None:
+    """Everything else about it is right: only its rows say so."""
+    write(tmp_path / "pool", rows(N, seed=3), extractor)
+    shutil.copy(shard(tmp_path / "pool", "mona", 1), shard(copy, "mona", 1))
+    before = files(copy)
+    with pytest.raises(
+        NeuronSelectError, match="shard-00001.parquet was computed from other rows than rows 4 to 7"
+    ) as e:
+        write(copy, forty, extractor)
+    assert (e.value.option, e.value.value) == ("out", "s")
+    fitted = NeuronSelector("mona").fit(target, extractor=extractor)
+    with pytest.raises(NeuronSelectError, match="mona shard-00001.parquet was computed from other rows than ") as e:
+        fitted.select(forty, k=5, features=store.FeatureStore(copy))
+    assert (e.value.option, e.value.value) == ("features", "s")
+    assert files(copy) == before
+    shard(copy, "mona", 1).unlink()
+    write(copy, forty, extractor)
+    assert files(copy) == files(whole)
 
 
 def test_a_damaged_manifest_comes_back_from_the_shards(
-    whole: Path, forty: Dataset, tiny_folder: Path, extractor: NeuronFeatureExtractor, copy: Path
+    whole: Path, forty: Dataset, extractor: NeuronFeatureExtractor, copy: Path
 ) -> None:
     right = (copy / store.MANIFEST).read_bytes()
     flipped = right.replace(b'"rows": 40', b'"rows": 44')
     assert flipped != right
+    os.truncate(shard(copy, "hidden", 9), 99)  # the first that is looked at for it
     for wrong in (b"", right[:100], right[: len(right) // 2], b"[]", b"\xff\x00", flipped, None):
         (copy / store.MANIFEST).unlink()
         if wrong is not None:
             (copy / store.MANIFEST).write_bytes(wrong)
         with pytest.raises(NeuronSelectError, match="no readable manifest.json.*run `neuronselect extract` again"):
-            store.FeatureStore(copy).dataset()
-        with pytest.raises(NeuronSelectError, match="another extractor"):
-            write(copy, forty, make_extractor(tiny_folder, top_k_features=3))
-        assert write(copy, forty, extractor, shard_rows=9)["skipped_shards"] == 10
+            store.FeatureStore(copy)
+        with pytest.raises(NeuronSelectError, match="the store has 40 rows, the pool 30: they are not the same rows"):
+            write(copy, forty.select(range(30)), extractor)
+        (copy / store.MANIFEST).write_bytes(wrong or b"")
+        done = write(copy, forty, extractor, shard_rows=9)
+        assert done["skipped_shards"] == 10 - done["healed_shards"] and done["missing_shards"] == 0
         assert files(copy) == files(whole)
-    # Without a whole shard nothing says that the folder is a store: it is left as it is.
-    for path in copy.glob("shard-*"):
-        path.unlink()
+    # Without an undamaged shard nothing says that the folder is a store: it is left as it is.
+    for path in copy.glob("*/shard-*"):
+        os.truncate(path, 99)
     (copy / store.MANIFEST).write_text('{"name": "an app"}')
+    before = files(copy)
     with pytest.raises(NeuronSelectError, match="exists and is not a feature store"):
         write(copy, forty, extractor)
-    assert files(copy) == {store.MANIFEST: b'{"name": "an app"}'}
+    assert files(copy) == before
+
+
+@pytest.mark.parametrize("wrong", [b"", b"{", None])
+def test_what_is_said_of_a_signal_is_written_again(
+    wrong: bytes | None, whole: Path, forty: Dataset, extractor: NeuronFeatureExtractor, copy: Path
+) -> None:
+    path = shard(copy, "mona", 0).parent / store.SIGNAL
+    path.unlink()
+    if wrong is not None:
+        path.write_bytes(wrong)
+    assert write(copy, forty, extractor)["skipped_shards"] == 10
+    assert files(copy) == files(whole)
+    about = json.loads(path.read_text())
+    assert (about["signal"], about["identity"]) == ("mona", extractor.identity("mona"))
+    assert about["state"]["max_length"] == extractor.extraction.options.max_length
+
+
+def last_cost(folder: Path) -> dict[tuple[str, ...], int]:
+    """Signals -> rows, of each pass of the last run that computed something."""
+    passes = json.loads(max((folder / store.COSTS).iterdir()).read_text())["passes"].values()
+    return {tuple(key.rpartition("-")[0] for key in one["signals"]): one["rows"] for one in passes}
 
 
 # ---------------------------------------------------------------------------------- several at once
@@ -425,10 +517,11 @@ def test_shard_of_the_command_line(
         str(tmp_path / "s"),
     ]
     code, _, err = run(*select, "--out", str(tmp_path / "o"))
-    assert code == 2 and "3 of 5 shards are missing, first shard-00000.parquet" in err and err.count("\n") == 1
+    assert code == 2 and "3 of 5 shards of mona are missing, first shard-00000.parquet" in err
+    assert err.count("\n") == 1
     code, out, err = run(*words)
     assert code == 0 and "2 shards were there already" in out and "missing" not in err
-    os.truncate(tmp_path / "s" / "shard-00004.parquet", 99)
+    os.truncate(shard(tmp_path / "s", "mona", 4), 99)
     code, out, err = run(*words)
     assert code == 0 and "shard-00004.parquet is damaged" in caplog.text and "1 damaged shards were done again" in err
     code, out, err = run(*words)
@@ -443,98 +536,57 @@ def test_shard_of_the_command_line(
 def test_values_come_back_bit_for_bit(value_dtype: str, forty: Dataset, tiny_folder: Path, tmp_path: Path) -> None:
     extractor = make_extractor(tiny_folder, value_dtype=value_dtype)
     write(tmp_path / "s", forty, extractor, shard_rows=64)
-    data = store.FeatureStore(tmp_path / "s").dataset()
+    features = store.FeatureStore(tmp_path / "s")
+    data = features.dataset()
     expected = forty.map(extractor, batched=True, remove_columns=forty.column_names)
-    assert data.features == expected.features == extractor.column_types
+    assert data.features.items() <= expected.features.items() and expected.features == extractor.column_types
     assert data.with_format("arrow")[:].equals(expected.with_format("arrow")[:].select(data.column_names))
-    group = pq.read_metadata(tmp_path / "s" / "shard-00000.parquet").row_group(0)
-    columns = [group.column(i) for i in range(group.num_columns)]
-    encodings = {column.path_in_schema.split(".")[0]: column.encodings for column in columns}
-    assert "DELTA_BINARY_PACKED" in encodings["mona_indices"]
-    assert all("BYTE_STREAM_SPLIT" in encodings[name] for name in ("mona_values", "nait", "hidden"))
-    assert {column.compression for column in columns} == {"ZSTD"}
+    assert set(expected.column_names) - set(data.column_names) == {"neuron_skip", "neuron_signals"}
+    assert {name: [identity] for name, identity in extractor.identities.items()} == features.identities
+    for name, encoding in (
+        ("mona", "DELTA_BINARY_PACKED"),
+        *((name, "BYTE_STREAM_SPLIT") for name in ("mona", "nait", "hidden")),
+    ):
+        group = pq.read_metadata(shard(tmp_path / "s", name, 0)).row_group(0)
+        columns = [group.column(i) for i in range(group.num_columns)]
+        assert encoding in {used for column in columns for used in column.encodings}, name
+        assert {column.compression for column in columns} == {"ZSTD"}
 
 
 def test_wide_rows_make_small_row_groups(
-    forty: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    forty: Dataset, extractor: NeuronFeatureExtractor, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "ROW_GROUP", 4096)
+    monkeypatch.setattr(shards, "ROW_GROUP", 1024)
     write(tmp_path / "s", forty, extractor, shard_rows=20)
-    assert pq.read_metadata(tmp_path / "s" / "shard-00000.parquet").num_row_groups > 3
-    assert len(store.FeatureStore(tmp_path / "s").dataset()) == N
+    assert pq.read_metadata(shard(tmp_path / "s", "hidden", 0)).num_row_groups > 2
+    small, large = (store.FeatureStore(folder).dataset().with_format("arrow")[:] for folder in (tmp_path / "s", whole))
+    assert small.num_rows == N and small.column("n_tokens") == large.column("n_tokens")
 
 
-def test_a_store_without_checksums_is_still_read(
-    whole: Path, forty: Dataset, tiny_folder: Path, extractor: NeuronFeatureExtractor, tmp_path: Path
+def test_why_a_row_has_no_signal_is_kept(tiny_folder: Path, target: Dataset, tmp_path: Path) -> None:
+    pool = rows(6).to_list()
+    pool[2]["messages"] = [{"role": "user", "content": " "}]
+    pool[4]["messages"] = [{"role": "nobody", "content": "x"}]
+    extractor = make_extractor(tiny_folder, features=["mona"])
+    write(tmp_path / "s", Dataset.from_list(pool), extractor)
+    features = store.FeatureStore(tmp_path / "s")
+    skips = [
+        skip
+        for tables in features.batches({"mona": features.identity_of("mona")})
+        for skip in tables["mona"].column("skip").to_pylist()
+    ]
+    assert skips == [None, None, "empty", None, "error: messages[0] has the unknown role 'nobody'", None]
+    fitted = NeuronSelector("mona").fit(target, extractor=extractor)
+    selection = fitted.select(Dataset.from_list(pool), k=4, features=features)
+    assert selection.scores["excluded"][2].as_py() == "empty" and selection.scores["excluded"][4].as_py() == "error"
+
+
+def test_what_is_no_store_is_refused(
+    forty: Dataset, extractor: NeuronFeatureExtractor, copy: Path, tmp_path: Path
 ) -> None:
-    """As the first version wrote it: plain shards, and the manifest without its digest."""
-    folder = tmp_path / "s"
-    folder.mkdir()
-    manifest = {name: value for name, value in store._read_manifest(whole).items() if name != "blake2b"}
-    (folder / store.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    data = store.FeatureStore(whole).dataset()
-    for name, start, stop in shards.shard_ranges(manifest):
-        data.select(range(start, stop)).to_parquet(folder / name)
-    again = store.FeatureStore(folder, pool_about=ABOUT).dataset()
-    assert again.with_format("arrow")[:].equals(data.with_format("arrow")[:])
-    assert write(folder, forty, extractor)["skipped_shards"] == 10
-    os.truncate(folder / "shard-00000.parquet", 500)
-    write(tmp_path / "t", forty, make_extractor(tiny_folder, top_k_features=3))
-    data = Dataset.from_parquet(str(tmp_path / "t" / "shard-00001.parquet"))
-    data.to_parquet(folder / "shard-00001.parquet")
-    for wrong in ("shard-00000.parquet is damaged", "shard-00001.parquet is of another store"):
-        with pytest.raises(NeuronSelectError, match=wrong):
-            store.FeatureStore(folder).dataset()
-        shutil.copy(whole / wrong.split()[0], folder)
-    assert write(folder, forty, extractor)["healed_shards"] == 0
-    # Plain shards have no place in a store that says it has checksums.
-    shutil.copytree(whole, tmp_path / "new")
-    Dataset.from_parquet(str(whole / "shard-00000.parquet")).to_parquet(tmp_path / "new" / "shard-00000.parquet")
-    with pytest.raises(NeuronSelectError, match="shard-00000.parquet is damaged"):
-        store.FeatureStore(tmp_path / "new").dataset()
-
-
-def test_a_store_with_the_first_digests_is_still_read(
-    whole: Path, forty: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "s"
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "DIGEST", "shard_blake2b")
-        write(folder, forty, extractor)
-    shard = folder / "shard-00001.parquet"
-    right = shard.read_bytes()
-    assert b"shard_blake2b" in right and b"shard_blake2b" not in (whole / shard.name).read_bytes()
-    data = [store.FeatureStore(path, pool_about=ABOUT).dataset().with_format("arrow")[:] for path in (folder, whole)]
-    assert data[0].equals(data[1])
-    wrong = bytearray(right)
-    wrong[len(wrong) // 2] ^= 1
-    shard.write_bytes(wrong)
-    with pytest.raises(NeuronSelectError, match="shard-00001.parquet is damaged"):
-        store.FeatureStore(folder).dataset()
-    (folder / store.MANIFEST).unlink()
-    assert write(folder, forty, extractor)["healed_shards"] == 1
-    assert store._read_manifest(folder) == store._read_manifest(whole)
-
-
-def test_another_store_is_refused(
-    forty: Dataset, tiny_folder: Path, extractor: NeuronFeatureExtractor, copy: Path, tmp_path: Path
-) -> None:
-    before = files(copy)
-    other = make_extractor(tiny_folder, top_k_features=3)
-    with pytest.raises(NeuronSelectError, match=f"another extractor: {extractor.hash}, now {other.hash}"):
-        write(copy, forty, other)
-    with pytest.raises(NeuronSelectError, match="another features"):
-        write(copy, forty, extractor.with_features(["mona"]))
-    with pytest.raises(NeuronSelectError, match="another pool"):
-        write(copy, forty, extractor, pool_about={"id": "x"})
-    with pytest.raises(NeuronSelectError, match="another rows: 40, now 30"):
-        write(copy, rows(30), extractor)
-    with pytest.raises(NeuronSelectError, match="the store is of the pool"):
-        store.FeatureStore(copy, pool_about={"id": "x"}).dataset()
-    assert files(copy) == before
-    for shard in ((2, 2), (-1, 2), (0, 0)):
+    for part in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(NeuronSelectError, match="I/N is needed"):
-            write(copy, forty, extractor, shard=shard)
+            write(copy, forty, extractor, shard=part)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.txt").write_text("a")
     with pytest.raises(NeuronSelectError, match="not a feature store"):
