@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
+from hf_neuronselect import NeuronFeatureExtractor
 from hf_neuronselect.rows.encode import Sample
 from hf_neuronselect.rows.formats import Conversation, read_row, row_format
 
@@ -37,6 +38,18 @@ def read_pool(path: Path, rows: int | None = None, seed: int = 0) -> list[Conver
     records = [json.loads(table[i]) for i in chosen] if isinstance(table, list) else table.take(chosen).to_pylist()
     fmt = row_format(records[0])
     return [read_row(record, fmt) for record in records]
+
+
+def tokenize(extractor: NeuronFeatureExtractor, conversations: Sequence[Conversation]) -> list[Sample]:
+    """Rows as token ids, as the forward engine reads them."""
+    found: list[Sample] = extractor.prepare(conversations).given["forward"]
+    return found
+
+
+def usable_rows(extractor: NeuronFeatureExtractor, conversations: Sequence[Conversation]) -> list[Conversation]:
+    """The rows that the forward engine does not skip."""
+    samples = tokenize(extractor, conversations)
+    return [row for row, sample in zip(conversations, samples, strict=True) if not sample.skip]
 
 
 def count(samples: Sequence[Sample]) -> int:

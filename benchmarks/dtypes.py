@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from common import RATIO, alternate, count, described, machine, plain_logging, ratio, read_pool, write_json
 from datasets import Dataset, disable_progress_bars
@@ -29,7 +30,7 @@ from datasets import Dataset, disable_progress_bars
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelector, NeuronSelectWarning
 from hf_neuronselect.core import bundled
 from hf_neuronselect.rows.load import load_rows
-from hf_neuronselect.signals.columns import FeatureBatch
+from hf_neuronselect.signals.columns import RowBatch
 from hf_neuronselect.store.store import FeatureStore, write_store
 
 logger = logging.getLogger("dtypes")
@@ -56,29 +57,33 @@ def scores(
     store: FeatureStore, extractor: NeuronFeatureExtractor, targets: Mapping[str, Dataset], value_dtype: str
 ) -> dict[str, np.ndarray]:
     """``method, target`` -> float64 ``[rows]``, NaN where a row has no features."""
-    options = replace(extractor.config.options, value_dtype=value_dtype)
-    same = NeuronFeatureExtractor(replace(extractor.config, options=options), batch_tokens=extractor.batch_tokens)
+    options = replace(extractor.extraction.options, value_dtype=value_dtype)
+    same = NeuronFeatureExtractor(replace(extractor.extraction, options=options), METHODS)
     exemplars = {name: rows.map(same, batched=True) for name, rows in targets.items()}
     selectors = {name: NeuronSelector(name).fit(exemplars) for name in METHODS}
     scorers = {name: selector.method.scorer(selector.targets) for name, selector in selectors.items()}
     found: dict[str, list[np.ndarray]] = {}
-    for table in store.tables(["mona_indices", "mona_values", "nait", "n_tokens", "neuron_skip"]):
-        n = len(table)
-        usable = np.asarray([not skip for skip in table["neuron_skip"].to_pylist()])
-        columns = {name: table[name] for name in table.column_names}
-        batch = FeatureBatch(np.arange(n), table["n_tokens"].to_numpy(), usable, columns).only_usable()
+    for tables in store.batches({name: store.identity_of(name) for name in METHODS}):
+        batch, usable = batch_of(tables)
         if value_dtype == "float16":
             rounded = batch.sparse("mona").values.astype(np.float16).astype(np.float32)
             batch = with_values(batch, rounded)
         for method, scorer in scorers.items():
             for target, one in scorer(batch).items():
-                full = np.full(n, np.nan)
+                full = np.full(len(usable), np.nan)
                 full[usable] = one
                 found.setdefault(f"{method}, {target}", []).append(full)
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def with_values(batch: FeatureBatch, values: np.ndarray) -> FeatureBatch:
+def batch_of(tables: Mapping[str, pa.Table]) -> tuple[RowBatch, np.ndarray]:
+    """The usable rows among a store's next ones, and which they are: bool ``[n]``."""
+    usable = np.all([table["skip"].is_null().to_numpy() for table in tables.values()], axis=0)
+    columns = {name: table[name] for table in tables.values() for name in table.column_names}
+    return RowBatch(np.arange(len(usable)), usable, columns).only_usable(), usable
+
+
+def with_values(batch: RowBatch, values: np.ndarray) -> RowBatch:
     rows = batch.sparse("mona")
     parts = np.split(values, rows.indptr[1:-1])
     indices = np.split(rows.indices, rows.indptr[1:-1])
@@ -118,12 +123,16 @@ def main() -> None:
 
     extractors = {dtype: extractor_of(dtype) for dtype in ("float32", "bfloat16")}
     stores = {dtype: stored(one, rows, sample_about, args.work / dtype) for dtype, one in extractors.items()}
-    budget = WIDER * extractors["bfloat16"].token_budget(extractors["bfloat16"].runtime().backbone)
+    forward = extractors["bfloat16"].forward
+    budget = WIDER * forward.token_budget(forward.loaded(extractors["bfloat16"].signals)[0])
     wide = extractor_of("bfloat16", batch_tokens=budget)
     wide_store = stored(wide, part, sample_about, args.work / "bfloat16-wide")
 
-    samples = extractors["float32"].tokenize(read_pool(args.data / "pool.jsonl.gz", TIMED))
-    timed = alternate({name: partial(one.compute, samples) for name, one in extractors.items()}, 5, torch.device("cpu"))
+    prepared = extractors["float32"].prepare(read_pool(args.data / "pool.jsonl.gz", TIMED))
+    samples = prepared.given["forward"]
+    timed = alternate(
+        {name: partial(one.compute, prepared) for name, one in extractors.items()}, 5, torch.device("cpu")
+    )
     faster = ratio(timed["float32"], timed["bfloat16"])
     logger.info("%s; time of float32 / bfloat16: %s", described(machine(torch.device("cpu"))), RATIO.format(**faster))
 

@@ -40,6 +40,7 @@ from common import (
     read_pool,
     speed_table,
     spread,
+    usable_rows,
     write_json,
 )
 from torch.nn import functional as F
@@ -50,6 +51,7 @@ from hf_neuronselect.models.backbone import Backbone
 from hf_neuronselect.models.batching import plan_batches
 from hf_neuronselect.models.sae import SparseAutoencoder, top_k
 from hf_neuronselect.rows.encode import Sample
+from hf_neuronselect.signals.extractor import Prepared
 
 logger = logging.getLogger("extraction")
 
@@ -71,9 +73,9 @@ def pad(samples: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, 
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
-def run_ours(extractor: NeuronFeatureExtractor, samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """Run the extractor on tokenised rows."""
-    return extractor.compute(samples)
+def run_ours(extractor: NeuronFeatureExtractor, prepared: Prepared) -> dict[str, Any]:
+    """The extractor's model part."""
+    return extractor.compute(prepared).columns
 
 
 def dense_mona(sae: SparseAutoencoder, k: int, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -227,33 +229,32 @@ def main() -> None:
     options = {"top_k_features": args.top_k, "dtype": args.dtype, "device": args.device}
     extractor = NeuronFeatureExtractor.from_pretrained(args.model, sae=args.sae, **options)
     several = extractor.with_features(SEVERAL)
-    runtime = several.runtime()  # keeps all blocks, also for contenders that need fewer
-    sae, backbone, device = runtime.sae, runtime.backbone, runtime.backbone.device
+    backbone, sae = several.forward.loaded(several.signals)  # every block is kept, also for those who stop earlier
+    device = backbone.device
     layer, k = sae.site.block, sae.resolve_k(args.top_k)
     a_block = sae.site.io == "output" and sae.site.module.count(".") == 1 and layer + 1 < backbone.num_layers
     if sae.activation not in ("topk", "relu") or sae.input_norm != "none" or k is None or not a_block:
         raise SystemExit("the plain way reads a block's output (not the last's) through a top-k SAE, no input norm")
 
-    conversations = read_pool(args.pool, args.rows, args.seed)
-    encoded = runtime.encoder.encode(conversations)
-    kept = [i for i, sample in enumerate(encoded) if not sample.skip]
-    conversations, samples = [conversations[i] for i in kept], [encoded[i] for i in kept]
-    subset = samples[: args.plain_rows]
-    settings = {"model": extractor.config.model.id, "sae": extractor.config.sae.id, "pool": args.pool.name, "k": k,
+    conversations = usable_rows(extractor, read_pool(args.pool, args.rows, args.seed))
+    whole, part = extractor.prepare(conversations), extractor.prepare(conversations[: args.plain_rows])
+    samples, subset = whole.given["forward"], part.given["forward"]
+    extraction = extractor.extraction
+    settings = {"model": extraction.model.id, "sae": extraction.sae.id, "pool": args.pool.name, "k": k,
                 "latents": sae.num_latents, "width": sae.d_in, "layer": layer, "blocks": backbone.num_layers,
                 "dtype": args.dtype, "rows": len(samples), "tokens": count(samples), "plain_rows": len(subset),
-                "plain_tokens": count(subset), "batch_tokens": extractor.batch_tokens, "repeats": args.repeats,
+                "plain_tokens": count(subset), "batch_tokens": extraction.options.batch_tokens, "repeats": args.repeats,
                 "seed": args.seed}  # fmt: skip
     about = machine(device)
     logger.info("%s", described(about, settings))
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).eval().to(device)
     floor, plain = Floor(backbone, layer + 1, sae, samples), partial(run_plain, model, layer, sae, k)
     runs: dict[str, Callable[[], Any]] = {
-        "ours": partial(run_ours, extractor, samples),
-        SUBSET: partial(run_ours, extractor, subset),
+        "ours": partial(run_ours, extractor, whole),
+        SUBSET: partial(run_ours, extractor, part),
         EXTRACT: partial(extractor.extract, conversations),
-        "ours, nait": partial(run_ours, extractor.with_features(["nait"]), samples),
-        f"ours, {'+'.join(SEVERAL)}": partial(run_ours, several, samples),
+        "ours, nait": partial(run_ours, extractor.with_features(["nait"]), whole),
+        f"ours, {'+'.join(SEVERAL)}": partial(run_ours, several, whole),
         "top-k alone: ours": partial(floor.top_k, top_k, k),
         "top-k alone: torch.topk": partial(floor.top_k, torch.topk, k),
     }
@@ -263,13 +264,12 @@ def main() -> None:
     runs |= {name: partial(plain, subset, *shape) for name, shape in shapes.items()}
     tokens = {name: count(subset if name == SUBSET or name in shapes else samples) for name in runs}
 
-    # Compare features with the plain way row by row, which has no padding; ours without rounding to float16.
-    float32 = replace(extractor.config.options, value_dtype="float32")
-    exact = NeuronFeatureExtractor(replace(extractor.config, options=float32), device=args.device)
-    exact._runtime = runtime
+    # Features against the plain way row by row, which has no padding; ours without the rounding to float16.
+    float32 = replace(extraction.options, value_dtype="float32")
+    exact = NeuronFeatureExtractor(replace(extraction, options=float32), extractor.signals)
     few = subset[:CHECKED_ROWS]
     reference = plain(few, 1, "given")
-    ours = {"ours": run_ours(exact, samples), SUBSET: run_ours(exact, subset), EXTRACT: exact.extract(conversations)}
+    ours = {"ours": run_ours(exact, whole), SUBSET: run_ours(exact, part), EXTRACT: exact.extract(conversations)}
     checked = {name: difference(columns, reference) for name, columns in ours.items()}
     checked |= {f"prefix alone, budget {b}": difference(floor.mona(b, k), reference) for b in BUDGETS}
     checked |= {name: difference(plain(few, *shape), reference) for name, shape in shapes.items()}

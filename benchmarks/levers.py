@@ -21,7 +21,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RATIO, alternate, count, described, machine, plain_logging, ratio, read_pool, spread, write_json
+from common import (
+    RATIO,
+    alternate,
+    count,
+    described,
+    machine,
+    plain_logging,
+    ratio,
+    read_pool,
+    spread,
+    tokenize,
+    usable_rows,
+    write_json,
+)
 from extraction import cut, dense_mona, pad
 from transformers import AutoModelForCausalLM
 
@@ -102,7 +115,7 @@ class Encode:
 
 
 def whole_extract(extractor: NeuronFeatureExtractor, pieces: Sequence[Sequence[Conversation]], threaded: bool) -> None:
-    ready = ahead(pieces, extractor.tokenize) if threaded else map(extractor.tokenize, pieces)
+    ready = ahead(pieces, extractor.prepare) if threaded else map(extractor.prepare, pieces)
     deque(map(extractor.compute, ready), maxlen=0)
 
 
@@ -151,11 +164,11 @@ def main() -> None:
     args = parser.parse_args()
     plain_logging(logger)
     extractor = NeuronFeatureExtractor.from_pretrained(args.model, sae=args.sae, device=args.device)
-    runtime = extractor.runtime()
-    sae, backbone, device = runtime.sae, runtime.backbone, runtime.backbone.device
-    conversations = [c for c in read_pool(args.pool, args.rows, args.seed) if not c.skip]
-    samples = [sample for sample in extractor.tokenize(conversations) if not sample.skip]
-    tokens, budget = count(samples), extractor.token_budget(backbone)
+    backbone, sae = extractor.forward.loaded(extractor.signals)
+    device = backbone.device
+    conversations = usable_rows(extractor, read_pool(args.pool, args.rows, args.seed))
+    samples = tokenize(extractor, conversations)
+    tokens, budget = count(samples), extractor.forward.token_budget(backbone)
     about, settings = machine(device), {"rows": len(samples), "tokens": tokens, "budget": budget, "seed": args.seed}
     logger.info("%s", described(about, settings))
 

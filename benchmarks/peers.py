@@ -45,9 +45,11 @@ from common import (
     read_pool,
     speed_table,
     spread,
+    tokenize,
+    usable_rows,
     write_json,
 )
-from extraction import difference, pad
+from extraction import difference, pad, run_ours
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM
@@ -252,16 +254,15 @@ def main() -> None:
 
     dtype = getattr(torch, args.dtype)
     extractor = bundled.extractor(dtype=args.dtype, device="cpu", value_dtype="float32")
-    runtime = extractor.runtime()
-    answers = bundled.extractor(device="cpu", pool_tokens="assistant")  # the same token ids, with responses marked
-    conversations = read_pool(args.pool, args.rows, args.seed)
-    encoded, marked = extractor.tokenize(conversations), answers.tokenize(conversations)
-    kept = [i for i in range(len(encoded)) if not encoded[i].skip]
-    conversations, samples = [conversations[i] for i in kept], [encoded[i] for i in kept]
-    chosen = [i for i in kept if not marked[i].skip][: args.less_rows]
-    less_samples, subset = [marked[i] for i in chosen], [encoded[i] for i in chosen]
-    layer, width, blocks = runtime.sae.site.block + 1, runtime.backbone.hidden_size, runtime.backbone.num_layers
-    settings = {"model": "bundled", "pool": args.pool.name, "k": runtime.sae.k, "latents": runtime.sae.num_latents,
+    backbone, ours = extractor.forward.loaded(extractor.signals)
+    answers = bundled.extractor(device="cpu", pool_tokens="assistant")  # the same ids, their responses marked
+    conversations = usable_rows(extractor, read_pool(args.pool, args.rows, args.seed))
+    less_rows = usable_rows(answers, conversations)[: args.less_rows]
+    prepared, less_prepared = extractor.prepare(conversations), extractor.prepare(less_rows)
+    samples, subset = prepared.given["forward"], less_prepared.given["forward"]
+    less_samples = tokenize(answers, less_rows)
+    layer, width, blocks = ours.site.block + 1, backbone.hidden_size, backbone.num_layers
+    settings = {"model": "bundled", "pool": args.pool.name, "k": ours.k, "latents": ours.num_latents,
                 "width": width, "blocks": blocks, "sae_block": layer - 1, "dtype": args.dtype, "rows": len(samples),
                 "tokens": count(samples), "longest": max(len(sample.input_ids) for sample in samples),
                 "less_rows": len(subset), "less_tokens": count(subset), "repeats": args.repeats,
@@ -270,16 +271,16 @@ def main() -> None:
     logger.info("%s", described(about, settings))
 
     model = load_model(AutoModelForCausalLM, dtype)
-    sae = Sae.load_from_disk(extractor.config.sae.location).to(dtype)
+    sae = Sae.load_from_disk(extractor.extraction.sae.location).to(dtype)
     sparsify = partial(run_padded, model, layer, partial(sparsify_pool, sae), samples)
     saelens = partial(run_padded, model, layer, partial(saelens_pool, saelens_of(sae, args.dtype)), samples)
     rds = partial(run_padded, model, -1, rds_pool, samples)
-    embedder = Embedder([runtime.encoder.render(row) for row in conversations], width, args.dtype)
+    embedder = Embedder([extractor.forward.encoder().render(row) for row in conversations], width, args.dtype)
     less = Less(less_samples, args.seed)
     runs: dict[str, Callable[[], Any]] = {
-        OURS: partial(extractor.compute, samples),
+        OURS: partial(run_ours, extractor, prepared),
         EXTRACT: partial(extractor.extract, conversations),
-        SUBSET: partial(extractor.compute, subset),
+        SUBSET: partial(run_ours, extractor, less_prepared),
     }
     for name, run in {"sparsify": sparsify, "SAELens": saelens, "RDS+": rds}.items():
         runs |= {f"{name}, {order} order, batch {b}": partial(run, b, order) for order in ORDERS for b in BATCHES}

@@ -48,10 +48,10 @@ def main() -> None:
 
     related = json.loads((Path(__file__).parent / "related_sources.json").read_text())
     pool = load_rows(str(args.data / "pool.jsonl.gz"))
-    rows, store = pool.data, FeatureStore(args.store, pool_about=pool.about)
-    source, lengths = np.asarray(rows["source"]), np.asarray(store.dataset(["n_tokens"])["n_tokens"])
+    rows, store = pool.data, FeatureStore(args.store)
+    source, lengths = np.asarray(rows["source"]), np.asarray(store.dataset("tokens")["n_tokens"])
     extractor = bundled.extractor(features=("mona", "nait", "polysemantic", "hidden"))
-    record: dict = {"extractor": store.manifest["extractor"], "ratio": args.ratio, "rows": len(rows), "related": related,
+    record: dict = {"extractor": extractor.record(), "ratio": args.ratio, "rows": len(rows), "related": related,
                     "pool_mean_tokens": float(lengths.mean()), "targets": {}}  # fmt: skip
     random = [
         NeuronSelector("random", seed=seed).select(rows, ratio=args.ratio, features=store).indices

@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from common import described, machine, plain_logging, read_pool, write_json
+from common import described, machine, plain_logging, read_pool, tokenize, write_json
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel
 
@@ -32,7 +33,7 @@ from hf_neuronselect.core import bundled as paths
 from hf_neuronselect.models.batching import plan_batches
 from hf_neuronselect.models.sae_formats import load_sae
 from hf_neuronselect.pipelines import bundled
-from hf_neuronselect.store.shards import encode_shard
+from hf_neuronselect.store.shards import Stamp, encode_shard
 
 logger = logging.getLogger("scale")
 
@@ -123,24 +124,29 @@ def measure(shape: Shape, lengths: Sequence[int]) -> dict[str, float]:
     }
 
 
-def stored_bytes(store: Path, column: str) -> float:
-    """Bytes per row of a column, in the first shard of a feature store."""
-    meta = pq.read_metadata(min(store.glob("shard-*.parquet")))
+def first_shard(store: Path, signal: str) -> Path:
+    return min(store.glob(f"{signal}-*/shard-*.parquet"))
+
+
+def stored_bytes(store: Path, signal: str) -> float:
+    """Bytes a row of a signal takes in a feature store's first shard."""
+    meta = pq.read_metadata(first_shard(store, signal))
     groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
     size = sum(
         group.column(i).total_compressed_size
-        for group in groups for i in range(group.num_columns) if group.column(i).path_in_schema.startswith(column)
+        for group in groups for i in range(group.num_columns) if group.column(i).path_in_schema != "skip"
     )  # fmt: skip
     return size / meta.num_rows
 
 
 def distinct_latents(store: Path) -> dict[str, float]:
-    """Tokens and distinct latents of the pool's rows in the bundled SAE, and bytes of a stored nonzero."""
-    table = pq.read_table(min(store.glob("shard-*.parquet")), columns=["mona_indices", "n_tokens"])
-    counts = np.asarray([len(row) for row in table["mona_indices"]])
-    bytes_row = stored_bytes(store, "mona_")
+    """Of the pool's rows in the bundled SAE: tokens, distinct latents, bytes of a stored nonzero."""
+    latents = pq.read_table(first_shard(store, "mona"), columns=["mona_indices"])["mona_indices"]
+    counts = pc.list_value_length(latents).to_numpy()
+    n_tokens = pq.read_table(first_shard(store, "tokens"), columns=["n_tokens"])["n_tokens"]
+    bytes_row = stored_bytes(store, "mona")
     return {
-        "tokens": float(np.mean(table["n_tokens"].to_numpy())), "nonzeros": float(counts.mean()),
+        "tokens": float(np.mean(n_tokens.to_numpy())), "nonzeros": float(counts.mean()),
         "bytes_a_nonzero": bytes_row / counts.mean(),
     }  # fmt: skip
 
@@ -149,7 +155,7 @@ def drift_ratio() -> float:
     """Compressed over raw bytes of NAIT drifts (bundled model, 256 demo rows)."""
     drifts = np.stack(bundled.extractor(features=("nait",))(bundled.pool()[:256])["nait"])
     table = pa.table({"nait": pa.array(list(drifts.reshape(len(drifts), -1)), type=pa.list_(pa.float32()))})
-    return len(encode_shard(table, {})) / drifts.nbytes
+    return len(encode_shard(table, Stamp("nait", "", 0, 0, len(table), ""))) / drifts.nbytes
 
 
 # ---------------------------------------------------------------------------------------- counted
@@ -302,7 +308,7 @@ def main() -> None:
 def measured_result(pool: Path, store: Path) -> dict[str, Any]:
     about = machine(torch.device("cpu"))
     logger.info("%s", described(about))
-    samples = bundled.extractor(features=()).tokenize(read_pool(pool, 2000))
+    samples = tokenize(bundled.extractor(features=()), read_pool(pool, 2000))
     lengths = np.asarray([len(sample.input_ids) for sample in samples if not sample.skip])
     found = distinct_latents(store) | {"length": float((lengths**2).sum() / lengths.sum())}
     found["tokens"] = float(lengths.mean())

@@ -20,8 +20,8 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,17 +32,22 @@ import pyarrow.parquet as pq
 import scipy.sparse
 import torch
 from common import RATIO, alternate, described, machine, plain_logging, ratio, spread, write_json
+from datasets import Dataset
 
 from hf_neuronselect.methods import make_method
-from hf_neuronselect.signals.columns import FeatureBatch
+from hf_neuronselect.rows.formats import row_format
+from hf_neuronselect.rows.identity import rows_digest
+from hf_neuronselect.signals.columns import RowBatch
 from hf_neuronselect.store import store as stores
-from hf_neuronselect.store.shards import HEX, encode_shard, seal, shard_ranges, write_whole
+from hf_neuronselect.store.shards import Stamp, shard_name, shard_ranges, write_shard
 from hf_neuronselect.store.store import FeatureStore
 
 logger = logging.getLogger("scoring")
 
 LATENTS, SHARD_ROWS = 131_072, 4096
-COLUMNS = ["mona_indices", "mona_values", "n_tokens", "neuron_skip"]
+COLUMNS = ["mona_indices", "mona_values", "skip"]
+WANTED = {"mona": "0" * 16}
+FORMAT = row_format(["text"])
 IN_MEMORY, DENSE = 20_000, 1000
 TOLERANCE = 1e-5
 
@@ -56,29 +61,42 @@ def random_table(rows: int, nonzeros: int, seed: int) -> pa.Table:
     values = np.abs(draw.standard_normal((rows, nonzeros), dtype=np.float32)).astype(np.float16)
     offsets = np.arange(0, rows * nonzeros + 1, nonzeros, dtype=np.int32)
     lists = [pa.ListArray.from_arrays(offsets, pa.array(part.ravel())) for part in (latents, values)]
-    rest = [pa.array(np.full(rows, 200, np.int32)), pa.array([""] * rows)]
-    return pa.table([*lists, *rest], names=COLUMNS)
+    return pa.table([*lists, pa.nulls(rows, pa.string())], names=COLUMNS)
+
+
+@cache
+def pool_of(rows: int) -> Dataset:
+    """The pool that the store is of: a store is checked against its rows."""
+    return Dataset(pa.table({"text": [f"row {i}" for i in range(rows)]}))
 
 
 def make_store(folder: Path, rows: int, nonzeros: int, seed: int) -> None:
-    """Write the missing shards of the store."""
+    """Shards that are there already stay."""
+    pool = pool_of(rows)
+    ((signal, identity),) = WANTED.items()
     about = {"id": f"random-{seed}", "commit": f"{rows}x{nonzeros}"}
-    manifest = stores._open_store(folder, {
-        "format": stores.FORMAT, "extractor_hash": "0" * 16, "extractor": {}, "features": ["mona"], "pool": about,
-        "rows": rows, "shard_rows": SHARD_ROWS,
-    })  # fmt: skip
-    for number, (name, start, stop) in enumerate(shard_ranges(manifest)):
-        if not (folder / name).exists():
-            table = random_table(stop - start, nonzeros, seed + number)
-            raw = memoryview(encode_shard(table, {**manifest, "shard": number}))
-            at, digest = seal(raw)
-            write_whole(folder / name, (raw[:at], digest, raw[at + HEX :]))
+    manifest = stores._open_store(folder, pool, about, SHARD_ROWS)
+    place = folder / f"{signal}-{identity}"
+    place.mkdir(exist_ok=True)
+    (place / stores.SIGNAL).write_text("{}\n")
+    for number, part in enumerate(shard_ranges(rows, SHARD_ROWS)):
+        if not (place / shard_name(number)).exists():
+            table = random_table(len(part), nonzeros, seed + number)
+            digest = rows_digest(pool, FORMAT, part)
+            stamp = Stamp(signal, identity, number, part.start, len(part), digest, manifest)
+            write_shard(place / shard_name(number), table, stamp)
 
 
-def batch_of(table: pa.Table) -> FeatureBatch:
+def batch_of(table: pa.Table) -> RowBatch:
     n = len(table)
-    columns = {name: table[name] for name in COLUMNS}
-    return FeatureBatch(np.arange(n), table["n_tokens"].to_numpy(), np.ones(n, bool), columns)
+    return RowBatch(np.arange(n), np.ones(n, bool), {name: table[name] for name in COLUMNS})
+
+
+def tables(folder: Path) -> Iterator[pa.Table]:
+    """The store, checked against its pool, read as a selection reads it."""
+    store = FeatureStore(folder)
+    for found in store.batches(WANTED, pool_of(len(store)), FORMAT):
+        yield found["mona"]
 
 
 def sweep(folder: Path, targets: Mapping[str, Any], rows: int | None = None) -> np.ndarray:
@@ -86,7 +104,7 @@ def sweep(folder: Path, targets: Mapping[str, Any], rows: int | None = None) -> 
     score = make_method("mona", {}).scorer(targets)
     found: list[np.ndarray] = []
     done = 0
-    for table in FeatureStore(folder).tables(COLUMNS):
+    for table in tables(folder):
         found.append(np.stack([*score(batch_of(table)).values()], axis=1))
         done += len(table)
         if rows is not None and done >= rows:
@@ -95,8 +113,8 @@ def sweep(folder: Path, targets: Mapping[str, Any], rows: int | None = None) -> 
 
 
 def decode(folder: Path) -> None:
-    """Read only the columns that scoring needs."""
-    for path in sorted(folder.glob("shard-*.parquet")):
+    """The columns that scoring reads, and nothing else."""
+    for path in sorted(folder.glob("*/shard-*.parquet")):
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):
             file.read_row_group(group, COLUMNS)
@@ -158,11 +176,11 @@ def main() -> None:
     make_store(folder, args.rows, args.nonzeros, 0)
     about = machine(device) | {"numpy": np.__version__, "pyarrow": pa.__version__, "scipy": scipy.__version__}
     settings = {"rows": args.rows, "nonzeros": args.nonzeros, "targets": args.targets, "latents": LATENTS,
-                "bytes": sum(path.stat().st_size for path in folder.iterdir()), "repeats": args.repeats}  # fmt: skip
+                "bytes": sum(path.stat().st_size for path in folder.glob("*/shard-*.parquet")), "repeats": args.repeats}  # fmt: skip
     logger.info("%s", described(about, settings))
 
     parts = []
-    for table in FeatureStore(folder).tables(COLUMNS):
+    for table in tables(folder):
         parts.append(table)
         if sum(map(len, parts)) >= IN_MEMORY:
             break

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import cpu_name
 from datasets import Dataset, concatenate_datasets
-from extraction import cpu_name
 
 from hf_neuronselect import NeuronSelector
 from hf_neuronselect.pipelines import bundled
@@ -103,7 +103,7 @@ def main() -> None:
     drawn = np.sort(np.random.default_rng(0).permutation(len(whole.data))[: args.slice + 300])
     held = np.random.default_rng(1).permutation(len(drawn))[:300]  # held out to choose the learning rate
     kept = np.setdiff1d(np.arange(len(drawn)), held)
-    store = FeatureStore(args.store, pool_about=whole.about).dataset()
+    store = FeatureStore(args.store).dataset("mona", "nait", "tokens")
     pool = whole.data.select(drawn[kept]).flatten_indices()
     featured = concatenate_datasets([pool, store.select(drawn[kept]).flatten_indices()], axis=1)
     general = whole.data.select(drawn[held]).flatten_indices()

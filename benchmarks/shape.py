@@ -14,10 +14,21 @@ import logging
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-from common import RATIO, alternate, count, described, machine, plain_logging, ratio, read_pool, spread, write_json
+from common import (
+    RATIO,
+    alternate,
+    count,
+    described,
+    machine,
+    plain_logging,
+    ratio,
+    read_pool,
+    spread,
+    tokenize,
+    write_json,
+)
 from extraction import PREFIX, Floor
 from scale import SHAPES
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -25,6 +36,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from hf_neuronselect import NeuronFeatureExtractor
 from hf_neuronselect.core import bundled
 from hf_neuronselect.models.sae import Site, SparseAutoencoder, top_k
+from hf_neuronselect.rows.encode import Sample
+from hf_neuronselect.rows.formats import Conversation
 
 logger = logging.getLogger("shape")
 
@@ -70,20 +83,23 @@ def main() -> None:
     sae = random_sae(args.blocks - 1, dtype, args.device)
     model = random_model(args.blocks, len(tokenizer), dtype, args.device)
     extractor = NeuronFeatureExtractor.from_model(model, tokenizer, sae=sae, layer=args.blocks - 1)
-    backbone = extractor.runtime().backbone
-    samples: list[Any] = []
-    for sample in extractor.tokenize(read_pool(args.pool, 200)):
+    backbone, _ = extractor.forward.loaded(extractor.signals)
+    rows, samples = read_pool(args.pool, 200), list[Sample]()
+    kept: list[Conversation] = []
+    for row, sample in zip(rows, tokenize(extractor, rows), strict=True):
         if not sample.skip and count([*samples, sample]) <= args.tokens:
             samples.append(sample)
+            kept.append(row)
+    prepared = extractor.prepare(kept)
     settings = {"blocks": args.blocks, "rows": len(samples), "tokens": count(samples), "k": K, "latents": SHAPE.latents,
-                "dtype": args.dtype, "budget": extractor.token_budget(backbone), "repeats": args.repeats}  # fmt: skip
+                "dtype": args.dtype, "budget": extractor.forward.token_budget(backbone), "repeats": args.repeats}  # fmt: skip
     about = machine(device)
     logger.info("%s", described(about, settings))
     floor = Floor(backbone, args.blocks, sae, samples, BUDGETS)
     runs = {
-        "ours": partial(extractor.compute, samples),
-        "ours, mona+nait+hidden": partial(extractor.with_features(["mona", "nait", "hidden"]).compute, samples),
-        "ours, nait": partial(extractor.with_features(["nait"]).compute, samples),
+        "ours": partial(extractor.compute, prepared),
+        "ours, mona+nait+hidden": partial(extractor.with_features(["mona", "nait", "hidden"]).compute, prepared),
+        "ours, nait": partial(extractor.with_features(["nait"]).compute, prepared),
         "top-k alone": partial(floor.top_k, top_k, K),
     }
     runs |= {f"{PREFIX}, budget {b}": partial(floor.run, b, PREFIX) for b in BUDGETS}

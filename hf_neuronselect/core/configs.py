@@ -13,6 +13,7 @@ POOL_HELP = "File, folder, Hub id org/name[@revision][:config[:split]], or bundl
 TARGET_HELP = "[NAME=]rows (file, folder, Hub id or bundled:NAME), or capability:FOLDER_OR_ID[:NAME]; repeatable."
 EXEMPLARS_HELP = "[NAME=]rows (file, folder, Hub id or bundled:NAME); repeatable."
 Aggregate = Literal["quota", "round_robin", "mean", "max", "weighted"]
+DEFAULT_METHOD = "mona"
 Trainer = Literal["trl", "axolotl", "llamafactory", "unsloth"]
 
 
@@ -21,7 +22,7 @@ class TargetOptions(Options):
     """What to select for, and by which method."""
 
     target: tuple[str, ...] = opt((), TARGET_HELP, metavar="[NAME=]ROWS")
-    method: str = opt("mona", "mona, nait, polysemantic, hidden, ifd, random, longest, ...")
+    method: str = opt(DEFAULT_METHOD, "mona, nait, polysemantic, hidden, ifd, random, longest, ...")
     method_option: dict[str, Any] = opt(
         default_factory=dict, help="Option of the method; repeatable.", metavar="NAME=VALUE"
     )

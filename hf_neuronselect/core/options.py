@@ -148,6 +148,8 @@ def _scalar(kind: Any, value: Any, option: Option) -> Any:  # noqa: C901 (one br
         if value in words:
             return value
         plain = next(part for part in get_args(kind) if get_origin(part) is not Literal)
+        if get_origin(plain) is dict and not isinstance(value, Mapping):  # only Python can give a mapping
+            raise _error(option, f"must be one of {', '.join(words)}", value)
         try:
             return _scalar(plain, value, option)
         except NeuronSelectError as cause:

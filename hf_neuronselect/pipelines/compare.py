@@ -19,6 +19,7 @@ from ..core.errors import NeuronSelectError
 from ..explain.report import text_table
 from ..rows.load import BUNDLED, Rows, load_rows
 from ..selection.selection import Selection
+from ..signals.base import signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .job import Job, check_rows, share_pass
@@ -142,7 +143,8 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet) -> Compa
     signals = list(dict.fromkeys(signal for chosen in methods for signal in chosen.signals))
     extractor = extractor_of(config, signals, note)
     found = Comparison(extractor, rows.data)
-    featured = {name: _with_signals(part, extractor) for name, part in targets.items()}
+    fitting = [signal for chosen in methods for signal in signals_of(chosen.exemplar_signals) if signal.stored]
+    featured = {name: _with_signals(part, extractor.with_features(fitting)) for name, part in targets.items()}
     found.exemplars = {name: part.data for name, part in featured.items() if isinstance(part.data, Dataset)}
     jobs = {
         (chosen.label, name): _job(chosen, rows, {name: part}, extractor)

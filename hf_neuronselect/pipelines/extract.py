@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..core.configs import ExtractConfig
+from ..core.configs import DEFAULT_METHOD, ExtractConfig
 from ..core.errors import NeuronSelectError
 from ..rows.load import load_again, load_rows
 from ..selection.library import load_capability
@@ -64,7 +64,7 @@ def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> Fe
 def _methods(config: ExtractConfig) -> list[Chosen]:
     if config.method is None and config.capability:
         return []
-    chosen = methods_of(config.method or "mona", 0)
+    chosen = methods_of(config.method or DEFAULT_METHOD, 0)
     if not config.method_option:
         return chosen
     if len(chosen) > 1:

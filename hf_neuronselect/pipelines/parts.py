@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from ..core.errors import NeuronSelectError
 from ..core.options import ExtractionOptions
 from ..methods import Method, make_method, signals_needed
+from ..methods.base import exemplar_signals
 from ..rows.load import Rows, load_rows, rows_name
 from ..selection.selector import TARGET_NAME, NeuronSelector
 from ..signals.extractor import NeuronFeatureExtractor
@@ -44,6 +45,11 @@ class Chosen:
     def signals(self) -> tuple[str, ...]:
         """Signals that the method reads, of the pool or of exemplars."""
         return signals_needed(self.method)
+
+    @property
+    def exemplar_signals(self) -> tuple[str, ...]:
+        """Signals that fitting reads, those it can do without included."""
+        return tuple(dict.fromkeys([*exemplar_signals(self.method), *self.method.optional_signals]))
 
     @property
     def draws(self) -> bool:

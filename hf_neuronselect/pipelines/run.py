@@ -169,11 +169,12 @@ class _Run:
         train = self.recipe.train
         for name, (rows, record) in self.rows.items():
             folder = self.adapter(name)
+            read = {file: known for file, known in (record.files or {}).items() if file.startswith("data/")}
             made_of = [
                 train.about(),
                 train.chat_template(),
                 self.base.commit,
-                record.files or plain(record.pool),
+                read or plain(record.pool),
             ]
 
             def work(

@@ -21,7 +21,7 @@ from ..signals.base import BOOKKEEPING, SIGNALS, Signal, signals_of, unpack_iden
 from ..signals.columns import RowBatch
 from ..signals.extraction import Extraction
 from ..signals.extractor import NeuronFeatureExtractor
-from ..store.store import FeatureStore
+from ..store.store import FeatureStore, columns_of, skips_of
 
 BATCH_ROWS = 2000
 _COMPACT = re.compile(r"\w+_on_[0-9a-f]{16}")
@@ -261,14 +261,10 @@ class Reader:
         if self.store is not None and plan.stored:
             start = 0
             for tables in self.store.batches(plan.stored, data, fmt, BATCH_ROWS):
-                n = len(next(iter(tables.values())))
-                found = {c: t.column(c) for t in tables.values() for c in t.column_names if c != "skip"}
-                skips = [
-                    next((s for s in row if s), "")
-                    for row in zip(*(t.column("skip").to_pylist() for t in tables.values()), strict=True)
-                ]
-                yield _Chunk(rows_of(texts[start : start + n]) if used else [], found, skips, set())
-                start += n
+                skips = skips_of(tables)
+                stop = start + len(skips)
+                yield _Chunk(rows_of(texts[start:stop]) if used else [], columns_of(tables), skips, set())
+                start = stop
             return
         table = data.with_format("arrow").select_columns(columns) if columns else None
         for start in range(0, len(data), BATCH_ROWS):

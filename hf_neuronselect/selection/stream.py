@@ -18,7 +18,7 @@ from ..methods.pickers import BestFirst, Picker, row_scores
 from .budget import Budget, Picked, pick
 from .reader import added_columns
 from .scan import Scored
-from .selection import score_table
+from .scores import score_table
 
 
 @dataclass

@@ -32,6 +32,7 @@ from ..core.prefetch import ahead
 from ..core.provenance import decode, encode
 from ..rows.formats import RowFormat, row_format
 from ..rows.identity import rows_digest
+from ..signals.base import BOOKKEEPING, pack_identities
 from ..signals.extractor import NeuronFeatureExtractor
 from .processes import gpu_count, run_workers
 from .shard_maker import ShardMaker, Size, other_rows
@@ -362,16 +363,17 @@ class FeatureStore:
         return found
 
     def dataset(self, *names: str) -> Dataset:
-        """The columns of signals (default all) in memory, in the pool's order.
+        """The columns of signals (default all) in memory, in the pool's order, as the extractor adds them to rows.
 
         Raises:
             NeuronSelectError: as :meth:`batches`; a signal is stored under several identities.
         """
         wanted = {name: self.identity_of(name) for name in names or self.identities}
-        parts = [
-            pa.table({c: t.column(c) for t in tables.values() for c in t.column_names if c != "skip"})
-            for tables in self.batches(wanted)
-        ]
+        parts = []
+        for tables in self.batches(wanted):
+            skips = skips_of(tables)
+            bookkeeping = dict(zip(BOOKKEEPING, (skips, [pack_identities(wanted)] * len(skips)), strict=True))
+            parts.append(pa.table(columns_of(tables) | bookkeeping))
         return Dataset(pa.concat_tables(parts))
 
     def identity_of(self, name: str, expected: str | None = None) -> str:
@@ -413,6 +415,17 @@ class FeatureStore:
 
     def _error(self, message: str) -> NeuronSelectError:
         return NeuronSelectError(message, option="features", value=self.folder.name)
+
+
+def columns_of(tables: Mapping[str, pa.Table]) -> dict[str, pa.ChunkedArray]:
+    """The signals' own columns among what :meth:`FeatureStore.batches` yields."""
+    return {name: table.column(name) for table in tables.values() for name in table.column_names if name != "skip"}
+
+
+def skips_of(tables: Mapping[str, pa.Table]) -> list[str]:
+    """Why each row has not all the signals that :meth:`FeatureStore.batches` yields, else ``""``."""
+    skips = (table.column("skip").to_pylist() for table in tables.values())
+    return [next((skip for skip in of_row if skip), "") for of_row in zip(*skips, strict=True)]
 
 
 class _Cursor:

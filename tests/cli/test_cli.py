@@ -241,7 +241,7 @@ def test_a_device_map_changes_no_number(capsys, monkeypatch, files: dict[str, st
     status, _, err = run(
         capsys, monkeypatch, *base(files, tmp_path / "x"), "--k", "3", "--device-map", "auto", "--device", "cpu"
     )
-    assert status == 2 and err.startswith("error: --device-map auto: replaces device, which is cpu")
+    assert status == 2 and err.startswith("error: --device-map auto: replaces device, which is cpu: give one of them")
 
 
 def test_a_store_of_other_values_is_refused(files: dict[str, str], tmp_path: Path, capsys, monkeypatch) -> None:
@@ -249,9 +249,10 @@ def test_a_store_of_other_values_is_refused(files: dict[str, str], tmp_path: Pat
     words = ["extract", "--pool", files["pool.jsonl"], "--model", files["model"], "--sae", files["sae"]]
     code, _, err = run(capsys, monkeypatch, *words, "--value-dtype", "float32", "--out", str(tmp_path / "store"))
     assert code == 0, err
-    schema = pq.read_schema(tmp_path / "store" / "shard-00000.parquet")
+    (shard,) = (tmp_path / "store").glob("mona-*/shard-00000.parquet")
+    schema = pq.read_schema(shard)
     assert schema.field("mona_values").type == pa.list_(pa.float32())
     select = [*base(files, tmp_path / "out"), "--k", "3", "--features", str(tmp_path / "store")]
     code, _, err = run(capsys, monkeypatch, *select)
-    assert code == 2 and "come from extractor" in err and err.count("\n") == 1
+    assert code == 2 and "its signal mona comes from another extraction" in err and err.count("\n") == 1
     assert run(capsys, monkeypatch, *select, "--value-dtype", "float32")[0] == 0

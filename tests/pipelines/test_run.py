@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM
 from hf_neuronselect import Method, NeuronFeatureExtractor, Selection, register_method
 from hf_neuronselect.cli import main as cli
 from hf_neuronselect.core.configs import SelectConfig
+from hf_neuronselect.core.provenance import plain
 from hf_neuronselect.methods import METHODS
 from hf_neuronselect.pipelines import run as pipeline
 from hf_neuronselect.pipelines.parts import named_specs
@@ -249,7 +250,7 @@ def test_the_pool_is_changed(again: Path) -> None:
     out = well("run", "recipe.yaml", "--out", "run", "--no-push")
     assert said(out) == dict.fromkeys(STEPS[:-1], True)
     made = json.loads((again / "run" / "adapters" / "mona" / "training.json").read_text())
-    assert made["selection"]["pool"] == Selection.from_pretrained(again / "run" / "selection").provenance["pool"]
+    assert made["selection"]["pool"] == plain(Selection.from_pretrained(again / "run" / "selection").provenance.pool)
 
 
 def test_the_model_is_changed(again: Path) -> None:
@@ -375,7 +376,7 @@ def test_several_targets_share_the_budget(here: Path) -> None:
     write(select=targets, train={"controls": ["random", "full"], "max_steps": 1}, without="push")
     out = well("run", "recipe.yaml", "--out", "run")
     made = Selection.from_pretrained("run/selection").provenance
-    assert list(made["targets"]) == ["math", "code"] and made["aggregate"] == "quota"
+    assert list(made.targets) == ["math", "code"] and made.aggregate == "quota"
     assert "train nait ..." in out and len(Selection.from_pretrained("run/controls/full")) == 60
     card = Path("run/adapters/nait/README.md").read_text()
     assert "| targets | math, code |" in card and "| rows trained on | 8 |" in card
@@ -514,14 +515,14 @@ def test_names_of_data() -> None:
 
 
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Signals of each batch that a model reads, filled while a test runs."""
+    """Signals that each pass over the pool computes, filled while a test runs."""
     seen: list[list[str]] = []
     before = NeuronFeatureExtractor.compute
 
-    def compute(self: NeuronFeatureExtractor, samples: Any, rank: int | None = None) -> dict[str, Any]:
-        if len(samples) > 20:  # the pool's; exemplars are fewer
-            seen.append(sorted(self.features))
-        return before(self, samples, rank)
+    def compute(self: NeuronFeatureExtractor, prepared: Any, *rest: Any, **more: Any) -> Any:
+        if len(prepared) > 20:  # the pool's; exemplars are fewer
+            seen.append(sorted(signal.name for signal in self.computed))
+        return before(self, prepared, *rest, **more)
 
     monkeypatch.setattr(NeuronFeatureExtractor, "compute", compute)
     return seen
@@ -533,10 +534,10 @@ def text_signal() -> Iterator[None]:
 
     @register_method
     class First(Method):
-        name, features, needs_target = "first", ("hidden",), False
+        name, signals, needs_target = "first", ("hidden",), False
 
-        def score(self, batch: Any, target: Any) -> np.ndarray:
-            return batch.dense("hidden")[:, 0].astype(np.float64)
+        def score(self, rows: Any, target: Any) -> np.ndarray:
+            return rows.dense("hidden")[:, 0].astype(np.float64)
 
     yield
     METHODS.remove("first")
@@ -546,7 +547,7 @@ def test_a_run_reads_its_pool_once(here: Path, monkeypatch: pytest.MonkeyPatch, 
     write(train={"controls": ["first", "random"], "max_steps": 1}, without="push evaluate")
     seen = passes(monkeypatch)
     well("run", "recipe.yaml", "--out", "run")
-    assert seen == [["hidden", "mona"]]
+    assert seen == [["hidden", "mona", "tokens"]]
     assert {path.name for path in Path("run").iterdir()} == {"selection", "controls", "adapters", "run.json"}
     for folder, method in (("selection", "mona"), ("controls/first", "first"), ("controls/random", "random")):
         words = [*SAME, "--method", method, "--target", "math=target.jsonl", "--k", "8", "--out", f"alone-{method}"]

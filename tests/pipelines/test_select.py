@@ -39,7 +39,7 @@ def config(tmp_path: Path, tiny_folder: Path) -> SelectConfig:
 def test_it_gives_and_writes_a_selection(config: SelectConfig) -> None:
     said: list[str] = []
     selection = select(config, say=said.append)
-    assert said[0].startswith("5 of 40 rows selected by mona") and list(selection.provenance["targets"]) == ["t"]
+    assert said[0].startswith("5 of 40 rows selected by mona") and list(selection.provenance.targets) == ["t"]
     assert Selection.from_pretrained(config.out).dataset.to_dict() == selection.dataset.to_dict()
 
 
@@ -50,7 +50,7 @@ def test_a_capability_brings_its_method(config: SelectConfig, tmp_path: Path) ->
     by_capability = replace(config, target=(f"capability:{tmp_path / 'cap'}",), out=tmp_path / "again")
     found = select(by_capability)
     assert found.indices.tolist() == alone.indices.tolist()
-    assert found.provenance["method"]["direction"] == "mean"
+    assert found.provenance.method.options["direction"] == "mean"
     for change, message in (
         ({"method": "hidden"}, "method='hidden': the capability is of method nait"),
         ({"method_option": {"direction": "pca"}}, "method_option='direction': the capability was fitted with"),
@@ -86,7 +86,7 @@ def test_options_of_a_method_decide_what_is_extracted(config: SelectConfig, tmp_
     same = {name: getattr(config, name) for name in ("pool", "model", "sae")}
     for method in ({"method": "nait", "method_option": {"candidate": "mean"}}, {"method": "nait(candidate=mean)"}):
         store = extract(ExtractConfig(**same, **method, out=tmp_path / "store"))  # type: ignore[arg-type]
-        assert store is not None and {"nait", "nait_mean"} <= set(store.column_names)
+        assert store is not None and {"nait", "nait_mean"} <= set(store.identities)
     made = replace(config, method="nait", method_option={"candidate": "mean"})
     assert select(replace(made, features=tmp_path / "store")).indices.tolist() == select(made).indices.tolist()
 

@@ -29,7 +29,7 @@ from tiny import chat, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_neuronselect.core.errors import NeuronSelectError, NeuronSelectWarning
-from hf_neuronselect.core.provenance import MethodRecord, SelectionSummary, SourceRecord, TargetRecord
+from hf_neuronselect.core.provenance import MethodRecord, SelectionSummary, SourceRecord, TargetRecord, TrainingRecord
 from hf_neuronselect.models.loss import answer_losses
 from hf_neuronselect.rows.encode import SampleEncoder
 from hf_neuronselect.rows.formats import Conversation
@@ -61,7 +61,7 @@ def section(model: str | Path, **changes: Any) -> dict[str, Any]:
     return {"model": str(model), "max_steps": 1, "per_device_train_batch_size": 4, "max_length": 256} | changes
 
 
-def train(model: str | Path, out: Path, data: Dataset | None = None, **changes: Any) -> dict[str, Any]:
+def train(model: str | Path, out: Path, data: Dataset | None = None, **changes: Any) -> TrainingRecord:
     config = TrainConfig.from_section(section(model, **changes))
     return train_adapter(rows(12) if data is None else data, out, config, name="mona")
 
@@ -482,6 +482,40 @@ def test_a_folder_of_something_else_is_left_alone(base: Path, tmp_path: Path) ->
     train(base, tmp_path / "empty")
     train(base, tmp_path / "empty", seed=1)  # an adapter is made again
     assert json.loads((tmp_path / "empty" / "training.json").read_text())["settings"]["seed"] == 1
+
+
+class Killed(BaseException):
+    """What a kill does: nothing after it runs."""
+
+
+@pytest.mark.parametrize("what", ["weights", "tokenizer", "record"])
+def test_a_record_never_stands_beside_half_an_adapter(
+    what: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained again over an earlier adapter and killed on the way: no record is there until all else is."""
+    train(base, tmp_path / "a", max_steps=1)
+
+    def dies(save: Callable[..., Any]) -> Callable[..., Any]:
+        def killed(*given: Any, **more: Any) -> Any:  # while the adapter's folder is written, not a checkpoint's
+            if str(tmp_path / "a") in map(str, given):
+                raise Killed
+            return save(*given, **more)
+
+        return killed
+
+    tokenizer = type(load_tokenizer(base_source(str(base))))
+    owner, name = {
+        "weights": (PeftModel, "save_pretrained"),
+        "tokenizer": (tokenizer, "save_pretrained"),
+        "record": (sft, "finish"),
+    }[what]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, dies(getattr(owner, name)))
+        with pytest.raises(Killed):
+            train(base, tmp_path / "a", max_steps=1, seed=1)
+    assert not (tmp_path / "a" / "training.json").exists()
+    train(base, tmp_path / "a", max_steps=1, seed=1)
+    assert json.loads((tmp_path / "a" / "training.json").read_text())["settings"]["seed"] == 1
 
 
 @PEFT_WARNS
