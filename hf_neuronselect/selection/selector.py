@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset
 
+from ..core.configs import DEFAULT_METHOD
 from ..core.cost import Cost
 from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
 from ..core.provenance import Budget, CapabilityRecord, ExtractionRecord, SourceRecord, TargetRecord
@@ -62,7 +63,7 @@ class NeuronSelector(PushToHub):
         NeuronSelectError: unknown method or option.
     """
 
-    def __init__(self, method: str = "mona", **options: Any) -> None:
+    def __init__(self, method: str = DEFAULT_METHOD, **options: Any) -> None:
         self.method: Method = make_method(method, options)
         self.extractor: NeuronFeatureExtractor | None = None
         self._forget()

@@ -28,7 +28,9 @@ for name, (what, options) in calls.items():
         else:
             extractor = NeuronFeatureExtractor.from_pretrained(**options)
             out = extractor({"text": ["some words", "others"]})
-            found[name] = [extractor.config.numbers(), [v.tolist() for v in out["mona_values"]] if "mona_values" in out else 0]
+            pinned = {"model": extractor.extraction.model, "sae": extractor.extraction.sae}
+            numbers = {key: one and {"id": one.id, "commit": one.commit} for key, one in pinned.items()}
+            found[name] = [numbers, [v.tolist() for v in out["mona_values"]] if "mona_values" in out else 0]
     except NeuronSelectError as error:
         found[name] = error.as_command_line()
 print(json.dumps(found))

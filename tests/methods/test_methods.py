@@ -235,7 +235,7 @@ def documented() -> str:
 def test_the_documented_method_runs_as_printed() -> None:
     """At most five lines, in the docstring and in docs/extend.md alike; nothing else is touched to add a method."""
     assert len(documented().splitlines()) <= 5
-    assert textwrap.indent(documented(), "") in (ROOT / "docs" / "extend.md").read_text()
+    assert f"```python\n{documented()}\n```" in (ROOT / "docs" / "extend.md").read_text()
     exec(documented(), {"np": np, "Method": Method, "register_method": register_method})  # noqa: S102
     try:
         pool = Dataset.from_dict({"text": ["no", "yes!!", "well!"]})

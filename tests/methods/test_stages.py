@@ -162,9 +162,9 @@ def test_a_pool_method_runs_the_model_once(
     seen = []
     compute = NeuronFeatureExtractor.compute
 
-    def counted(self: NeuronFeatureExtractor, prepared: Any, rank: int | None = None) -> Any:
+    def counted(self: NeuronFeatureExtractor, prepared: Any, *more: Any, **options: Any) -> Any:
         seen.append(len(prepared) if any(s.name == "hidden" for s in self.computed) else 0)
-        return compute(self, prepared, rank)
+        return compute(self, prepared, *more, **options)
 
     selector = NeuronSelector("centred").fit({"t": target}, extractor=extractor)
     monkeypatch.setattr(NeuronFeatureExtractor, "compute", counted)

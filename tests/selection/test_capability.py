@@ -26,7 +26,7 @@ QUESTION = "How many apples are left when Tom eats three of his eight apples?"
 @pytest.fixture
 def options() -> dict[str, Any]:
     """Options of the tiny extractor that are not the default."""
-    return {"layer": 1, "max_length": 64, "pool_tokens": "assistant", "pool": "sum", "top_k_features": 4}
+    return {"layer": 1, "max_length": 64, "pool_tokens": "assistant", "pooling": "sum", "top_k_features": 4}
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_saved_selection_has_its_selector(
     again = Selection.from_pretrained(tmp_path / "s")
     found = again.selector
     assert found is not None and found.about() == selector.about()
-    assert again.provenance.extractor == selector.extraction and found.extractor_hash == unusual.hash
+    assert again.provenance.extractor == selector.extraction and found.identities == selector.identities
     assert found.leakage.questions == selector.leakage.questions
     with pytest.raises(NeuronSelectError, match="which is not on the Hub: name its folder") as caught:
         again.explain(0)
@@ -66,7 +66,7 @@ def test_a_baseline_knows_its_options(tmp_path: Path, pool: Dataset, extractor: 
     given = {"seed": 7} if method == "random" else {}
     NeuronSelector(method, **given).select(pool, k=3, extractor=extractor).save_pretrained(tmp_path / "s")
     found = Selection.from_pretrained(tmp_path / "s").selector
-    assert found is not None and (found.method.name, found.method.params()) == (method, given)
+    assert found is not None and (found.method.name, found.method.options) == (method, given)
     assert list(found.targets) == [method]
 
 
@@ -90,7 +90,7 @@ def test_a_capability_makes_its_extractor(
 ) -> None:
     loaded = saved(tmp_path / "c", target, unusual)
     made = loaded.make_extractor(**places(tiny_folder), batch_tokens=64)
-    assert made.hash == unusual.hash and made.batch_tokens == 64
+    assert made.identities["mona"] == unusual.identities["mona"] and made.extraction.options.batch_tokens == 64
     expected = NeuronSelector("mona").fit({"t": target}, extractor=unusual).select(pool, k=5)
     assert loaded.select(pool, k=5).indices.tolist() == expected.indices.tolist()
     assert str(tiny_folder) not in (tmp_path / "c" / "config.json").read_text()
@@ -99,8 +99,9 @@ def test_a_capability_makes_its_extractor(
 def test_a_bundled_capability_needs_no_options(tmp_path: Path, target: Dataset) -> None:
     extractor = NeuronFeatureExtractor.from_options(ExtractionOptions(max_length=128), ["mona"])
     loaded = saved(tmp_path / "c", target, extractor)
-    assert loaded.make_extractor().hash == extractor.hash
-    assert loaded.make_extractor(max_length=128, layer=-2, dtype="auto").hash == extractor.hash  # the same, said again
+    assert loaded.make_extractor().identities == extractor.identities
+    again = loaded.make_extractor(max_length=128, layer=-2, dtype="auto")  # the same options once more
+    assert again.identities == extractor.identities
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_another_model_than_the_capabilitys_is_refused(
     loaded = saved(tmp_path / "c", target, extractor)
     shutil.copytree(tiny_folder / "model", tmp_path / "model")
     (tmp_path / "model" / "note.txt").write_text("other content")
-    known = extractor.config.model.commit
+    known = extractor.extraction.model.commit
     with pytest.raises(
         NeuronSelectError, match=f"was fitted with model at {known}, this is model at content:"
     ) as caught:
@@ -147,7 +148,10 @@ def test_a_capability_of_columns_cannot_make_an_extractor(
 ) -> None:
     NeuronSelector("mona").fit({"t": target.map(extractor, batched=True)}).save_pretrained(tmp_path / "c")
     loaded = NeuronSelector.from_pretrained(tmp_path / "c")
-    assert loaded.extraction.signals == {"mona": extractor.hash} and loaded.extraction.model is None
+    assert (
+        loaded.extraction.signals == {name: extractor.identities[name] for name in ("mona", "tokens")}
+        and loaded.extraction.model is None
+    )
     with pytest.raises(NeuronSelectError, match="that is not recorded: pass extractor="):
         loaded.make_extractor()
     assert len(loaded.select(pool, k=3, extractor=extractor)) == 3
@@ -165,15 +169,15 @@ def test_fitting_again_starts_clean(pool: Dataset, target: Dataset, extractor: N
     assert again.provenance.counts == fresh.provenance.counts and again.provenance.counts.leak == 0
     assert list(again.provenance.targets) == ["second"] and again.indices.tolist() == fresh.indices.tolist()
     # Of another extractor, too: nothing of the first one is remembered.
-    config = extractor.config
-    other = NeuronFeatureExtractor.from_model(*_loaded(extractor), sae=config.sae.location, features=["mona"])
-    assert selector.fit(target, extractor=other).extractor_hash == other.hash
+    sae = extractor.extraction.sae.location
+    other = NeuronFeatureExtractor.from_model(*_loaded(extractor), sae=sae, features=["mona"])
+    assert selector.fit(target, extractor=other).identities == other.identities
 
 
 def _loaded(extractor: NeuronFeatureExtractor) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place = extractor.config.model.location
+    place = extractor.extraction.model.location
     return AutoModelForCausalLM.from_pretrained(place).eval(), AutoTokenizer.from_pretrained(place)
 
 
@@ -284,7 +288,11 @@ def test_cost_of_this_run_and_of_a_store(
     lengths = selector.select(pool, k=5).scores.column("n_tokens").to_pylist()
     assert direct.timing.tokens_per_second and direct.cost.fit_seconds and direct.cost.score_seconds
     exemplars, rest = direct.cost.passes.values()
-    assert (exemplars.engine, exemplars.rows, exemplars.signals) == ("forward", len(target), ("mona",))
+    assert (exemplars.engine, exemplars.rows, exemplars.signals) == (
+        "forward",
+        len(target),
+        (extractor.key("mona"),),
+    )
     assert (rest.engine, rest.rows, rest.tokens) == ("forward", len(pool), sum(lengths))
 
     write_store(pool, extractor, tmp_path / "store", pool_about={"id": "p"})
@@ -302,7 +310,7 @@ def flags(words: list[str]) -> set[str]:
 
 def test_every_option_that_moves_a_number_is_in_the_command(tiny_folder: Path, pool: Dataset, target: Dataset) -> None:
     moved: dict[str, Any] = {
-        "layer": 1, "top_k_features": 4, "pool": "sum", "site": "mlp", "drift": "mean", "value_dtype": "float16",
+        "layer": 1, "top_k_features": 4, "pooling": "sum", "site": "mlp", "drift": "mean", "value_dtype": "float16",
         "row_format": "messages", "columns": {"messages": "talk"}, "chat_template": "{% for m in messages %}{{ m.content }} {% endfor %}",
         "max_length": 99, "truncation_side": "left", "pool_tokens": "no_special", "dtype": "float32",
         "attn_implementation": "eager",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from datasets import Dataset, load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import ALL, chat, rows
+from tiny import chat, rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning, Selection
 from hf_neuronselect.core.provenance import Budget
@@ -47,7 +48,10 @@ def test_columns_extractor_and_stream_agree(
 
 
 def make_extractor_like(extractor: NeuronFeatureExtractor, **options: object) -> NeuronFeatureExtractor:
-    return NeuronFeatureExtractor(extractor.config, **options)
+    extraction = extractor.extraction
+    return NeuronFeatureExtractor(
+        replace(extraction, options=replace(extraction.options, **options)), extractor.signals
+    )
 
 
 @quiet
@@ -196,16 +200,15 @@ def test_capability_round_trip(
     np.testing.assert_array_equal(scores_of(a), scores_of(b))
     stored = (tmp_path / "cap" / "capability.safetensors").read_bytes()
     assert target[0]["messages"][0]["content"].encode() not in stored
-    changed = make_extractor_with_k(extractor, 3)  # another K is another extractor
-    with pytest.raises(NeuronSelectError, match=f"{changed.hash}, the target's from {extractor.hash}"):
+    changed = make_extractor_like(extractor, max_length=16)
+    with pytest.raises(
+        NeuronSelectError, match=f"{changed.identities[method]}, the target's {extractor.identities[method]}"
+    ):
         again.select(pool, k=7, extractor=changed)
 
 
 def make_extractor_with_k(extractor: NeuronFeatureExtractor, k: int) -> NeuronFeatureExtractor:
-    from dataclasses import replace
-
-    config = replace(extractor.config, options=replace(extractor.config.options, top_k=k))
-    return NeuronFeatureExtractor(config)
+    return make_extractor_like(extractor, top_k_features=k)
 
 
 def test_columns_of_another_extractor_are_refused(
@@ -329,7 +332,3 @@ def test_hostile_text_is_escaped(tmp_path: Path, target: Dataset, extractor: Neu
     selection.save_pretrained(tmp_path / "sel")
     page = (tmp_path / "sel" / "report.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page
-
-
-def test_all_features_come_from_one_extractor(extractor: NeuronFeatureExtractor) -> None:
-    assert extractor.features == ALL

@@ -152,7 +152,7 @@ def child(tiny: Path, folder: Path, what: str, nth: int, options: dict[str, Any]
         fsync = os.fsync
         os.fsync = lambda handle: (time.sleep(0.01), fsync(handle))[1]
         compute = NeuronFeatureExtractor.compute
-        NeuronFeatureExtractor.compute = lambda *words: (compute(*words), time.sleep(0.01))[0]  # type: ignore
+        NeuronFeatureExtractor.compute = lambda *words, **rest: (compute(*words, **rest), time.sleep(0.01))[0]  # type: ignore
     if barrier is not None:
         barrier.wait(60)
     try:

@@ -33,14 +33,14 @@ class Faulty(NeuronFeatureExtractor):
     def with_features(self, features: Asked) -> Faulty:
         return harm(super().with_features(features), self.deeds, self.counted, self.home)
 
-    def compute(self, prepared: Prepared, rank: int | None = None) -> Computed:
+    def compute(self, prepared: Prepared, rank: int | None = None, **rest: Any) -> Computed:
         for row, (deed, times) in self.deeds.items():
             if len(prepared) == STEP and any(f"#0.{row}?" in str(c.messages) for c in prepared.conversations):
                 tried = len(list(Path(self.counted).glob(f"{row}.*")))
                 if tried < times and os.getpid() != self.home:
                     (Path(self.counted) / f"{row}.{tried}.{rank}.{os.getpid()}").touch()
                     do(deed)
-        return super().compute(prepared, rank)
+        return super().compute(prepared, rank, **rest)
 
 
 def harm(extractor: Any, deeds: dict[int, tuple[str, int]], counted: str, home: int) -> Faulty:
