@@ -16,6 +16,7 @@ from stores import ABOUT, files, shard
 from tiny import make_extractor, rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector
+from hf_neuronselect.signals.base import BOOKKEEPING
 from hf_neuronselect.signals.forward import ForwardEngine
 from hf_neuronselect.signals.loss import LossEngine
 from hf_neuronselect.store import store
@@ -144,7 +145,7 @@ def test_a_signal_by_name(two_extractions: Path, tiny_folder: Path) -> None:
     features = store.FeatureStore(two_extractions)
     three = make_extractor(tiny_folder, features=["mona"], top_k_features=3).identity("mona")
     assert features.identity_of("mona", three) == three
-    assert features.dataset("tokens").column_names == ["n_tokens", "truncated"]
+    assert features.dataset("tokens").column_names == ["n_tokens", "truncated", *BOOKKEEPING]
     with pytest.raises(NeuronSelectError, match="it has the signal mona of 2 extractions: name the model"):
         features.dataset("mona")
     with pytest.raises(NeuronSelectError, match="it has no signal nait, only mona, tokens: run `neuronselect extract`"):
