@@ -29,7 +29,7 @@ OFFLINE = {
     '"meta-llama/Meta-Llama-3-8B"': repr(str(bundled.MODEL)),
     '"EleutherAI/sae-llama-3-8b-32x"': repr(str(bundled.SAE)),
     'load_dataset("teknium/OpenHermes-2.5", split="train")': f'load_dataset("parquet", data_files={str(bundled.POOL)!r}, '
-    'split="train[:100]")',
+    'split="train[:40]")',
     'load_dataset("openai/gsm8k", "main", split="train[:100]")': f'load_dataset("parquet", '
     f'data_files={str(bundled.TARGETS["gsm8k"])!r}, split="train[:8]")',
 }

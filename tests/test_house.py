@@ -31,18 +31,21 @@ FLOORS = [
 MAX_LINES = 450
 # Methods that carry the name of the signal they read; signals/ defines those names.
 SIGNAL_NAMES = {"mona", "nait", "polysemantic", "hidden", "routing"}
-# Where methods may be named: the default method, and the tables of the bundled demo.
+# Where such a string may be: the default method, the tables of the bundled demo, a value of TRL's.
 NAMED_METHODS = {
     "core.configs": {"mona"},
+    "training.config": {"random"},
     "pipelines.demo": {"mona", "nait", "polysemantic", "hidden", "longest", "random"},
 }
 # Imports inside functions that may close a circle, with the reason.
-LAZY = {("selection.selection", "selection.selector")}  # loading a selection makes the selector that made it
+LAZY = {
+    ("selection.selection", "selection.selector"),  # a saved selection gives its selector back
+}
 # Today's exceptions, one list a rule. An entry whose fault is gone fails the last test: delete it.
 KNOWN: dict[str, set[tuple[str, ...]]] = {
     "floors": set(),
     "circles": set(),
-    "methods": {("training.config", "random")},  # TRL's own word for an order of rows
+    "methods": set(),
     "lines": {("selection.selector",)},
 }
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "click"}
@@ -66,11 +69,20 @@ def tree_of(module: str) -> ast.Module:
     return ast.parse(FILES[module].read_text(encoding="utf-8"))
 
 
-def imports_of(tree: ast.AST, module: str, is_folder: bool) -> Iterator[str]:
-    """Every module of the package that is imported, absolutely or relatively, at any depth of the code."""
+def nodes_of(tree: ast.AST, *, for_types: bool) -> Iterator[ast.AST]:
+    """Every node, at any depth; ``for_types=False`` leaves out what follows ``if TYPE_CHECKING:``."""
+    for node in ast.iter_child_nodes(tree):
+        if not for_types and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from nodes_of(node, for_types=for_types)
+
+
+def imports_of(tree: ast.AST, module: str, is_folder: bool, *, for_types: bool = True) -> Iterator[str]:
+    """Every module of the package that is imported, absolutely or relatively, also inside functions."""
     package = [ROOT, *module.split(".")]
     package = package if is_folder else package[:-1]
-    for node in ast.walk(tree):
+    for node in nodes_of(tree, for_types=for_types):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from known(alias.name)
@@ -91,9 +103,10 @@ def known(dotted: str) -> Iterator[str]:
 
 
 @cache
-def graph() -> dict[str, set[str]]:
+def graph(*, for_types: bool) -> dict[str, set[str]]:
     return {
-        module: set(imports_of(tree_of(module), module, FILES[module].stem == "__init__")) - {module}
+        module: set(imports_of(tree_of(module), module, FILES[module].stem == "__init__", for_types=for_types))
+        - {module}
         for module in MODULES
     }
 
@@ -108,15 +121,16 @@ def arrows_up() -> set[tuple[str, ...]]:
     """Imports of a module on a higher floor, or of the package's root."""
     return {
         (module, imported)
-        for module, targets in graph().items()
+        for module, targets in graph(for_types=True).items()
         for imported in targets
         if not imported or floor(imported) > floor(module)
     }
 
 
 def circles() -> set[tuple[str, ...]]:
-    """Groups of modules that import each other, directly or through others."""
-    edges = {module: {t for t in targets if t and (module, t) not in LAZY} for module, targets in graph().items()}
+    """Groups of modules that import each other when they run, directly or through others."""
+    imports = graph(for_types=False)
+    edges = {module: {t for t in targets if t and (module, t) not in LAZY} for module, targets in imports.items()}
 
     def reached(start: str) -> set[str]:
         seen: set[str] = set()
@@ -141,6 +155,13 @@ def test_imports_point_down() -> None:
 
 def test_no_import_circle() -> None:
     assert not circles() - KNOWN["circles"]
+
+
+def test_imports_for_types_alone_make_no_circle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.FILES", dict.fromkeys(["", "one.a", "one.b"], PACKAGE))
+    tree = ast.parse("if TYPE_CHECKING:\n    from .b import X")
+    assert set(imports_of(tree, "one.a", is_folder=False, for_types=True)) == {"one.b"}
+    assert set(imports_of(tree, "one.a", is_folder=False, for_types=False)) == set()
 
 
 def test_lazy_imports_are_inside_functions() -> None:

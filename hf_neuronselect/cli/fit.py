@@ -6,6 +6,9 @@ from .flags import note, say
 
 
 def _run(config: FitConfig) -> None:
+    from ..pipelines.methods import check_methods
+
+    check_methods(config)  # before torch is imported
     from ..pipelines.fit import fit
 
     fit(config, say=say, note=note)

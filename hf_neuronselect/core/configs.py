@@ -12,8 +12,10 @@ from .options import Dtype, ExtractionOptions, Options, opt
 POOL_HELP = "File, folder, Hub id org/name[@revision][:config[:split]], or bundled:pool."
 TARGET_HELP = "[NAME=]rows (file, folder, Hub id or bundled:NAME), or capability:FOLDER_OR_ID[:NAME]; repeatable."
 EXEMPLARS_HELP = "[NAME=]rows (file, folder, Hub id or bundled:NAME); repeatable."
-Aggregate = Literal["quota", "round_robin", "mean", "max", "weighted"]
+CAPABILITY = "capability:"
+"""Prefix of a target that was fitted before."""
 DEFAULT_METHOD = "mona"
+Aggregate = Literal["quota", "round_robin", "mean", "max", "weighted"]
 Trainer = Literal["trl", "axolotl", "llamafactory", "unsloth"]
 
 
@@ -112,7 +114,9 @@ class ExtractConfig(ExtractionOptions):
 
     pool: str = opt(help=POOL_HELP)
     out: Path = opt(help="Feature store to write, to finish or to add signals to.", moves=False)
-    method: str | None = opt(None, "Methods whose signals are computed, separated by commas; default mona.")
+    method: str | None = opt(
+        None, f"Methods whose signals are computed, separated by commas; default {DEFAULT_METHOD}."
+    )
     method_option: dict[str, Any] = opt(
         default_factory=dict, help="Option of the (single) method; repeatable.", metavar="NAME=VALUE"
     )

@@ -1,8 +1,8 @@
 """Read block outputs, MLP neurons and router weights of any Hugging Face causal LM, through hooks on its blocks.
 
 ``h[l]`` is the output of decoder block ``l`` before the model's final norm. Hooks read it from the block itself,
-because the last entry of ``output_hidden_states`` is already normed. The forward pass stops at the deepest requested site, so
-deeper blocks, the final norm and the lm_head never run.
+because the last entry of ``output_hidden_states`` is already normed. The forward pass stops at the deepest requested
+site, so deeper blocks, the final norm and the lm_head never run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models, tokenizers and SAEs, loaded once a process and shared by everything that reads them."""
+"""Load models, tokenizers and SAEs, once per process."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from .sae_formats import load_sae
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_KEPT = 2  # models held at once in a process
+_KEPT = 2  # models kept in a process
 
 Place = torch.device | str | dict[str, Any]
-"""Where a model goes: one device, or a device map as transformers takes it."""
+"""Where a model is loaded: one device, or a device map of transformers."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ModelSpec:
 
 _BACKBONES: OrderedDict[tuple[ModelSpec, str], tuple[int, Backbone]] = OrderedDict()
 _WHOLE: OrderedDict[tuple[ModelSpec, str], Any] = OrderedDict()
-# Models and tokenizers of this process only, by the state hash in their Source.
+# In-memory models and tokenizers of this process, by the state hash in their Source.
 _IN_MEMORY: WeakValueDictionary[str, torch.nn.Module] = WeakValueDictionary()
 _IN_MEMORY_TOKENIZERS: dict[str, Any] = {}
 
@@ -70,7 +70,7 @@ def remember(commit: str, model: torch.nn.Module, tokenizer: Any) -> None:
 def _remembered(source: Source) -> Any:
     if source.commit not in _IN_MEMORY:
         raise NeuronSelectError(
-            "this extractor holds a model in memory, which cannot be sent to another process: save it with "
+            "this extractor has an in-memory model, which cannot be sent to another process: save it with "
             "save_pretrained and use NeuronFeatureExtractor.from_pretrained, or num_proc=None"
         )
     return _IN_MEMORY[source.commit]
@@ -97,10 +97,10 @@ def sae_on(source: Source, layer: int, device: torch.device, dtype: str) -> Spar
     """An SAE on a device.
 
     Raises:
-        NeuronSelectError: an SAE held in the memory of another process.
+        NeuronSelectError: an in-memory SAE of another process.
     """
     if source.commit.startswith("state:"):
-        raise NeuronSelectError("an SAE held in memory cannot be sent to another process: pass its folder")
+        raise NeuronSelectError("an in-memory SAE cannot be sent to another process: pass its folder")
     return _sae(source, layer, str(device), dtype)
 
 
@@ -110,14 +110,14 @@ def _sae(source: Source, layer: int, device: str, dtype: str) -> SparseAutoencod
 
 
 def backbone_of(spec: ModelSpec, place: Place, depth_of: Callable[[int], int]) -> Backbone:
-    """The first blocks of a model, loaded or already there.
+    """The first blocks of a model, from the cache or loaded.
 
     Args:
-        place: a device, or a device map by which the blocks are spread.
-        depth_of: number of all blocks -> blocks that must run.
+        place: a device, or a device map for the blocks.
+        depth_of: total number of blocks -> blocks that must run.
 
     Raises:
-        NeuronSelectError: an in-memory model of another process; files that cannot be had.
+        NeuronSelectError: an in-memory model of another process, or files that cannot be loaded.
     """
     if spec.in_memory:
         return Backbone(_remembered(spec.source))
@@ -143,7 +143,7 @@ def backbone_of(spec: ModelSpec, place: Place, depth_of: Callable[[int], int]) -
 
 
 def causal_lm_of(spec: ModelSpec, place: Place) -> Any:
-    """A whole causal LM with its head, in eval mode, loaded or already there."""
+    """A whole causal LM with its head, in eval mode, from the cache or loaded."""
     if spec.in_memory:
         return _remembered(spec.source)
     key = (spec, str(place))
@@ -159,21 +159,23 @@ def _keep(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
 
 
 def _load_model(spec: ModelSpec, place: Place, depth_of: Callable[[int], int] | None) -> Any:
-    """A model in eval mode in its place: the blocks that must run, or all where they cannot be told apart."""
+    """Load a model in eval mode: the blocks that must run, or all if they cannot be told apart."""
     if isinstance(place, torch.device):
         model = _from_files(spec, depth_of, {})
         if spec.quantize is None:
             nn.Module.to(model, place)
         return model
-    offload = tempfile.mkdtemp(prefix="neuronselect_")  # for what the map puts on the disk
+    offload = tempfile.mkdtemp(prefix="neuronselect_")  # for modules that the map puts on disk
     try:
         model = _from_files(spec, depth_of, {"device_map": place, "offload_folder": offload})
     except BaseException as cause:
         shutil.rmtree(offload, ignore_errors=True)
         if isinstance(cause, NeuronSelectError) or not isinstance(cause, (ValueError, RuntimeError, AssertionError)):
             raise
-        reason = " ".join(str(cause).split())[:300]  # a module without a device, a device that is not there
-        raise NeuronSelectError(f"the model cannot be placed so: {reason}", option="device_map", value=place) from cause
+        reason = " ".join(str(cause).split())[:300]  # a module without a device, or a device that does not exist
+        raise NeuronSelectError(
+            f"the model cannot be placed like this: {reason}", option="device_map", value=place
+        ) from cause
     weakref.finalize(find_decoder(model)[0], shutil.rmtree, offload, ignore_errors=True)
     return model
 
@@ -205,7 +207,7 @@ def _from_files(spec: ModelSpec, depth_of: Callable[[int], int] | None, options:
 
 
 def _plain(spec: ModelSpec) -> Any | None:
-    """The configuration of a plain checkpoint; None: an adapter, a quantised model, weights in files of other names."""
+    """The configuration of a plain checkpoint; None for adapters, quantised models and unusual file names."""
     source = spec.source
     if spec.quantize is not None or _is_adapter(source):
         return None
@@ -222,7 +224,7 @@ def _whole(source: Source, options: dict[str, Any], *, plain: bool) -> Any:
     base = (
         _base_of(source) if adapter else {"pretrained_model_name_or_path": source.location, "revision": source.revision}
     )
-    # Quantised models have tensors of their own: there transformers' report says what is missing.
+    # Quantised models have other tensors: for them transformers' report says what is missing.
     with quiet_report() if plain else nullcontext():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -236,7 +238,7 @@ def _whole(source: Source, options: dict[str, Any], *, plain: bool) -> Any:
     model, info = loaded
     if plain and (lost := lost_tensors(model, info)):
         raise NeuronSelectError(
-            f"the checkpoint lacks {lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''}: nothing is made up for it",
+            f"the checkpoint lacks {lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''}; they are not made up",
             option="model",
             value=source.id,
         )
@@ -245,14 +247,14 @@ def _whole(source: Source, options: dict[str, Any], *, plain: bool) -> Any:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Peft 0.21 asks a transformers 5 model by an old name; its users can do nothing about that."""
+    """Silence peft 0.21's use of an old attribute of transformers 5, which users cannot change."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         yield
 
 
 def _base_of(adapter: Source) -> dict[str, Any]:
-    """The base of a PEFT adapter, as ``from_pretrained`` takes it."""
+    """The base model of a PEFT adapter, as arguments of ``from_pretrained``."""
     path = fetched(adapter, "adapter_config.json")
     assert path is not None
     stated = json.loads(path.read_text(encoding="utf-8"))
@@ -260,16 +262,16 @@ def _base_of(adapter: Source) -> dict[str, Any]:
 
 
 def load_adapter(model: Any, adapter: Source, name: str, option: str, token: str | bool | None = None) -> Any:
-    """The model with a PEFT adapter on it.
+    """Put a PEFT adapter on a model.
 
-    By peft itself: which versions of it transformers' own way takes changes with their releases.
+    It uses peft directly, since the versions of peft that transformers' own loader accepts change with its releases.
 
     Raises:
         NeuronSelectError: the adapter, called ``name`` and given as ``option``, does not fit the model.
     """
     try:
         with hub_errors(option, adapter.id), quiet_peft():
-            # Weights that are not there would stay as initialised, and the numbers would be the model's own.
+            # Missing adapter weights would keep their initial values, and the adapter would do nothing.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, adapter.location, revision=adapter.revision, token=token)
     except NeuronSelectError:
@@ -286,7 +288,7 @@ def _is_adapter(source: Source) -> bool:
 
 
 def _runs_on(block: nn.Module) -> torch.device:
-    """Where a block that accelerate has placed computes; its weights may lie elsewhere."""
+    """The device on which a block placed by accelerate computes; its weights may be on another."""
     for module in block.modules():
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if device is not None:

@@ -1,4 +1,4 @@
-"""The loss of a model on answers it was not trained on: nats per answer token."""
+"""Compute a model's loss on answers, in nats per answer token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..rows.formats import Conversation
 from .batching import plan_batches
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-_CHUNK = 1 << 25  # float32 logits held at once while the cross entropy is taken: 128 MB
+_CHUNK = 1 << 25  # float32 logits in memory at once for the cross entropy: 128 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +28,9 @@ class AnswerLoss:
     """The loss of each row's answers.
 
     Attributes:
-        nll: float64 ``[n]``, negative log-likelihood in nats, summed over the row's answer tokens; NaN where unusable.
-        tokens: int64 ``[n]``, answer tokens counted; 0 where unusable.
-        skips: why a row is unusable, ``""`` for a usable one.
+        nll: float64 ``[n]``, negative log-likelihood in nats, summed over the row's answer tokens; NaN if unusable.
+        tokens: int64 ``[n]``, number of answer tokens; 0 if unusable.
+        skips: reason a row is unusable, ``""`` for a usable one.
     """
 
     nll: np.ndarray
@@ -39,7 +39,7 @@ class AnswerLoss:
 
     @property
     def mean(self) -> float:
-        """Nats per answer token over all usable rows; NaN where there is none."""
+        """Nats per answer token over all usable rows; NaN if there are none."""
         total = int(self.tokens.sum())
         return float(np.nansum(self.nll)) / total if total else math.nan
 
@@ -52,23 +52,23 @@ def answer_losses(
     max_length: int = 2048,
     batch_tokens: int = 4096,
 ) -> AnswerLoss:
-    """The loss of a causal LM on the answers of conversations, given all that stands before them.
+    """Compute the loss of a causal LM on the answers of conversations, each given the turns before it.
 
-    The answer tokens are those that TRL trains with ``assistant_only_loss=True``: what the chat template marks with
-    ``{% generation %}`` (the template's own marks, or those of TRL's training template for it). Without marks they
-    are the assistant turns' own tokens and the special token that ends each turn. The end-of-turn token is what
-    ``pool_tokens="assistant"`` leaves out. A token at position 0 is never predicted and not counted.
+    Answer tokens are the tokens that TRL trains with ``assistant_only_loss=True``: tokens that the chat template, or
+    TRL's training variant of it, marks with ``{% generation %}``. Without such markers they are the tokens of the
+    assistant turns and the special token that ends each turn (which ``pool_tokens="assistant"`` leaves out). A token at
+    position 0 is never predicted, so it does not count.
 
     Args:
-        model: a loaded causal LM or a ``PeftModel`` of one; put in eval mode for the call, then as it was.
+        model: a loaded causal LM or a ``PeftModel`` of one; it is in eval mode during the call.
         tokenizer: its tokenizer, a fast one.
-        conversations: rows as :func:`~hf_neuronselect.rows.samples.read_row` gives them.
+        conversations: rows read by :func:`~hf_neuronselect.rows.formats.read_row`.
         max_length: tokens kept of a row, from its beginning.
-        batch_tokens: padded tokens a batch; bounds the memory, changes no number (a longer row stands alone).
+        batch_tokens: padded tokens per batch; changes memory, not the result. A longer row gets its own batch.
 
     Raises:
-        NeuronSelectError: an option out of range, a tokenizer without offsets, an adapter of prompt learning, no row
-            with an answer (option ``data``), or a loss that is not finite (it names the row).
+        NeuronSelectError: an option out of range, a tokenizer without offsets, a prompt-learning adapter, no row with
+            an answer (option ``data``), or a loss that is not finite (the error names the row).
     """
     if batch_tokens < 1:
         raise NeuronSelectError("must be at least 1", option="batch_tokens", value=batch_tokens)
@@ -84,7 +84,7 @@ def answer_losses(
     if not usable:
         first = next((f"; row {i}: {skip}" for i, skip in enumerate(skips)), "")
         raise NeuronSelectError(
-            f"no row has an answer whose loss could be taken{first}", option="data", value=f"{len(skips)} rows"
+            f"no row has an answer to compute a loss on{first}", option="data", value=f"{len(skips)} rows"
         )
     nll = np.full(len(rows), np.nan)
     tokens = np.zeros(len(rows), dtype=np.int64)
@@ -92,7 +92,7 @@ def answer_losses(
     for i in usable:
         if not math.isfinite(nll[i]):
             raise NeuronSelectError(
-                f"the loss of this row is {nll[i]}: look at the weights for NaN, or load the model in "
+                f"the loss of this row is {nll[i]}: check the weights for NaN, or load the model in "
                 "float32 or bfloat16 (float16 overflows)",
                 option="data",
                 value=f"row {i}",
@@ -101,13 +101,13 @@ def answer_losses(
 
 
 def sample_losses(model: Any, samples: Sequence[Sample], batch_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """The loss of each sample's ``pooled`` tokens, given all tokens before them.
+    """Compute the loss of each sample's ``pooled`` tokens, given all tokens before them.
 
     Args:
-        batch_tokens: padded tokens a batch; bounds the memory, changes no number.
+        batch_tokens: padded tokens per batch; changes memory, not the result.
 
     Returns:
-        nats, float64 ``[n]``, summed over the pooled tokens, and their number, int64 ``[n]``.
+        Nats summed over the pooled tokens, float64 ``[n]``, and the number of pooled tokens, int64 ``[n]``.
     """
     nll, tokens = np.zeros(len(samples)), np.zeros(len(samples), dtype=np.int64)
     with _evaluating(model):
@@ -117,7 +117,7 @@ def sample_losses(model: Any, samples: Sequence[Sample], batch_tokens: int) -> t
 
 
 def _tokenise(tokenizer: Any, conversations: Sequence[Conversation], max_length: int) -> tuple[list[Sample], list[str]]:
-    """Rows as samples whose ``pooled`` are the answer tokens, and why the others cannot be used."""
+    """Tokenise rows into samples whose ``pooled`` tokens are the answers, with the reasons of unusable rows."""
     if not tokenizer.is_fast:
         raise NeuronSelectError(
             "finding the answers needs a fast tokenizer (offsets)", option="tokenizer", value=type(tokenizer).__name__
@@ -149,22 +149,22 @@ def _tokenise(tokenizer: Any, conversations: Sequence[Conversation], max_length:
 
 
 def _template(tokenizer: Any) -> tuple[str | None, bool]:
-    """The chat template, TRL's training form of it if it has one, and whether it marks what the assistant says."""
+    """The chat template, or TRL's training variant of it, and whether it marks the assistant's tokens."""
     if not tokenizer.chat_template:
         return None, False
     template = tokenizer.get_chat_template()
     if _GENERATION.search(template):
         return template, True
-    from trl import get_training_chat_template  # seconds to import, and seldom needed
+    from trl import get_training_chat_template  # takes seconds to import and is rarely needed
 
     try:
         return get_training_chat_template(tokenizer), True
-    except ValueError:  # not a template TRL knows
+    except ValueError:  # TRL does not know the template
         return template, False
 
 
 def _generated(tokenizer: Any, template: str | None, conversation: Conversation) -> np.ndarray:
-    """Which tokens stand in the template's ``{% generation %}`` blocks: bool ``[n]``."""
+    """Bool ``[n]``: tokens inside the template's ``{% generation %}`` blocks."""
     encoded = tokenizer.apply_chat_template(
         conversation.messages,
         tools=conversation.tools,
@@ -176,7 +176,7 @@ def _generated(tokenizer: Any, template: str | None, conversation: Conversation)
 
 
 def _with_ends(sample: Sample, ends: np.ndarray) -> np.ndarray:
-    """The pooled tokens and the special token right behind each run of them: bool ``[n]``."""
+    """Bool ``[n]``: pooled tokens, and the special token right after each run of them."""
     answer = sample.pooled.copy()
     answer[1:] |= sample.pooled[:-1] & np.isin(sample.input_ids[1:], ends)
     return answer
@@ -184,7 +184,7 @@ def _with_ends(sample: Sample, ends: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """No gradients and eval mode; each module's own mode comes back."""
+    """Disable gradients and use eval mode; each module's mode is restored afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -196,9 +196,9 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _batch_losses(model: Any, rows: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
-    """One forward: nats summed over each row's answer, float64 ``[B]``, and answer tokens, int64 ``[B]``."""
+    """Run one batch: nats summed over each row's answer, float64 ``[B]``, and answer tokens, int64 ``[B]``."""
     width = max(len(row.input_ids) for row in rows)
-    # Padded on the right, without a mask: no real token sees what stands to its right.
+    # Padded on the right, without a mask: no token attends to tokens on its right.
     ids = np.zeros((len(rows), width), dtype=np.int64)
     answer = np.zeros((len(rows), width), dtype=bool)
     for i, row in enumerate(rows):
@@ -210,7 +210,7 @@ def _batch_losses(model: Any, rows: Sequence[Sample]) -> tuple[np.ndarray, np.nd
     device = next(model.parameters()).device
     given: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(device), "use_cache": False}
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if "logits_to_keep" in inspect.signature(base.forward).parameters:  # only where some row has an answer token
+    if "logits_to_keep" in inspect.signature(base.forward).parameters:  # only positions where a row has an answer token
         kept, before = np.unique(before, return_inverse=True)
         given["logits_to_keep"] = torch.from_numpy(kept).to(device)
     logits = model(**given).logits

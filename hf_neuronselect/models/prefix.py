@@ -1,7 +1,7 @@
-"""A model's weights from safetensors, and of those only what its first blocks need.
+"""Load only the weights that a model's first blocks need, from safetensors.
 
-A checkpoint's index says which file holds which tensor: the others are neither downloaded nor read, and what lies
-behind the last block that must run (deeper blocks, final norm, lm_head) never takes any memory.
+A checkpoint's index maps tensors to files: files that are not needed are neither downloaded nor read. Deeper blocks,
+the final norm and the lm_head never take any memory.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f")
 
 
 def load_prefix(source: Source, lm_config: Any, depth: int, **options: Any) -> Any | None:
-    """A causal LM of the first blocks only; no final norm, and no lm_head unless it is the embedding.
+    """Load only the first blocks of a causal LM, without final norm, and without lm_head unless it is tied.
 
     Args:
-        lm_config: its configuration; stays as it is (some blocks look at the number of all blocks).
-        depth: blocks kept. options: as of ``from_pretrained``.
+        lm_config: its configuration; not changed, since some blocks read the total number of blocks.
+        depth: number of blocks to keep. options: options of ``from_pretrained``.
 
     Returns:
-        The model in eval mode; None if its names are not understood, so that the whole model must be loaded.
+        The model in eval mode; None if its tensor names are not understood and the whole model must be loaded.
 
     Raises:
-        NeuronSelectError: no safetensors; a damaged or missing file.
+        NeuronSelectError: no safetensors, or a damaged or missing file.
     """
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(lm_config, trust_remote_code=False)
@@ -52,7 +52,7 @@ def load_prefix(source: Source, lm_config: Any, depth: int, **options: Any) -> A
     if not whole.all_tied_weights_keys:
         unused |= {name.rpartition(".")[2] for name, module in whole.named_modules() if module is head}
     files = {name: file for name, file in tensor_files(source).items() if _needed(name, blocks, depth, unused)}
-    if isinstance(device_map := options.get("device_map"), dict):  # of the whole model's modules
+    if isinstance(device_map := options.get("device_map"), dict):  # it names modules of the whole model
         options["device_map"] = {k: v for k, v in device_map.items() if _needed(f"{k}.", blocks, depth, unused)}
     with quiet_report():
         model, info = _prefix_of(type(whole), depth).from_pretrained(
@@ -60,20 +60,20 @@ def load_prefix(source: Source, lm_config: Any, depth: int, **options: Any) -> A
             ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
     if lost := lost_tensors(model, info):
-        logger.info("%s is loaded whole: %s is not where it was looked for", source.id, lost[0])
+        logger.info("%s is loaded whole: tensor %s was not found where expected", source.id, lost[0])
         return None
     return model
 
 
 def _needed(name: str, blocks: str, depth: int, unused: set[str]) -> bool:
-    """Whether a checkpoint's tensor may belong to the prefix: only what surely does not is left out."""
+    """Whether a tensor may belong to the prefix; only tensors that surely do not are left out."""
     if block := re.search(rf"(?:^|\.){blocks}\.(\d+)\.", name):
         return int(block[1]) < depth
     return unused.isdisjoint(name.split(".")[-2:-1])
 
 
 def _prefix_of(family: type, depth: int) -> Any:
-    """The class whose models end at a block. Its name stays: transformers' renamings of tensors go by it."""
+    """A subclass whose models end at a block. It keeps the name, by which transformers renames tensors."""
 
     def init(self: Any, config: Any, *words: Any, **more: Any) -> None:
         family.__init__(self, config, *words, **more)  # type: ignore[misc]
@@ -89,7 +89,7 @@ def _prefix_of(family: type, depth: int) -> Any:
 
 
 def lost_tensors(model: Any, info: Mapping[str, Any]) -> list[str]:
-    """Tensors of the decoder that the checkpoint does not hold, or in another shape, by ``output_loading_info``."""
+    """Decoder tensors that are missing from the checkpoint or differ in shape, from ``output_loading_info``."""
     decoder, blocks = find_decoder(model)
     path = next(name for name, module in model.named_modules() if module is decoder)
     found = [*info["missing_keys"], *(f"{name} (of shape {tuple(has)}, the model's is {tuple(needs)})"
@@ -102,7 +102,7 @@ def lost_tensors(model: Any, info: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def quiet_report() -> Iterator[None]:
-    """No table of unused tensors from transformers: the caller looks at what is missing itself."""
+    """Silence transformers' table of unused tensors; the caller checks for missing ones itself."""
 
     def keep(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
@@ -117,7 +117,7 @@ def quiet_report() -> Iterator[None]:
 
 # ---------------------------------------------------------------------------------------------- files
 def fetched(source: Source, *names: str) -> Path | None:
-    """The first of these files that the model has, downloaded where it must be; None: it has none of them."""
+    """The first of these files that the model has, downloaded if needed; None if it has none of them."""
     if source.revision is None:
         return next((path for name in names if (path := Path(source.location) / name).is_file()), None)
     for name in names:
@@ -135,18 +135,18 @@ def fetched(source: Source, *names: str) -> Path | None:
 
 def no_safetensors(source: Source) -> NeuronSelectError:
     return NeuronSelectError(
-        "holds no safetensors weights, and a pickle (.bin) is never opened: save it again with save_pretrained, or name "
-        "a revision that has them",
+        "has no safetensors weights, and pickles (.bin) are never opened: save it again with save_pretrained, or "
+        "name a revision that has them",
         option="model",
         value=source.id,
     )
 
 
 def tensor_files(source: Source) -> dict[str, str]:
-    """Tensor name -> the file that holds it.
+    """Tensor name -> file.
 
     Raises:
-        NeuronSelectError: no safetensors, or an index that cannot be read.
+        NeuronSelectError: no safetensors, or an unreadable index.
     """
     path = fetched(source, _SINGLE, _INDEX)
     if path is None:
@@ -160,7 +160,7 @@ def tensor_files(source: Source) -> dict[str, str]:
 
 
 def _read(source: Source, files: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Tensors by name, mapped from their files: what nobody touches is never read."""
+    """Tensors by name, memory-mapped from their files."""
     shards: dict[str, set[str]] = {}
     for name, file in files.items():
         shards.setdefault(file, set()).add(name)
@@ -171,7 +171,7 @@ def _read(source: Source, files: Mapping[str, str]) -> dict[str, torch.Tensor]:
         path = fetched(source, file)
         if path is None:
             raise NeuronSelectError(
-                f"the file {file}, which holds {min(names)}, is missing", option="model", value=source.id
+                f"the file {file}, which has {min(names)}, is missing", option="model", value=source.id
             )
         state |= _opened(
             source, path, lambda held, names=names: {k: held.get_tensor(k) for k in names.intersection(held.keys())}
@@ -185,5 +185,5 @@ def _opened(source: Source, path: Path, read: Callable[..., Any]) -> Any:
             return read(tensors)
     except SafetensorError as cause:
         raise NeuronSelectError(
-            f"the file {path.name} is damaged ({cause}); get it again", option="model", value=source.id
+            f"the file {path.name} is damaged ({cause}); download it again", option="model", value=source.id
         ) from cause

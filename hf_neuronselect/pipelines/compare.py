@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..core import bundled
-from ..core.configs import CompareConfig
+from ..core.configs import CAPABILITY, CompareConfig
 from ..core.errors import NeuronSelectError
 from ..explain.report import text_table
 from ..rows.load import BUNDLED, Rows, load_rows
@@ -23,7 +23,8 @@ from ..signals.base import signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .job import Job, check_rows, share_pass
-from .parts import CAPABILITY, Chosen, Say, check_folder, extractor_of, load_named, methods_of, named_specs, quiet
+from .methods import Chosen, methods_of
+from .parts import Say, check_folder, extractor_of, load_named, named_specs, quiet
 
 TABLE = "compare.csv"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..core.configs import DEFAULT_METHOD, ExtractConfig
+from ..core.configs import CAPABILITY, ExtractConfig
 from ..core.errors import NeuronSelectError
 from ..rows.load import load_again, load_rows
 from ..selection.library import load_capability
@@ -16,7 +16,8 @@ from ..signals.base import SIGNALS, Signal
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, write_store
 from .job import check_rows
-from .parts import CAPABILITY, Chosen, Say, extractor_of, method_of, methods_of, quiet
+from .methods import methods_to_extract
+from .parts import Say, extractor_of, quiet
 
 
 def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> FeatureStore | None:
@@ -28,7 +29,7 @@ def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> Fe
     Raises:
         NeuronSelectError: bad input, or a store of another pool or model.
     """
-    names = [name for chosen in _methods(config) for name in chosen.signals]
+    names = [name for chosen in methods_to_extract(config) for name in chosen.signals]
     rows = load_rows(config.pool)
     assert isinstance(rows.data, Dataset)
     check_rows([rows], config)
@@ -59,18 +60,6 @@ def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> Fe
         note(f"{done['missing_shards']} shards are still missing; without --shard, extract makes what is missing.")
         return None
     return FeatureStore(config.out)
-
-
-def _methods(config: ExtractConfig) -> list[Chosen]:
-    if config.method is None and config.capability:
-        return []
-    chosen = methods_of(config.method or DEFAULT_METHOD, 0)
-    if not config.method_option:
-        return chosen
-    if len(chosen) > 1:
-        raise NeuronSelectError("is of one method; with several, write name(option=value)", option="method_option",
-                                value=next(iter(config.method_option)))  # fmt: skip
-    return [method_of(chosen[0].method.name, {**chosen[0].method.options, **config.method_option}, 0)]
 
 
 def _compact(specs: Sequence[str], extractor: NeuronFeatureExtractor) -> list[Signal]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from ..core.configs import FitConfig
+from ..core.configs import CAPABILITY, FitConfig
 from ..core.errors import NeuronSelectError
 from ..core.folders import CAPABILITY_RECORD
 from ..selection.selector import NeuronSelector
 from .job import check_rows
-from .parts import CAPABILITY, Say, check_folder, extractor_of, load_named, method_of, named_specs, quiet
+from .methods import method_of
+from .parts import Say, check_folder, extractor_of, load_named, named_specs, quiet
 
 
 def fit(config: FitConfig, *, say: Say = quiet, note: Say = quiet) -> NeuronSelector:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..core.configs import KeepOptions, PickOptions
+from ..core.configs import CAPABILITY, KeepOptions, PickOptions
 from ..core.errors import NeuronSelectError
 from ..core.options import RowOptions
 from ..rows.formats import row_format
@@ -19,7 +19,8 @@ from ..selection.selector import NeuronSelector
 from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, write_store
-from .parts import CAPABILITY, Chosen, Say, quiet
+from .methods import Chosen
+from .parts import Say, quiet
 
 
 @dataclass

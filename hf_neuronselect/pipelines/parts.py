@@ -1,98 +1,24 @@
-"""Steps that several pipelines share: naming methods and targets, checking folders, making extractors."""
+"""Steps that several pipelines share: naming targets, checking folders, making extractors."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+from ..core.configs import CAPABILITY
 from ..core.errors import NeuronSelectError
 from ..core.options import ExtractionOptions
-from ..methods import Method, make_method, signals_needed
-from ..methods.base import exemplar_signals
 from ..rows.load import Rows, load_rows, rows_name
-from ..selection.selector import TARGET_NAME, NeuronSelector
+from ..selection.selector import TARGET_NAME
 from ..signals.extractor import NeuronFeatureExtractor
 
 Say: TypeAlias = Callable[[str], None]
 """Receives a line for the user."""
 
 quiet: Say = logging.getLogger(__name__).info
-CAPABILITY = "capability:"
-
-
-# ----------------------------------------------------------------------------------------- methods
-@dataclass(frozen=True)
-class Chosen:
-    """A method with its options.
-
-    Attributes:
-        label: how the user wrote it, e.g. ``nait(normalize=true)``.
-    """
-
-    label: str
-    method: Method
-
-    def selector(self) -> NeuronSelector:
-        """A new selector, not fitted."""
-        return NeuronSelector(self.method.name, **self.method.options)
-
-    @property
-    def signals(self) -> tuple[str, ...]:
-        """Signals that the method reads, of the pool or of exemplars."""
-        return signals_needed(self.method)
-
-    @property
-    def exemplar_signals(self) -> tuple[str, ...]:
-        """Signals that fitting reads, those it can do without included."""
-        return tuple(dict.fromkeys([*exemplar_signals(self.method), *self.method.optional_signals]))
-
-    @property
-    def draws(self) -> bool:
-        """Whether it has a seed."""
-        return "seed" in self.method.options
-
-    def with_seed(self, seed: int) -> Chosen:
-        return method_of(self.method.name, {**self.method.options, "seed": seed}, seed, label=self.label)
-
-
-def method_of(name: str, options: Mapping[str, Any], seed: int, *, label: str = "") -> Chosen:
-    """A method by its name.
-
-    Args:
-        options: values, or text that the method's options read. seed: for methods that have this option.
-
-    Raises:
-        NeuronSelectError: unknown method, or an option it does not have or that cannot have this value.
-    """
-    method = make_method(name, options)
-    if "seed" in method.options and "seed" not in options:
-        method = make_method(name, {**options, "seed": seed})
-    return Chosen(label or name, method)
-
-
-def methods_of(text: str, seed: int) -> list[Chosen]:
-    """Methods as ``compare`` takes them: ``mona,nait(normalize=true,direction=mean),random``.
-
-    Raises:
-        NeuronSelectError: not of that form, a method named twice, or as :func:`method_of`.
-    """
-    found: dict[str, Chosen] = {}
-    for part in re.split(r",(?![^(]*\))", text):
-        label = part.strip()
-        match = re.fullmatch(r"([\w.-]+)(?:\((.*)\))?", label)
-        if match is None:
-            raise NeuronSelectError("must be names, or name(option=value,...), separated by commas", option="methods",
-                                    value=label or text)  # fmt: skip
-        if label in found:
-            raise NeuronSelectError("is named twice", option="methods", value=label)
-        pairs = [pair.partition("=") for pair in (match[2] or "").split(",") if pair.strip()]
-        found[label] = method_of(match[1], {key.strip(): value for key, _, value in pairs}, seed, label=label)
-    return list(found.values())
 
 
 # ----------------------------------------------------------------------------------------- targets

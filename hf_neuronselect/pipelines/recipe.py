@@ -11,7 +11,8 @@ from ..core.errors import NeuronSelectError, unknown
 from ..core.recipes import read_recipe, section_of
 from ..methods import METHODS
 from ..training.config import TrainConfig
-from .parts import method_of, named_specs
+from .methods import method_of
+from .parts import named_specs
 
 SECTIONS = ("select", "train", "evaluate", "push")
 

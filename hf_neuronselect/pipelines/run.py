@@ -20,7 +20,7 @@ from datasets import Dataset
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from ..core.configs import RunConfig, SelectConfig
+from ..core.configs import CAPABILITY, RunConfig, SelectConfig
 from ..core.errors import NeuronSelectError
 from ..core.folders import SELECTION_RECORD, TRAINING_RECORD
 from ..core.provenance import SelectionSummary, plain
@@ -33,7 +33,7 @@ from ..training.models import base_source
 from ..training.sft import read_record, train_adapter, write_record
 from .evaluate import check_tasks, evaluation_text, load_held_out, measure
 from .job import Job, share_pass
-from .parts import CAPABILITY, Say, named_specs, quiet
+from .parts import Say, named_specs, quiet
 from .push import commit
 from .recipe import Recipe, control_config
 from .select import extractor_for, finish, prepare

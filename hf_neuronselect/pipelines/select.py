@@ -15,7 +15,8 @@ from ..selection.selector import NeuronSelector
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .job import Job, check_pick, check_rows, open_capability
-from .parts import Chosen, Say, check_folder, extractor_of, load_named, method_of, named_specs, quiet
+from .methods import Chosen, method_of
+from .parts import Say, check_folder, extractor_of, load_named, named_specs, quiet
 
 
 def select(config: SelectConfig, *, say: Say = quiet, note: Say = quiet) -> Selection:

@@ -83,6 +83,22 @@ def test_bad_flags_are_refused_before_anything_heavy(words: list[str]) -> None:
     assert loaded(code) <= ALLOWED
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["select", *POOL, "--method", "mono"],
+        ["select", *POOL, "--method-option", "metric=dot"],
+        ["fit", "--out", "o", "--method-option", "metrics=cosine"],
+        ["extract", *POOL, "--method", "mona,mono"],
+        ["compare", *POOL, "--methods", "mona(metric=dot)"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_method_is_refused_before_torch(words: list[str]) -> None:
+    code = MAIN.format(words=words).replace("pass", "assert stop.code == 2")
+    assert not loaded(code) & {"torch", "transformers", "datasets", "trl"}
+
+
 def test_start_is_quick() -> None:
     """Torch alone takes longer."""
     assert seconds("-c", "import hf_neuronselect") < 0.4

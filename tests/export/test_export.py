@@ -13,6 +13,7 @@ import sys
 import types
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,6 +30,8 @@ from transformers import AutoTokenizer
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
 from hf_neuronselect.core import bundled
 from hf_neuronselect.core.configs import Trainer
+from hf_neuronselect.core.options import NumberOptions
+from hf_neuronselect.core.provenance import ExtractionRecord, SourceRecord
 from hf_neuronselect.export.export import FORMATS, export_selection
 from hf_neuronselect.rows.encode import SampleEncoder
 from hf_neuronselect.rows.formats import Conversation
@@ -41,7 +44,13 @@ CONFIG = {"trl": "sft.yaml", "axolotl": "axolotl.yaml", "llamafactory": "llamafa
 def selected(data: Dataset | list[dict], k: int | None = None, pool: Mapping[str, Any] = POOL) -> Selection:
     """Rows picked by method random: in an order of their own, with a provenance, without a model."""
     data = dataset(data) if isinstance(data, list) else data
-    return NeuronSelector("random").select(data, k=k or len(data), exclude=[], provenance={"pool": dict(pool)})
+    return NeuronSelector("random").select(data, k=k or len(data), exclude=[], source=SourceRecord(**pool))
+
+
+def scored_by(selection: Selection, model: str, commit: str, **options: Any) -> None:
+    """Let the selection's record say that this model scored it."""
+    extractor = ExtractionRecord(model=SourceRecord(id=model, commit=commit), options=NumberOptions(**options))
+    selection.provenance = replace(selection.provenance, extractor=extractor)
 
 
 def dataset(data: list[dict]) -> Dataset:
@@ -191,7 +200,7 @@ def test_the_head_says_where_the_rows_come_from(talks: Selection, tmp_path: Path
         assert f"dataset: who/pool at {'a' * 40} train" in text
         assert "method: random (seed=0)" in text
         assert "licence of the dataset: apache-2.0" in text
-    talks.provenance["pool"] = {"fingerprint": "f00"}
+    talks.provenance = replace(talks.provenance, pool=SourceRecord(fingerprint="f00"))
     assert (
         "licence of the dataset: not stated"
         in export_selection(talks, "trl", tmp_path / "trl", base_model=MODEL)[-1].read_text()
@@ -306,7 +315,7 @@ def test_folders(talks: Selection, tmp_path: Path) -> None:
 
 
 def test_the_model_of_the_selection_is_the_default(talks: Selection, tmp_path: Path, tiny_folder: Path) -> None:
-    talks.provenance["extractor"] = {"model": {"id": "org/scorer", "commit": "c" * 40}, "options": {"max_length": 777}}
+    scored_by(talks, "org/scorer", "c" * 40, max_length=777)
     made = {t: export_selection(talks, t, tmp_path / t)[-1] for t in FORMATS}
     for trainer, (name, revision, length) in {
         "trl": ("model_name_or_path", "model_revision", "max_length"),
@@ -319,7 +328,7 @@ def test_the_model_of_the_selection_is_the_default(talks: Selection, tmp_path: P
     named = read_yaml(export_selection(talks, "trl", tmp_path / "trl", base_model=MODEL)[-1])
     assert named["model_name_or_path"] == MODEL and "model_revision" not in named
     # The extractor's folder is not what others can load.
-    talks.provenance["extractor"]["model"] = {"id": "org/looks-like-one", "commit": "content:abc"}
+    scored_by(talks, "org/looks-like-one", "content:abc")
     assert error_of(talks, "trl", tmp_path / "trl").option == "base_model"
 
 
@@ -340,7 +349,7 @@ def parse_trl(config: Path) -> tuple[Any, Any, Any, Any]:
 
 
 def test_trl_knows_every_key(talks: Selection, tmp_path: Path) -> None:
-    talks.provenance["extractor"] = {"model": {"id": "org/scorer", "commit": "c" * 40}, "options": {"max_length": 512}}
+    scored_by(talks, "org/scorer", "c" * 40, max_length=512)
     config = export_selection(talks, "trl", tmp_path)[-1]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no deprecated key

@@ -14,7 +14,7 @@ from tiny import rows
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, Selection
 from hf_neuronselect.core.configs import CompareConfig, SelectConfig
 from hf_neuronselect.pipelines.compare import Comparison, compare, slug
-from hf_neuronselect.pipelines.parts import methods_of
+from hf_neuronselect.pipelines.methods import methods_of
 from hf_neuronselect.pipelines.select import select
 
 METHODS = "mona,nait,nait(normalize=true,direction=mean),random,longest"

@@ -13,7 +13,7 @@ from hf_neuronselect import NeuronSelectError, NeuronSelector, Selection
 from hf_neuronselect.core import bundled as paths
 from hf_neuronselect.core.configs import DemoConfig
 from hf_neuronselect.pipelines import bundled, demo
-from hf_neuronselect.pipelines.parts import methods_of
+from hf_neuronselect.pipelines.methods import methods_of
 
 
 def precision(selection: Selection, related: list[str]) -> float:
@@ -78,7 +78,7 @@ def test_the_bundle_is_permissive_complete_and_small() -> None:
 
 def test_the_template_marks_what_the_assistant_says() -> None:
     extractor = bundled.extractor(features=[], pool_tokens="assistant")
-    tokenizer = extractor.runtime().tokenizer
+    tokenizer = extractor.forward.tokenizer
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
     out = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
     ids = np.asarray(out["input_ids"]).ravel()

@@ -195,7 +195,7 @@ def test_a_stop_by_hand_ends_the_workers(
 
 def test_a_model_in_memory_is_refused(pool24: Dataset, tiny_folder: Path, tmp_path: Path, quick: None) -> None:
     ours = NeuronFeatureExtractor.from_model(tiny_model("llama"), tiny_tokenizer(), features=["hidden"])
-    with pytest.raises(NeuronSelectError, match="holds a model in memory, which cannot be sent to another process"):
+    with pytest.raises(NeuronSelectError, match="has an in-memory model, which cannot be sent to another process"):
         write(tmp_path / "s", pool24, ours, num_workers=2)
 
 

@@ -1,0 +1,118 @@
+"""Methods as commands name them. Importing this is cheap: a wrong name is refused before torch is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..core.configs import CAPABILITY, DEFAULT_METHOD, CompareConfig, ExtractConfig, TargetOptions
+from ..core.errors import NeuronSelectError
+from ..methods import Method, make_method, signals_needed
+from ..methods.base import exemplar_signals
+
+if TYPE_CHECKING:
+    from ..selection.selector import NeuronSelector
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A method with its options.
+
+    Attributes:
+        label: how the user wrote it, e.g. ``nait(normalize=true)``.
+    """
+
+    label: str
+    method: Method
+
+    def selector(self) -> NeuronSelector:
+        """A new selector, not fitted."""
+        from ..selection.selector import NeuronSelector  # heavy
+
+        return NeuronSelector(self.method.name, **self.method.options)
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Signals that the method reads, of the pool or of exemplars."""
+        return signals_needed(self.method)
+
+    @property
+    def exemplar_signals(self) -> tuple[str, ...]:
+        """Signals that fitting reads, those it can do without included."""
+        return tuple(dict.fromkeys([*exemplar_signals(self.method), *self.method.optional_signals]))
+
+    @property
+    def draws(self) -> bool:
+        """Whether it has a seed."""
+        return "seed" in self.method.options
+
+    def with_seed(self, seed: int) -> Chosen:
+        return method_of(self.method.name, {**self.method.options, "seed": seed}, seed, label=self.label)
+
+
+def method_of(name: str, options: Mapping[str, Any], seed: int, *, label: str = "") -> Chosen:
+    """A method by its name.
+
+    Args:
+        options: values, or text that the method's options read. seed: for methods that have this option.
+
+    Raises:
+        NeuronSelectError: unknown method, or an option it does not have or that cannot have this value.
+    """
+    method = make_method(name, options)
+    if "seed" in method.options and "seed" not in options:
+        method = make_method(name, {**options, "seed": seed})
+    return Chosen(label or name, method)
+
+
+def methods_of(text: str, seed: int) -> list[Chosen]:
+    """Methods as ``compare`` takes them: ``mona,nait(normalize=true,direction=mean),random``.
+
+    Raises:
+        NeuronSelectError: not of that form, a method named twice, or as :func:`method_of`.
+    """
+    found: dict[str, Chosen] = {}
+    for part in re.split(r",(?![^(]*\))", text):
+        label = part.strip()
+        match = re.fullmatch(r"([\w.-]+)(?:\((.*)\))?", label)
+        if match is None:
+            raise NeuronSelectError("must be names, or name(option=value,...), separated by commas", option="methods",
+                                    value=label or text)  # fmt: skip
+        if label in found:
+            raise NeuronSelectError("is named twice", option="methods", value=label)
+        pairs = [pair.partition("=") for pair in (match[2] or "").split(",") if pair.strip()]
+        found[label] = method_of(match[1], {key.strip(): value for key, _, value in pairs}, seed, label=label)
+    return list(found.values())
+
+
+def check_methods(config: TargetOptions | ExtractConfig | CompareConfig) -> None:
+    """Refuse unknown methods and their options.
+
+    Raises:
+        NeuronSelectError: as :func:`methods_of`.
+    """
+    if isinstance(config, CompareConfig):
+        methods_of(config.methods, config.seed)
+    elif isinstance(config, ExtractConfig):
+        methods_to_extract(config)
+    elif not any(CAPABILITY in target for target in config.target):  # a capability has a method of its own
+        method_of(config.method, config.method_option, 0)
+
+
+def methods_to_extract(config: ExtractConfig) -> list[Chosen]:
+    """Methods whose signals a store gets.
+
+    Raises:
+        NeuronSelectError: as :func:`methods_of`, or one method's options with several methods.
+    """
+    if config.method is None and config.capability:
+        return []
+    chosen = methods_of(config.method or DEFAULT_METHOD, 0)
+    if not config.method_option:
+        return chosen
+    if len(chosen) > 1:
+        raise NeuronSelectError("is of one method; with several, write name(option=value)", option="method_option",
+                                value=next(iter(config.method_option)))  # fmt: skip
+    return [method_of(chosen[0].method.name, {**chosen[0].method.options, **config.method_option}, 0)]
