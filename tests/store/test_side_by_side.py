@@ -19,7 +19,7 @@ from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSel
 from hf_neuronselect.signals.base import BOOKKEEPING
 from hf_neuronselect.signals.forward import ForwardEngine
 from hf_neuronselect.signals.loss import LossEngine
-from hf_neuronselect.store import store
+from hf_neuronselect.store import shards, store
 from hf_neuronselect.store.shard_maker import ShardMaker
 
 N, STEP, SAMPLE = 20, 8, 16  # shards of 8, 8 and 4 rows; rows that a shard's size is measured on
@@ -316,6 +316,8 @@ def test_a_reused_signal_still_says_what_it_cost(
         return [("+".join(k), one.rows, one.tokens) for k, one in zip(keys, cost.passes.values(), strict=True)]
 
     tokens = write(folder, pool20, both)["tokens"]
+    (run,) = store.FeatureStore(folder).cost(both.identities).passes
+    assert shards.host_name() not in run and shards.host_name() not in next((folder / store.COSTS).iterdir()).name
     first = ("hidden+mona", N, tokens)
     assert costs("mona") == costs("hidden") == costs("mona", "hidden") == [first]  # one pass: never counted twice
     assert write(folder, pool20, both)["skipped_shards"] == 3
