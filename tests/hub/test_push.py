@@ -271,15 +271,17 @@ def test_feature_store(hub: Hub, name: str, pool: Dataset, tiny_folder: Path, tm
     assert {path: data for path, data in hub.files("datasets", name).items() if path != ".gitattributes"} == contents(
         tmp_path / "a"
     )
-    found = FeatureStore(snapshot_download(name, repo_type="dataset"), pool_about=about)
+    found = FeatureStore(snapshot_download(name, repo_type="dataset"))
     expected = FeatureStore(tmp_path / "a")
     same_rows(found.dataset(), expected.dataset())
-    assert found.manifest["extractor_hash"] == extractor.hash
+    wanted = extractor.identities
+    assert {signal: [identity] for signal, identity in wanted.items()} == found.identities
+    assert found.cost(wanted) == expected.cost(wanted) and found.cost(wanted).passes
     # Fewer, larger shards: those that are no more go in the same commit.
     write_store(pool, extractor, tmp_path / "b", pool_about=about, shard_rows=32)
     push_folder(tmp_path / "b", name)
-    assert hub.files("datasets", name).keys() == {".gitattributes", "manifest.json", "shard-00000.parquet",
-                                                  "shard-00001.parquet"}  # fmt: skip
+    assert hub.files("datasets", name).keys() == {".gitattributes", *contents(tmp_path / "b")}
+    assert len([path for path in hub.files("datasets", name) if "/shard-" in path]) == 4  # two of each signal
     assert titles(hub, "datasets", name) == ["feature store by hf_neuronselect"] * 2 + ["initial commit"]
     pulled, made = (FeatureStore(path) for path in (snapshot_download(name, repo_type="dataset"), tmp_path / "b"))
     same_rows(pulled.dataset(), made.dataset())
