@@ -56,7 +56,8 @@ def select_command(made: Provenance) -> Command:
     values["method"] = made.method.name
     values["method_option"] = {name: value for name, value in made.method.options.items() if value is not None}
     if made.extractor is not None:
-        values |= _extraction(made.extractor, spec, alone=made.capability is None)
+        # A capability brings its own options; a method without targets uses it only to leave out its exemplars.
+        values |= _extraction(made.extractor, spec, alone=made.capability is None or not made.targets)
     values |= made.budget.given()
     values["aggregate"] = made.aggregate
     values["weight"] = made.weights or {}
