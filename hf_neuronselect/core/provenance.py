@@ -207,7 +207,8 @@ class Provenance:
 
     Attributes:
         aggregate, weights: of several targets. exclude: kinds of rows that were left out.
-        capability: the saved one that scored the pool. extractor: how the signals were computed.
+        capability: the saved one that scored the pool; of a method without targets, the one whose exemplars were left
+            out. extractor: how the signals were computed.
         cost: of all passes, those read from a store included. files: checksums of the folder's other files.
     """
 

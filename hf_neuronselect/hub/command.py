@@ -12,7 +12,8 @@ from ..core.options import flag_words
 from ..core.provenance import ExtractionRecord, Provenance, SourceRecord
 from ..core.sources import bundled_folder
 
-ROWS = "ROWS"  # printed for rows of which nothing is known
+ROWS, MODEL = "ROWS", "MODEL"  # printed where nothing is known
+COMPUTED_BY = "the model that computed the columns, with its SAE and options"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,12 @@ def select_command(made: Provenance) -> Command:
     values["method"] = made.method.name
     values["method_option"] = {name: value for name, value in made.method.options.items() if value is not None}
     if made.extractor is not None:
-        values |= _extraction(made.extractor, spec, alone=made.capability is None)
+        # A capability brings its own options; a method without targets uses it only to leave out its exemplars.
+        values |= _extraction(made.extractor, spec, alone=made.capability is None or not made.targets)
+    if made.tokens.pool_mean is not None and (made.extractor is None or made.extractor.model is None):
+        signals = made.extractor.signals if made.extractor else {}
+        fill_in.append((COMPUTED_BY, MODEL, ", ".join(f"{name}-{identity}" for name, identity in signals.items())))
+        values["model"] = MODEL
     values |= made.budget.given()
     values["aggregate"] = made.aggregate
     values["weight"] = made.weights or {}

@@ -51,7 +51,7 @@ class Job:
         else:
             self.selector = self.chosen.selector()
         if self.capability is not None:  # a control leaves out the same rows
-            self.selector.leakage = self.capability.leakage
+            self.selector.leakage, self.selector.capability = self.capability.leakage, self.capability.capability
 
     def fit(self) -> NeuronSelector:
         """Fit the targets, once."""

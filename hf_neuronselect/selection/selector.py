@@ -318,14 +318,14 @@ class NeuronSelector(PushToHub):
                 selection = Selection(
                     picks.dataset, picks.indices, picks.scores, selector=self, keep_alive=picks.folder
                 )
-        known = source or source_of(pool) or SourceRecord()
+        known, several = source or source_of(pool) or SourceRecord(), len(self.targets) > 1
         selection.provenance = selection_record(
             self.about(),
             capability=self.capability,
             pool=replace(known, fingerprint=getattr(pool, "_fingerprint", None), rows=tally.rows),
             budget=budget,
-            aggregate=aggregate if len(self.targets) > 1 else None,
-            weights=weights,
+            aggregate=aggregate if several else None,
+            weights=weights if several and aggregate == "weighted" else None,
             exclude=exclude,
             extractor=self._extraction(extractor) if extractor or self.extraction.signals else None,
             tally=tally,

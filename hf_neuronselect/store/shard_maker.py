@@ -27,7 +27,7 @@ TRIES = 3  # workers a shard may cost
 
 
 class Size(NamedTuple):
-    """Compressed bytes a row, measured on 16 rows before a process makes its first shard."""
+    """Compressed bytes a row, measured on at most 16 rows before a process makes its first shard."""
 
     row_bytes: float
 
@@ -100,7 +100,7 @@ class ShardMaker:
             cost = Cost()
             if todo.missing:
                 if not sized:
-                    yield self._measure(list(todo.missing), rank)
+                    yield self._measure(todo, rank)
                     sized = True
                 cost = self._make(todo, rank)
             size = sum((self._path(signal, todo.number)).stat().st_size for signal in self.signals)
@@ -180,11 +180,13 @@ class ShardMaker:
         return [read_row(row, fmt) for row in rows_of(texts)]
 
     # -------------------------------------------------------------------------------------- making
-    def _measure(self, signals: Sequence[Signal], rank: int | None) -> Size:
-        rows = range(0, len(self.pool), max(1, len(self.pool) // 16))[:16]
-        extractor = self.extractor.with_features(signals)
+    def _measure(self, todo: Todo, rank: int | None) -> Size:
+        """The size of a row, from a sample of the rows that are left; of a few appended ones no others run."""
+        first, end = min(todo.missing.values()), len(self.pool)
+        rows = range(first, end, max(1, (end - first) // 16))[:16]
+        extractor = self.extractor.with_features(todo.missing)
         found = extractor.compute(extractor.prepare(self._conversations(rows)), rank)
-        return Size(sum(_row_bytes(self._table(signal, found)) for signal in signals))
+        return Size(sum(_row_bytes(self._table(signal, found)) for signal in todo.missing))
 
     def _make(self, todo: Todo, rank: int | None) -> Cost:
         """Compute what a shard lacks, and write it."""

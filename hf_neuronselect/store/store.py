@@ -162,7 +162,7 @@ def write_store(
             are GPUs. They are spawned: a script that asks for several needs ``if __name__ == "__main__"``.
         backend: ``local``, or ``ray``: ``num_workers`` are actors of a Ray cluster (see :mod:`.ray`).
         load_pool: for ``ray``: loads the pool on another machine; without it the pool itself is sent.
-        say: is told the bytes a row, measured on 16 rows, before the first shard is computed.
+        say: is told the bytes a row, measured on at most 16 rows, before the first shard is computed.
 
     Returns:
         ``{"rows", "tokens", "seconds", "bytes", "skipped_shards", "healed_shards", "missing_shards"}``: rows and

@@ -172,7 +172,7 @@ def test_appended_rows_alone_are_computed(
     old = {path: path.stat().st_ino for path in folder.glob("*/shard-0000[01].parquet")}
     rows_run(ran)
     done = write(folder, long_pool, both, pool_about={"id": "pool", "commit": "content:2"})
-    assert rows_run(ran) == {"mona+hidden": MORE - N + SAMPLE}
+    assert rows_run(ran) == {"mona+hidden": 2 * (MORE - N)}, "the new rows, and the sample of them"
     assert (done["rows"], done["skipped_shards"], done["healed_shards"], done["missing_shards"]) == (MORE, 2, 0, 0)
     lengths = store.FeatureStore(folder).dataset("tokens")["n_tokens"]
     assert len(lengths) == MORE and (first["tokens"], done["tokens"]) == (sum(lengths[:N]), sum(lengths[N:]))
