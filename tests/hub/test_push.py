@@ -305,12 +305,12 @@ def test_sae(hub: Hub, name: str, tiny_folder: Path, extractor: NeuronFeatureExt
     assert titles(hub, "models", name) == ["SAE by hf_neuronselect", "initial commit"]
     options = {"features": ALL, "value_dtype": "float32"}
     found = NeuronFeatureExtractor.from_pretrained(str(tiny_folder / "model"), sae=name, **options)
-    assert found.config.about()["sae"]["commit"] == hub.commit("models", name)
+    assert found.extraction.sae.commit == hub.commit("models", name)
     batch = {"messages": target["messages"]}
     there, here = found(batch), extractor(batch)
-    assert there.keys() == here.keys() == {*there, "neuron_extractor"}  # whose hash has the SAE's name
+    assert there.keys() == here.keys() == {*there, "neuron_signals"}  # whose identity of mona has the SAE's commit
     for key, values in here.items():
-        if key == "neuron_extractor":
+        if key == "neuron_signals":
             continue
         assert all(np.array_equal(a, b) for a, b in zip(there[key], values, strict=True)), key
 
@@ -888,7 +888,8 @@ def test_a_store_of_rows_from_the_hub_is_read_offline(
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     again = load_rows(name)
     assert again.about["commit"] == loaded.about["commit"]
-    assert len(FeatureStore(tmp_path / "store", pool_about=again.about).dataset()) == 20
+    stored = FeatureStore(tmp_path / "store")
+    assert len(stored.dataset()) == len(NeuronSelector("longest").select(again.data, features=stored, ratio=1.0)) == 20
 
 
 @pytest.mark.parametrize("way", ["whole", "filtered"])
