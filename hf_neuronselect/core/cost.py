@@ -20,7 +20,7 @@ class PassCost:
 
     Attributes:
         engine: name of the engine. signals: all signals it computed in this pass.
-        seconds: stage (``load``, ``read``, ``compute``, ...) -> wall-clock seconds.
+        seconds: stage (``load``, ``read``, ``compute``) -> seconds. ``read`` runs in a thread beside ``compute``.
         peak_bytes: most memory the process held. peak_device_bytes: the same of the GPU; None without one.
         requests, money: of engines that call an API; money in US dollars.
         reused: whether the pass ran before this selection, so that its result was only read from a store.
@@ -107,9 +107,9 @@ class Cost:
         return sum(cost.tokens for cost in self.passes.values() if not cost.reused)
 
     def tokens_per_second(self) -> float | None:
-        """Rate of this run's own passes; None where all of the work was done before."""
+        """Rate at which this run's own passes computed; None where all of the work was done before."""
         passes = [cost for cost in self.passes.values() if not cost.reused and cost.tokens]
-        seconds = sum(cost.total_seconds for cost in passes)
+        seconds = sum(cost.seconds.get("compute", 0.0) for cost in passes)
         return sum(cost.tokens for cost in passes) / seconds if seconds else None
 
 
@@ -145,7 +145,10 @@ class Meter:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            self.add_seconds(name, time.perf_counter() - started)
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def add_tokens(self, tokens: int) -> None:
         self.tokens += int(tokens)

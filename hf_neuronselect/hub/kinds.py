@@ -54,7 +54,8 @@ KINDS = (
           "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
           "special_tokens_map.json", "chat_template.jinja", "additional_chat_templates/*.jinja")),
     Kind("SAE", "*/sae.safetensors", "model", ("*/sae.safetensors", "*/cfg.json", "*/training.json")),
-    Kind("feature store", "manifest.json", "dataset", ("manifest.json", "shard-*.parquet"),
+    Kind("feature store", "manifest.json", "dataset",
+         ("manifest.json", "*/signal.json", "*/shard-*.parquet", "costs/*.json"),
          proof=("manifest.json", '"shard_rows"')),
     Kind("metric", "app.py", "space", ("*.py", "requirements.txt"), proof=(README, "- neuronselect")),
 )  # fmt: skip

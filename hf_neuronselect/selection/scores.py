@@ -1,14 +1,21 @@
-"""The table of every pool row's scores."""
+"""Scores of every row of a pool, and the rows picked from them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from datasets import Dataset
 
-from .budget import Picked
-from .scan import EXCLUDED
+from ..core.errors import NeuronSelectWarning
+from ..core.provenance import Budget
+from ..methods.pickers import Picker, row_scores
+from .budget import Picked, pick
+from .reader import added_columns
+from .scan import EXCLUDED, Scored
 
 
 def score_table(
@@ -40,3 +47,74 @@ def score_table(
             "excluded": pa.array([EXCLUDED[code] or None for code in excluded], pa.string()),
         }
     )
+
+
+@dataclass(frozen=True)
+class PoolScores:
+    """Scores of a whole pool, from which rows can be picked under any budget.
+
+    Attributes:
+        scores: target -> float64 ``[N]`` or ``[N, exemplars]``. n_tokens, truncated, excluded: ``[N]``.
+    """
+
+    pool: Dataset
+    scores: dict[str, np.ndarray]
+    n_tokens: np.ndarray
+    truncated: np.ndarray
+    excluded: np.ndarray
+    aggregate: str
+    weights: Mapping[str, float] | None
+    picker: Picker
+
+    @classmethod
+    def of(
+        cls, pool: Dataset, found: Iterable[Scored], aggregate: str, weights: Mapping[str, float] | None, picker: Picker
+    ) -> PoolScores:
+        """Collect scored batches."""
+        parts = list(found)
+        scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in parts[0].scores}
+        n_tokens, truncated, excluded = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("n_tokens", "truncated", "excluded")
+        )
+        return cls(pool, scores, n_tokens, truncated, excluded, aggregate, weights, picker)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Rows that can be selected: bool ``[N]``."""
+        return self.excluded == 0
+
+    def choose(self, budget: Budget) -> tuple[Dataset, np.ndarray, pa.Table]:
+        """Pick rows; returns them, their numbers in the pool, and the score table."""
+        able = int(self.valid.sum())
+        if budget.k is not None and budget.k > able:
+            warnings.warn(
+                f"k={budget.k} is more than the {able} rows that can be selected; all are taken",
+                NeuronSelectWarning,
+                stacklevel=4,
+            )
+        picked = pick(
+            self.scores, self.valid, self.n_tokens, budget, aggregate=self.aggregate, weights=self.weights,
+            picker=self.picker,
+        )  # fmt: skip
+        of_row = {name: row_scores(values) for name, values in self.scores.items()}
+        table = score_table(of_row, picked, self.n_tokens, self.truncated, self.excluded)
+        return self._rows(picked, of_row), picked.indices, table
+
+    def _rows(self, picked: Picked, scores: Mapping[str, np.ndarray]) -> Dataset:
+        """The picked rows as they came, with ``neuron_score``, ``neuron_rank`` and ``source_index``."""
+        rows, indices = (
+            self.pool.with_format(None).remove_columns(added_columns(self.pool.column_names)),
+            picked.indices,
+        )
+        # Taken as one table: an index mapping would be flattened again for each column added.
+        rows = Dataset(rows.with_format("arrow")[indices.tolist()], info=rows.info.copy(), split=rows.split)
+        columns = {
+            "neuron_score": picked.score[indices],
+            "neuron_rank": np.arange(len(indices)),
+            "source_index": indices,
+        }
+        if len(scores) > 1:
+            columns |= {f"neuron_score_{name}": values[indices] for name, values in scores.items()}
+        for name, values in columns.items():
+            rows = rows.add_column(name, values)
+        return rows

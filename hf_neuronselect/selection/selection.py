@@ -25,7 +25,6 @@ from ..hub.pushable import PushToHub
 from ..rows.formats import RowFormat, read_row, row_format
 from ..rows.load import with_messages
 from ..signals.extractor import NeuronFeatureExtractor
-from .budget import Picked
 from .capability import Capability
 from .reader import Reader
 from .record import mean_length
@@ -53,7 +52,7 @@ class Selection(PushToHub):
         scores: pa.Table | Path,
         *,
         selector: NeuronSelector | None = None,
-        choose: Callable[[Budget], tuple[Dataset, Picked, pa.Table]] | None = None,
+        choose: Callable[[Budget], tuple[Dataset, np.ndarray, pa.Table]] | None = None,
         provenance: Provenance | None = None,
         keep_alive: Any = None,
     ) -> None:
@@ -113,8 +112,8 @@ class Selection(PushToHub):
         if self._choose is None:
             raise NeuronSelectError("the pool is not at hand any more: select again from it")
         budget = Budget(ratio, k, threshold, max_tokens)
-        dataset, picked, table = self._choose(budget)
-        other = Selection(dataset, picked.indices, table, selector=self.selector, choose=self._choose)
+        dataset, indices, table = self._choose(budget)
+        other = Selection(dataset, indices, table, selector=self.selector, choose=self._choose)
         made = self.provenance
         other.provenance = replace(
             made,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..core.configs import DEFAULT_METHOD
@@ -34,12 +33,12 @@ from ..signals.base import Signal, signals_of
 from ..signals.columns import RowBatch
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, write_store
-from .budget import Picked, check_aggregate, pick
+from .budget import check_aggregate
 from .capability import Capability, make_extractor
 from .reader import Reader, added_columns
 from .record import extraction_record, method_record, selection_record
-from .scan import Scored, Tally, scan
-from .scores import score_table
+from .scan import Tally, scan
+from .scores import PoolScores
 from .selection import Selection
 from .stream import select_from_stream, stream_budget
 
@@ -308,12 +307,14 @@ class NeuronSelector(PushToHub):
         with self._spooled(pool, reader):
             found = scan(pool, reader, method, self.targets, self.leakage, exclude, tally)
             if isinstance(pool, Dataset):
-                selection = self._select_rows(pool, found, budget, aggregate, weights, tally)
+                scored = PoolScores.of(pool, found, aggregate, weights, method.picker())
+                self._check_some(bool(scored.valid.any()), tally)
+                dataset, indices, table = scored.choose(budget)
+                selection = Selection(dataset, indices, table, selector=self, choose=scored.choose)
             else:
                 rows = stream_budget(pool, budget, list(self.targets), aggregate, method.picker())
                 picks = select_from_stream(pool, found, budget, list(self.targets), aggregate, rows)
-                if not picks.kept:
-                    self._check_some(np.ones(1), tally)
+                self._check_some(bool(picks.kept), tally)
                 selection = Selection(
                     picks.dataset, picks.indices, picks.scores, selector=self, keep_alive=picks.folder
                 )
@@ -335,51 +336,11 @@ class NeuronSelector(PushToHub):
         )
         return selection
 
-    def _select_rows(
-        self, pool: Dataset, found: Any, budget: Budget, aggregate: str, weights: Any, tally: Tally
-    ) -> Selection:
-        parts: list[Scored] = list(found)
-        scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in self.targets}
-        of_row = {name: row_scores(values) for name, values in scores.items()}
-        n_tokens = np.concatenate([part.n_tokens for part in parts])
-        excluded = np.concatenate([part.excluded for part in parts])
-        truncated = np.concatenate([part.truncated for part in parts])
-        self._check_some(excluded, tally)
-
-        def choose(budget: Budget) -> tuple[Dataset, Picked, pa.Table]:
-            picked = pick(
-                scores, excluded == 0, n_tokens, budget, aggregate=aggregate, weights=weights,
-                picker=self.method.picker(),
-            )  # fmt: skip
-            table = score_table(of_row, picked, n_tokens, truncated, excluded)
-            return self._rows(pool, picked.indices, of_row, picked.score[picked.indices]), picked, table
-
-        dataset, picked, table = choose(budget)
-        if budget.k is not None and budget.k > int((excluded == 0).sum()):
-            warnings.warn(
-                f"k={budget.k} is more than the {int((excluded == 0).sum())} rows that can be selected; all are taken",
-                NeuronSelectWarning,
-                stacklevel=4,
-            )
-        return Selection(dataset, picked.indices, table, selector=self, choose=choose)
-
-    def _check_some(self, excluded: np.ndarray, tally: Tally) -> None:
-        if not (excluded == 0).any():
+    def _check_some(self, some: bool, tally: Tally) -> None:
+        if not some:
             why = ", ".join(f"{count} {name}" for name, count in tally.excluded.items() if count)
             first = f"; {tally.reasons[0]}" if tally.reasons else ""
             raise NeuronSelectError(f"none of the {tally.rows} rows can be selected ({why}{first})", option="pool")
-
-    def _rows(self, pool: Dataset, indices: np.ndarray, scores: Mapping[str, np.ndarray], score: np.ndarray) -> Dataset:
-        """The selected rows as they came, with ``neuron_score``, ``neuron_rank`` and ``source_index``."""
-        rows = pool.with_format(None).remove_columns(added_columns(pool.column_names))
-        # Taken as one table: an index mapping would be flattened again for each column added.
-        rows = Dataset(rows.with_format("arrow")[indices.tolist()], info=rows.info.copy(), split=rows.split)
-        columns = {"neuron_score": score, "neuron_rank": np.arange(len(indices)), "source_index": indices}
-        if len(scores) > 1:
-            columns |= {f"neuron_score_{name}": values[indices] for name, values in scores.items()}
-        for name, values in columns.items():
-            rows = rows.add_column(name, values)
-        return rows
 
     def _prepared(self, pool: Data) -> Method:
         """The method after its :meth:`~hf_neuronselect.methods.Method.prepare`."""

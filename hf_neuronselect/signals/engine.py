@@ -54,6 +54,9 @@ class Engine(ABC):
     def read(self, conversations: Sequence[Conversation], signals: Sequence[Signal]) -> Any:
         """The half of the work that needs no weights and may run in a thread: rows to tokens."""
 
+    def load(self, signals: Sequence[Signal], rank: int | None = None) -> None:  # noqa: B027 (nothing to load by default)
+        """Load the weights that these signals need, unless they are there."""
+
     @abstractmethod
     def compute(self, given: Any, signals: Sequence[Signal], rank: int | None = None) -> Computed:
         """The signals of rows that :meth:`read` has read, in one pass.

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,10 +37,15 @@ _ran_in: int | None = None  # the process that a model ran in last
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows that were read for each engine; what is left needs the weights."""
+    """Rows that were read for each engine; the work that is left needs the weights.
+
+    Attributes:
+        given: engine -> what it read. seconds: engine -> how long that took.
+    """
 
     conversations: Sequence[Conversation]
     given: Mapping[str, Any]
+    seconds: Mapping[str, float]
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -243,8 +249,12 @@ class NeuronFeatureExtractor:
 
     def prepare(self, conversations: Sequence[Conversation]) -> Prepared:
         """Rows to tokens: the half of :meth:`extract` that needs no weights and may run in a thread."""
-        given = {name: self.engine(name).read(conversations, signals) for name, signals in self._by_engine().items()}
-        return Prepared(conversations, given)
+        given, seconds = {}, {}
+        for name, signals in self._by_engine().items():
+            started = time.perf_counter()
+            given[name] = self.engine(name).read(conversations, signals)
+            seconds[name] = time.perf_counter() - started
+        return Prepared(conversations, given, seconds)
 
     def compute(
         self, prepared: Prepared, rank: int | None = None, *, meters: dict[str, Meter] | None = None
@@ -260,6 +270,9 @@ class NeuronFeatureExtractor:
         for name, signals in self._by_engine().items():
             counted = [self.key(signal) for signal in signals if not isinstance(signal, Tokens)]
             meter = meters.setdefault(name, Meter(name, counted))
+            meter.add_seconds("read", prepared.seconds[name])
+            with meter.stage("load"):
+                self.engine(name).load(signals, rank)
             with meter.stage("compute"):
                 one = self.engine(name).compute(prepared.given[name], signals, rank)
             if ENGINES[name].has_model and any(not isinstance(signal, Tokens) for signal in signals):

@@ -104,6 +104,10 @@ class ForwardEngine(Engine):
         return self.encoder(signals).encode(conversations)
 
     # ---------------------------------------------------------------------------------- computing
+    def load(self, signals: Sequence[Signal], rank: int | None = None) -> None:
+        if forward := [signal for signal in signals if isinstance(signal, ForwardSignal)]:
+            self.loaded(forward, rank)
+
     def compute(self, given: Sequence[Sample], signals: Sequence[Signal], rank: int | None = None) -> Computed:
         types = {signal: signal.types(self.extraction) for signal in signals}
         columns: dict[str, Any] = {

@@ -77,6 +77,9 @@ class LossEngine(Engine):
             ]
         return found
 
+    def load(self, signals: Sequence[Signal], rank: int | None = None) -> None:
+        causal_lm_of(self.extraction.spec, place_of(self.extraction, rank))
+
     def compute(
         self, given: Mapping[str, list[Sample]], signals: Sequence[Signal], rank: int | None = None
     ) -> Computed:

@@ -13,10 +13,10 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,6 @@ from .shards import (
     PART,
     Stamp,
     disk_errors,
-    host_name,
     open_shard,
     read_stamp,
     remove_dead_parts,
@@ -246,8 +245,8 @@ def _size_line(row_bytes: float, rows: int, folder: Path) -> str:
 
 
 def _write_cost(folder: Path, passes: Iterable[PassCost]) -> None:
-    """What this run cost, in a file of its own."""
-    run = f"{time.time_ns()}-{host_name()}-{os.getpid()}"
+    """Write what this run cost to a file of its own. Its name goes into records, so it names no machine."""
+    run = f"{time.time_ns()}-{uuid.uuid4().hex[:12]}"
     if found := {f"{run}-{i}": cost for i, cost in enumerate(passes)}:
         path = folder / COSTS / f"{run}.json"
         with contextlib.suppress(OSError):  # a full disk is reported elsewhere

@@ -31,6 +31,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Cal
             return {} if command in ("sae inspect", "export") else 0
 
         monkeypatch.setattr(WORK["run" if command == "train" else command], work)
+        monkeypatch.setattr("hf_neuronselect.pipelines.methods.check_methods", lambda config: None)
         monkeypatch.setattr(sys, "argv", ["neuronselect", *command.split(), *words])
         with pytest.raises(SystemExit) as stop:
             main()

@@ -651,7 +651,7 @@ def test_a_command_that_cannot_know_the_exemplars_says_so(
     text = text_of(tmp_path / "s")
     words = words_of(text)
     assert "- the pool: `ROWS`\n" in text and "- exemplars of math: `ROWS`\n" in text
-    assert f"- the model: `model`, recorded with the hash {extractor.config.model.commit}\n" in text
+    assert f"- the model: `model`, recorded with the hash {extractor.extraction.model.commit}\n" in text
     assert words[words.index("--pool") + 1] == "ROWS"  # a place to fill
     assert [words[i + 1] for i, word in enumerate(words) if word == "--target"] == ["math=ROWS", "code=ROWS"]
 

@@ -271,15 +271,17 @@ def test_feature_store(hub: Hub, name: str, pool: Dataset, tiny_folder: Path, tm
     assert {path: data for path, data in hub.files("datasets", name).items() if path != ".gitattributes"} == contents(
         tmp_path / "a"
     )
-    found = FeatureStore(snapshot_download(name, repo_type="dataset"), pool_about=about)
+    found = FeatureStore(snapshot_download(name, repo_type="dataset"))
     expected = FeatureStore(tmp_path / "a")
     same_rows(found.dataset(), expected.dataset())
-    assert found.manifest["extractor_hash"] == extractor.hash
+    wanted = extractor.identities
+    assert {signal: [identity] for signal, identity in wanted.items()} == found.identities
+    assert found.cost(wanted) == expected.cost(wanted) and found.cost(wanted).passes
     # Fewer, larger shards: those that are no more go in the same commit.
     write_store(pool, extractor, tmp_path / "b", pool_about=about, shard_rows=32)
     push_folder(tmp_path / "b", name)
-    assert hub.files("datasets", name).keys() == {".gitattributes", "manifest.json", "shard-00000.parquet",
-                                                  "shard-00001.parquet"}  # fmt: skip
+    assert hub.files("datasets", name).keys() == {".gitattributes", *contents(tmp_path / "b")}
+    assert len([path for path in hub.files("datasets", name) if "/shard-" in path]) == 4  # two of each signal
     assert titles(hub, "datasets", name) == ["feature store by hf_neuronselect"] * 2 + ["initial commit"]
     pulled, made = (FeatureStore(path) for path in (snapshot_download(name, repo_type="dataset"), tmp_path / "b"))
     same_rows(pulled.dataset(), made.dataset())
@@ -303,12 +305,12 @@ def test_sae(hub: Hub, name: str, tiny_folder: Path, extractor: NeuronFeatureExt
     assert titles(hub, "models", name) == ["SAE by hf_neuronselect", "initial commit"]
     options = {"features": ALL, "value_dtype": "float32"}
     found = NeuronFeatureExtractor.from_pretrained(str(tiny_folder / "model"), sae=name, **options)
-    assert found.config.about()["sae"]["commit"] == hub.commit("models", name)
+    assert found.extraction.sae.commit == hub.commit("models", name)
     batch = {"messages": target["messages"]}
     there, here = found(batch), extractor(batch)
-    assert there.keys() == here.keys() == {*there, "neuron_extractor"}  # whose hash has the SAE's name
+    assert there.keys() == here.keys() == {*there, "neuron_signals"}  # whose identity of mona has the SAE's commit
     for key, values in here.items():
-        if key == "neuron_extractor":
+        if key == "neuron_signals":
             continue
         assert all(np.array_equal(a, b) for a, b in zip(there[key], values, strict=True)), key
 
@@ -886,7 +888,8 @@ def test_a_store_of_rows_from_the_hub_is_read_offline(
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     again = load_rows(name)
     assert again.about["commit"] == loaded.about["commit"]
-    assert len(FeatureStore(tmp_path / "store", pool_about=again.about).dataset()) == 20
+    stored = FeatureStore(tmp_path / "store")
+    assert len(stored.dataset()) == len(NeuronSelector("longest").select(again.data, features=stored, ratio=1.0)) == 20
 
 
 @pytest.mark.parametrize("way", ["whole", "filtered"])

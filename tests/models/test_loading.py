@@ -140,7 +140,7 @@ def test_other_shards_need_not_be_there(sharded: Path) -> None:
         (sharded / name).unlink()
     assert np.array_equal(features(extractor(sharded))["hidden"], want["hidden"])
     with pytest.raises(
-        NeuronSelectError, match=r"the file model-\d+-of-\d+.safetensors, which holds model.layers"
+        NeuronSelectError, match=r"the file model-\d+-of-\d+.safetensors, which has model.layers"
     ) as raised:
         features(extractor(sharded, features=["nait"]))
     assert raised.value.option == "model" and any(name in str(raised.value) for name in dropped)
@@ -207,7 +207,9 @@ def test_a_missing_tensor_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixtu
     behind = ("model.layers.3.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight")
     rewrite(folder, lambda held: {k: v for k, v in held.items() if k not in behind})
     assert np.array_equal(features(extractor(folder))["hidden"], want["hidden"])
-    with pytest.raises(NeuronSelectError, match=r"broken.*lacks model.layers.3.mlp.up_proj.weight: nothing is made up"):
+    with pytest.raises(
+        NeuronSelectError, match=r"broken.*lacks model.layers.3.mlp.up_proj.weight; they are not made up"
+    ):
         features(extractor(folder, -1))
     rewrite(folder, lambda held: held | {"model.layers.1.mlp.up_proj.weight": torch.ones(3, 3)})
     with pytest.raises(NeuronSelectError, match=r"lacks model.layers.1.mlp.up_proj.weight \(of shape \(3, 3\)"):
@@ -242,14 +244,14 @@ def test_a_pickle_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (adapter / "adapter_model.safetensors").unlink()
     torch.save(weights, adapter / "adapter_model.bin")
     monkeypatch.setattr(torch, "load", lambda *words, **more: pytest.fail("a pickle was opened"))
-    with pytest.raises(NeuronSelectError, match=r"model='pickled': holds no safetensors weights"):
+    with pytest.raises(NeuronSelectError, match=r"model='pickled': has no safetensors weights"):
         features(extractor(folder))
     _based_on(adapter, base)
-    with pytest.raises(NeuronSelectError, match=r"model='adapter': holds no safetensors weights"):
+    with pytest.raises(NeuronSelectError, match=r"model='adapter': has no safetensors weights"):
         features(extractor(adapter))
     save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     _based_on(adapter, folder)
-    with pytest.raises(NeuronSelectError, match="holds no safetensors weights"):
+    with pytest.raises(NeuronSelectError, match="has no safetensors weights"):
         features(extractor(adapter))
 
 
@@ -323,7 +325,7 @@ def test_a_repository_without_safetensors(hub: Hub, sharded: Path) -> None:
     kept = {p.name: p.read_bytes() for p in sharded.iterdir() if p.suffix == ".json" and p.name != INDEX}
     hub.add("models", "me/pickled", kept | {"pytorch_model.bin": b"pickle"})
     start = len(hub.requests)
-    with pytest.raises(NeuronSelectError, match="model='me/pickled': holds no safetensors weights"):
+    with pytest.raises(NeuronSelectError, match="model='me/pickled': has no safetensors weights"):
         features(extractor("me/pickled"))
     assert not any(request.endswith(".bin") for request in hub.requests[start:])
 
@@ -404,7 +406,7 @@ def test_a_device_map_that_cannot_be(sharded: Path) -> None:
     assert "hidden" in extractor(sharded, device_map="auto")(TEXTS, rank=0)
     with pytest.raises(NeuronSelectError, match="a model in memory stays where it is"):
         NeuronFeatureExtractor.from_model(tiny_model("llama"), tiny_tokenizer(), features=["hidden"], device_map="auto")
-    for device_map, words in (({"": "nowhere"}, "cannot be placed so: .*device"),
+    for device_map, words in (({"": "nowhere"}, "cannot be placed like this: .*device"),
                               ({"model.layers.0": "disk", "model.layers.1": "cpu"}, "embed_tokens")):  # fmt: skip
         with pytest.raises(NeuronSelectError, match=words):
             features(extractor(sharded, device_map=device_map))

@@ -16,9 +16,10 @@ from stores import ABOUT, files, shard
 from tiny import make_extractor, rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector
+from hf_neuronselect.signals.base import BOOKKEEPING
 from hf_neuronselect.signals.forward import ForwardEngine
 from hf_neuronselect.signals.loss import LossEngine
-from hf_neuronselect.store import store
+from hf_neuronselect.store import shards, store
 from hf_neuronselect.store.shard_maker import ShardMaker
 
 N, STEP, SAMPLE = 20, 8, 16  # shards of 8, 8 and 4 rows; rows that a shard's size is measured on
@@ -144,7 +145,7 @@ def test_a_signal_by_name(two_extractions: Path, tiny_folder: Path) -> None:
     features = store.FeatureStore(two_extractions)
     three = make_extractor(tiny_folder, features=["mona"], top_k_features=3).identity("mona")
     assert features.identity_of("mona", three) == three
-    assert features.dataset("tokens").column_names == ["n_tokens", "truncated"]
+    assert features.dataset("tokens").column_names == ["n_tokens", "truncated", *BOOKKEEPING]
     with pytest.raises(NeuronSelectError, match="it has the signal mona of 2 extractions: name the model"):
         features.dataset("mona")
     with pytest.raises(NeuronSelectError, match="it has no signal nait, only mona, tokens: run `neuronselect extract`"):
@@ -315,6 +316,8 @@ def test_a_reused_signal_still_says_what_it_cost(
         return [("+".join(k), one.rows, one.tokens) for k, one in zip(keys, cost.passes.values(), strict=True)]
 
     tokens = write(folder, pool20, both)["tokens"]
+    (run,) = store.FeatureStore(folder).cost(both.identities).passes
+    assert shards.host_name() not in run and shards.host_name() not in next((folder / store.COSTS).iterdir()).name
     first = ("hidden+mona", N, tokens)
     assert costs("mona") == costs("hidden") == costs("mona", "hidden") == [first]  # one pass: never counted twice
     assert write(folder, pool20, both)["skipped_shards"] == 3
