@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from .extraction import Extraction, resolve_extraction, resolve_sae, with_sae
 from .forward import ForwardEngine, ForwardSignal, Tokens
 
 Asked = str | Signal | Iterable[str | Signal]
+_ran_in: int | None = None  # the process that a model ran in last
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,7 @@ class NeuronFeatureExtractor:
         Args:
             meters: engine -> what its pass cost so far; added to.
         """
+        _mend_fork()
         found = Computed({}, {})
         meters = {} if meters is None else meters
         for name, signals in self._by_engine().items():
@@ -319,6 +322,17 @@ _describe_options()
 def _fingerprint(pickler: Any, extractor: NeuronFeatureExtractor) -> None:
     """Only for ``datasets``' fingerprints: device and batch size change no number."""
     pickler.save_reduce(json.loads, (json.dumps(extractor.identities, sort_keys=True),), obj=extractor)
+
+
+def _mend_fork() -> None:
+    """Use one thread in a process that was forked after a model ran, as ``Dataset.map(num_proc=2)`` does.
+
+    OpenMP's threads are not there after a fork, and it would wait for them for ever.
+    """
+    global _ran_in
+    if _ran_in not in (None, os.getpid()):
+        torch.set_num_threads(1)
+    _ran_in = os.getpid()
 
 
 def state_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

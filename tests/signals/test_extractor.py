@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -124,6 +125,27 @@ def test_content_hash_follows_the_weights(tmp_path: Path, tiny_folder: Path) -> 
     write_sae(tmp_path / "sae" / "layers.2", 32, seed=1)
     other = make_extractor(tiny_folder, sae=str(tmp_path / "sae")).identities
     assert {name for name in one if one[name] != other[name]} == {"mona"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes are forked")
+def test_a_process_forked_after_a_model_ran(tmp_path: Path, tiny_folder: Path) -> None:
+    """It uses one thread: it would wait for ever for those of its parent, which are not there."""
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(SUPPORT)!r})
+from pathlib import Path
+import torch
+from tiny import make_extractor, rows
+torch.set_num_threads(2)
+extractor = make_extractor(Path({str(tiny_folder)!r}), features=["hidden"])
+extractor(rows(4)[:])
+if not os.fork():
+    extractor(rows(4)[:])
+    os._exit(torch.get_num_threads())
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 1 and torch.get_num_threads() == 2
+"""
+    (tmp_path / "fork.py").write_text(script)
+    subprocess.run([sys.executable, tmp_path / "fork.py"], check=True, timeout=120)
 
 
 def test_map_with_two_spawned_workers(tmp_path: Path, tiny_folder: Path) -> None:
