@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Recipe:
         return cls(select, TrainConfig.from_section(values["train"]), evaluate, push)
 
 
-def _options(kind: Any, name: str, values: dict[str, Any]) -> Any:
+def _options(kind: Any, name: str, values: Mapping[str, object]) -> Any:
     return kind.from_mapping(values, kind=f"key of section {name}", option="config")
 
 
@@ -65,21 +66,22 @@ def control_config(config: SelectConfig, method: str, out: Path, picked: int) ->
         method: one that needs no target. picked: rows that the recipe's own selection has.
     """
     chosen = method_of(method, {}, config.seed)
-    keeps_all = METHODS[method].default_ratio == 1
-    budget: dict[str, Any] = {"ratio": config.ratio, "k": config.k, "max_tokens": config.max_tokens}
-    if keeps_all:
-        budget = dict.fromkeys(budget)
+    ratio, k, max_tokens = config.ratio, config.k, config.max_tokens
+    if METHODS[method].default_ratio == 1:  # a method that keeps all rows
+        ratio = k = max_tokens = None
     elif config.threshold is not None:  # scores of another method have another scale
-        budget["k"] = picked
+        k = picked
     return replace(
         config,
         method=method,
         method_option={},
         aggregate="quota",
         weight={},
+        ratio=ratio,
+        k=k,
+        max_tokens=max_tokens,
         threshold=None,
         features=None if chosen.signals else config.features,
         push_to_hub=None,
         out=out,
-        **budget,
     )

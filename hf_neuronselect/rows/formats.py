@@ -27,6 +27,9 @@ from typing import Any
 
 from ..core.errors import NeuronSelectError, unknown
 
+Row = dict[str, Any]
+"""A row of a dataset: column -> value."""
+
 ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython"}
 SHAREGPT_ROLES = {
     "human": "user",
@@ -249,7 +252,7 @@ def read_row(row: Mapping[str, Any], fmt: RowFormat) -> Conversation:
     return Conversation(messages=messages, tools=tools)
 
 
-def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[Row]:
     """Turn a dict of equally long columns into a list of rows."""
     names = list(batch)
     return [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]

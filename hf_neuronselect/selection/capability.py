@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def make_extractor(
     return extractor
 
 
-def _named(option: str, revision: str, source: SourceRecord, given: dict[str, Any]) -> dict[str, Any]:
+def _named(option: str, revision: str, source: SourceRecord, given: Mapping[str, object]) -> dict[str, str | None]:
     """Model or SAE as options: at its commit on the Hub, bundled, or as given."""
     if given.get(option) is not None:
         return {}
@@ -144,7 +144,7 @@ def _named(option: str, revision: str, source: SourceRecord, given: dict[str, An
     )
 
 
-def _check_same(fitted: ExtractionRecord, made: ExtractionRecord, given: dict[str, Any]) -> None:
+def _check_same(fitted: ExtractionRecord, made: ExtractionRecord, given: Mapping[str, object]) -> None:
     for option in ("model", "sae"):
         before, now = getattr(fitted, option), getattr(made, option)
         if (before and before.commit) != (now and now.commit):

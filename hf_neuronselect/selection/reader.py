@@ -16,7 +16,7 @@ from ..core.cost import Cost, Meter
 from ..core.errors import NeuronSelectError
 from ..core.options import ExtractionOptions
 from ..core.prefetch import ahead
-from ..rows.formats import Conversation, RowFormat, read_row, row_format, rows_of
+from ..rows.formats import Conversation, Row, RowFormat, read_row, row_format, rows_of
 from ..signals.base import BOOKKEEPING, SIGNALS, Signal, signals_of, unpack_identities
 from ..signals.columns import RowBatch
 from ..signals.extraction import Extraction
@@ -63,7 +63,7 @@ class Batch:
     n_tokens: np.ndarray
     truncated: np.ndarray
     conversations: Sequence[Conversation]
-    raw: list[dict[str, Any]] | None
+    raw: list[Row] | None
     seconds: float
 
     def __len__(self) -> int:
@@ -285,13 +285,13 @@ class Reader:
 class _Chunk:
     """Rows and the columns that are there already."""
 
-    raw: list[dict[str, Any]]
-    columns: dict[str, Any]
+    raw: list[Row]
+    columns: Mapping[str, Any]
     skips: list[str]
     identities: set[str]
 
 
-def _chunk(raw: list[dict[str, Any]], columns: Mapping[str, Any]) -> _Chunk:
+def _chunk(raw: list[Row], columns: Mapping[str, Any]) -> _Chunk:
     rest = {name: column for name, column in columns.items() if name not in BOOKKEEPING}
     if not columns:
         return _Chunk(raw, rest, [], set())

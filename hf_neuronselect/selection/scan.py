@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
@@ -15,7 +14,7 @@ from datasets.utils import tqdm
 from ..core.errors import NeuronSelectError
 from ..methods.base import Method, PoolMethod, Target, check_scores
 from ..methods.pickers import row_scores
-from ..rows.formats import Conversation
+from ..rows.formats import Conversation, Row
 from ..rows.leakage import Leakage, Seen, key
 from .reader import Batch, Reader
 
@@ -40,7 +39,7 @@ class Scored:
     n_tokens: np.ndarray
     truncated: np.ndarray
     excluded: np.ndarray
-    rows: list[dict[str, Any]] | None
+    rows: list[Row] | None
 
 
 @dataclass

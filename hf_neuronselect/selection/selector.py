@@ -193,7 +193,7 @@ class NeuronSelector(PushToHub):
         """
         return self.method.compact_signals(list(self.targets.values())) if self.targets else ()
 
-    def _score_batch(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+    def _score_batch(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
         """Scores of a batch that has the signals' columns: target -> float64 ``[n]``."""
         return self._scores(Dataset.from_dict(batch), self._reader(None))
 
@@ -228,7 +228,7 @@ class NeuronSelector(PushToHub):
             )  # fmt: skip
         mapped = pool if extractor is None else pool.map(extractor.with_features(self.method.signals), batched=True)
 
-        def add(batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        def add(batch: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
             scores = self._score_batch(batch)
             return {column: scores[target] for target, column in names.items()}
 
@@ -239,7 +239,7 @@ class NeuronSelector(PushToHub):
             return dict.fromkeys(self.targets, "neuron_score")
         return {name: f"neuron_score_{name}" for name in self.targets}
 
-    def above(self, threshold: float) -> Callable[[dict[str, Any]], list[bool]]:
+    def above(self, threshold: float) -> Callable[[Mapping[str, Sequence[Any]]], list[bool]]:
         """A predicate for ``pool.filter(selector.above(0.2), batched=True)`` over a pool with feature columns.
 
         Raises:
@@ -251,7 +251,7 @@ class NeuronSelector(PushToHub):
             )
         target = next(iter(self.targets))
 
-        def keep(batch: dict[str, Any]) -> list[bool]:
+        def keep(batch: Mapping[str, Sequence[Any]]) -> list[bool]:
             return (self._score_batch(batch)[target] >= threshold).tolist()
 
         return keep

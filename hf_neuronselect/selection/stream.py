@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +14,7 @@ from datasets import Dataset, IterableDataset
 
 from ..core.errors import NeuronSelectError
 from ..methods.pickers import BestFirst, Picker, row_scores
+from ..rows.formats import Row
 from .budget import Budget, Picked, pick
 from .reader import added_columns
 from .scan import Scored
@@ -115,7 +115,7 @@ def select_from_stream(
     return StreamPicks(dataset, indices, log_path, folder, valid)
 
 
-def _dataset(pool: IterableDataset, rows: list[dict[str, Any]]) -> Dataset:
+def _dataset(pool: IterableDataset, rows: list[Row]) -> Dataset:
     """Kept rows with their own columns."""
     own = list(pool.column_names or (rows[0] if rows else {}))
     drop = set(added_columns(own))
@@ -134,11 +134,11 @@ class _Best:
     def __init__(self, targets: Sequence[str], k: int | None, threshold: float | None) -> None:
         self.k, self.threshold = k, threshold
         self.heaps: dict[str, list[tuple[float, int]]] = {name: [] for name in targets}
-        self.kept: dict[int, tuple[dict[str, Any], dict[str, float]]] = {}
+        self.kept: dict[int, tuple[Row, dict[str, float]]] = {}
         self.offered = 0
         self._uses: dict[int, int] = {}
 
-    def offer(self, index: int, scores: dict[str, float], row: dict[str, Any]) -> None:
+    def offer(self, index: int, scores: dict[str, float], row: Row) -> None:
         """A row that may be selected; ties go to the smaller index."""
         self.offered += 1
         taken = 0
