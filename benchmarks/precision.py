@@ -51,7 +51,7 @@ def main() -> None:
     rows, store = pool.data, FeatureStore(args.store)
     source, lengths = np.asarray(rows["source"]), np.asarray(store.dataset("tokens")["n_tokens"])
     extractor = bundled.extractor(features=("mona", "nait", "polysemantic", "hidden"))
-    record: dict = {"extractor": extractor.record(), "ratio": args.ratio, "rows": len(rows), "related": related,
+    record: dict = {"signals": extractor.identities, "ratio": args.ratio, "rows": len(rows), "related": related,
                     "pool_mean_tokens": float(lengths.mean()), "targets": {}}  # fmt: skip
     random = [
         NeuronSelector("random", seed=seed).select(rows, ratio=args.ratio, features=store).indices

@@ -155,7 +155,7 @@ def drift_ratio() -> float:
     """Compressed over raw bytes of NAIT drifts (bundled model, 256 demo rows)."""
     drifts = np.stack(bundled.extractor(features=("nait",))(bundled.pool()[:256])["nait"])
     table = pa.table({"nait": pa.array(list(drifts.reshape(len(drifts), -1)), type=pa.list_(pa.float32()))})
-    return len(encode_shard(table, Stamp("nait", "", 0, 0, len(table), ""))) / drifts.nbytes
+    return len(encode_shard(table, Stamp("nait", "", 0, 0, len(table), "", len(table)))) / drifts.nbytes
 
 
 # ---------------------------------------------------------------------------------------- counted

@@ -75,7 +75,7 @@ def make_store(folder: Path, rows: int, nonzeros: int, seed: int) -> None:
     pool = pool_of(rows)
     ((signal, identity),) = WANTED.items()
     about = {"id": f"random-{seed}", "commit": f"{rows}x{nonzeros}"}
-    manifest = stores._open_store(folder, pool, about, SHARD_ROWS)
+    stores._open_store(folder, pool, about, SHARD_ROWS)
     place = folder / f"{signal}-{identity}"
     place.mkdir(exist_ok=True)
     (place / stores.SIGNAL).write_text("{}\n")
@@ -83,7 +83,7 @@ def make_store(folder: Path, rows: int, nonzeros: int, seed: int) -> None:
         if not (place / shard_name(number)).exists():
             table = random_table(len(part), nonzeros, seed + number)
             digest = rows_digest(pool, FORMAT, part)
-            stamp = Stamp(signal, identity, number, part.start, len(part), digest, manifest)
+            stamp = Stamp(signal, identity, number, part.start, len(part), digest, SHARD_ROWS)
             write_shard(place / shard_name(number), table, stamp)
 
 

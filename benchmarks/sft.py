@@ -75,15 +75,15 @@ def one_run(rows: Dataset, held_out: dict[str, Dataset], rate: float, steps: int
     record = train_adapter(rows, folder / "adapter", config)
     found = evaluate_models(base_source(None), {"run": folder / "adapter"}, held_out, trained=[rows])
     shutil.rmtree(folder)
-    share = record["results"]["answer_tokens"] / record["results"]["tokens"]
+    share = record.results["answer_tokens"] / record.results["tokens"]
     return {
-        "losses": {row["data"]: row["value"] for row in found if row["model"] == "run"},
-        "base": {row["data"]: row["value"] for row in found if row["model"] == "base"},
-        "taken_out": {row["data"]: row["taken_out"] for row in found if row["model"] == "run"},
+        "losses": {row.data: row.value for row in found if row.model == "run"},
+        "base": {row.data: row.value for row in found if row.model == "base"},
+        "taken_out": {row.data: row.taken_out for row in found if row.model == "run"},
         "rows": len(rows),
-        "tokens_a_pass": record["results"]["tokens"],
+        "tokens_a_pass": record.results["tokens"],
         "answer_share": round(share, 4),
-        "last_training_loss": record["losses"][-1][1] if record["losses"] else None,
+        "last_training_loss": record.losses[-1][1] if record.losses else None,
         "seconds": round(time.perf_counter() - started, 1),
     }
 

@@ -46,7 +46,7 @@ KNOWN: dict[str, set[tuple[str, ...]]] = {
     "floors": set(),
     "circles": set(),
     "methods": set(),
-    "lines": {("selection.selector",)},
+    "lines": set(),
 }
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "click"}
 FORBIDDEN_CALLS = {"print", "eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load", "torch.load"}

@@ -1,4 +1,4 @@
-"""One step of work done ahead in a thread, while the caller is busy with the step before."""
+"""Prepare the next item in a thread while the caller uses the current one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ U = TypeVar("U")
 
 
 def ahead(items: Iterable[T], make: Callable[[T], U], *, wait: bool = True) -> Iterator[U]:
-    """``map(make, items)`` in order, each made in a thread while the one before it is in use.
+    """``map(make, items)`` in order; a thread makes each result while the caller uses the one before it.
 
-    It helps where ``make`` lets the interpreter go, as tokenizers and Arrow do. At most one finished item waits, so
-    memory stays that of two. What ``make`` or ``items`` raise is raised here, at its place in the order.
+    It helps where ``make`` releases the interpreter's lock, as tokenizers and Arrow do. At most two results are in memory.
+    Errors of ``make`` and ``items`` are raised here, in order.
 
     Args:
-        wait: when it is closed before its end, for the item that is being made. False where ``items`` may be long in
-            coming, as from another process.
+        wait: on an early close, wait for the item that is being made. False where the next of ``items`` may take long,
+            as from another process.
     """
     source = iter(items)
 

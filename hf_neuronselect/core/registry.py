@@ -1,4 +1,4 @@
-"""Names to classes, for features and methods alike."""
+"""Classes by name: signals and methods."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Registry(Generic[T]):
         self._known: dict[str, T] = {}
 
     def add(self, cls: Any) -> Any:
-        """Make a class known by its name; a class decorator.
+        """Register a class under its name; a class decorator.
 
         Raises:
             NeuronSelectError: the name is taken.
@@ -33,7 +33,7 @@ class Registry(Generic[T]):
         return cls
 
     def remove(self, name: str) -> None:
-        """Forget a class."""
+        """Unregister a class."""
         del self._known[name]
 
     def names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Local paths and Hub ids: what a name stands for, its identity, and clear errors when it cannot be had."""
+"""Local paths and Hub ids: find what a name means, pin it, and give clear errors when that fails."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class Source:
-    """Something with weights or rows, pinned.
+    """A pinned model, SAE, adapter or dataset.
 
     Attributes:
         id: the Hub id, or the last part of a local path (never a whole path: it goes into cards).
         commit: Hub commit hash, or ``content:<hash>`` of a local folder, or ``state:<hash>`` of a
             model that lives in memory.
-        location: what the libraries' ``from_pretrained`` take: the Hub id or the local folder.
+        location: the argument of ``from_pretrained``: the Hub id or the local folder.
     """
 
     id: str
@@ -57,16 +57,16 @@ class Source:
 
     @property
     def revision(self) -> str | None:
-        """The commit to load from the Hub; None for what is local."""
+        """The commit to load from the Hub; None for a local folder."""
         return None if ":" in self.commit else self.commit
 
 
 @contextmanager
 def hub_errors(option: str, value: str, *, writing: bool = False) -> Iterator[None]:
-    """Turn what Hub clients raise into one clear line naming the option and the mend.
+    """Turn errors of the Hub clients into one clear line that names the option and the mend.
 
     Args:
-        writing: a push: nothing local or cached would do instead.
+        writing: the call is a push, for which nothing cached can stand in.
     """
     try:
         yield
@@ -84,7 +84,7 @@ def hub_errors(option: str, value: str, *, writing: bool = False) -> Iterator[No
 
 
 def _refused(cause: BaseException, page: str, writing: bool) -> str | None:
-    """What the Hub said; None if it said nothing."""
+    """Message for an answer of the Hub; None if there was no answer."""
     if isinstance(cause, GatedRepoError):
         return f"the repository is gated: accept its terms at {page}, then run `hf auth login`"
     if isinstance(cause, RevisionNotFoundError):
@@ -102,12 +102,12 @@ def _refused(cause: BaseException, page: str, writing: bool) -> str | None:
         return "not a Hub id (org/name)" if writing else "neither a path that exists nor a Hub id (org/name)"
     if isinstance(cause, HfHubHTTPError):
         return _answered(cause, writing)
-    # The Hub did answer, and a client said it in its own words: nothing cached, an upload that failed for good.
+    # The client hides the Hub's answer behind an error of its own: nothing cached, or a failed upload.
     return _answered(cause.__cause__, writing) if isinstance(cause.__cause__, HfHubHTTPError) else None
 
 
 def _unreached(cause: BaseException, writing: bool) -> str | None:
-    """The Hub was not reached; None if the trouble is another."""
+    """Message when the Hub was not reached; None for any other error."""
     offline = constants.HF_HUB_OFFLINE
     inner = cause.__cause__ if isinstance(cause, RuntimeError) else cause
     if isinstance(inner, (LocalEntryNotFoundError, OfflineModeIsEnabled)) and not writing:
@@ -130,7 +130,7 @@ def _answered(cause: HfHubHTTPError, writing: bool) -> str:
         409: "the repository is being changed; try again",
         412: "somebody pushed in the meantime; push again",
     }
-    if status == 400:  # the Hub's own words say what it does not like
+    if status == 400:  # the Hub says what is wrong
         return f"the Hub refused it: {' '.join(str(cause).split())[-200:]}"
     return f"the Hub answered {status}; {mends.get(status, 'try again later')}"
 
@@ -140,11 +140,10 @@ def resolve(name: str, *, revision: str | None, token: str | bool | None, option
     """Pin a model: an existing local folder wins, else a Hub id.
 
     Args:
-        name: folder or Hub id. probe: files one of which the repository has.
-        option: what errors call it.
+        name: folder or Hub id. probe: files of which the repository must have one. option: its name in errors.
 
     Raises:
-        NeuronSelectError: it cannot be had, and why.
+        NeuronSelectError: it cannot be found or read; the message says why.
     """
     if os.path.isdir(name):
         return Source(Path(name).resolve().name, f"content:{content_hash(Path(name))}", str(Path(name).resolve()))
@@ -183,7 +182,7 @@ def content_hash(path: Path) -> str:
     """Hash of a file, or of the weight, config and tokenizer files of a folder; memoised by size and mtime.
 
     Returns:
-        32 hex digits. File names count, absolute paths do not.
+        32 hex digits. They depend on file names but not on absolute paths.
     """
     root = path if path.is_dir() else path.parent
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in _HASHED)
@@ -203,6 +202,6 @@ def content_hash(path: Path) -> str:
         part = memo.with_name(f"{memo.name}.{os.getpid()}")
         part.write_text(digest.hexdigest())
         part.replace(memo)
-    except OSError as error:  # a read-only home costs a rehash, nothing more
+    except OSError as error:  # with a read-only home, hash again next time
         logger.debug("content hash not memoised: %s", error)
     return digest.hexdigest()

@@ -118,12 +118,12 @@ class _Run:
         folders = {main: self.out / "selection"}
         folders |= {name: self.out / "controls" / name for name in self.recipe.train.controls}
         read = [_identity(spec) for spec in _read_by(config)]
-        made_of = {
+        inputs = {
             name: [replace(config, out=Path("selection")).values(), read, None if name == main else name]
             for name in folders
         }
         waiting = [name for name, folder in folders.items()
-                   if not self.steps.is_done(f"select {name}", made_of[name], folder / SELECTION_RECORD)]  # fmt: skip
+                   if not self.steps.is_done(f"select {name}", inputs[name], folder / SELECTION_RECORD)]  # fmt: skip
         for name in waiting:
             if not (folders[name] / SELECTION_RECORD).exists():
                 shutil.rmtree(folders[name], ignore_errors=True)  # half written by a run that was stopped
@@ -139,7 +139,7 @@ class _Run:
             def work(name: str = name) -> None:
                 finish(config_of(name), jobs[name], say=self.say, note=self.note)
 
-            self.steps.run(f"select {name}", made_of[name], work, folder / SELECTION_RECORD)
+            self.steps.run(f"select {name}", inputs[name], work, folder / SELECTION_RECORD)
             selection = Selection.from_pretrained(folder)
             self.rows[name] = selection.dataset, selection.provenance.summary()
         shutil.rmtree(self.out / STORE, ignore_errors=True)
@@ -170,7 +170,7 @@ class _Run:
         for name, (rows, record) in self.rows.items():
             folder = self.adapter(name)
             read = {file: known for file, known in (record.files or {}).items() if file.startswith("data/")}
-            made_of = [
+            inputs = [
                 train.about(),
                 train.chat_template(),
                 self.base.commit,
@@ -184,14 +184,14 @@ class _Run:
                     shutil.rmtree(folder)
                 train_adapter(rows, folder, train, selection=record, name=name)
 
-            self.keys.append(self.steps.run(f"train {name}", made_of, work, folder / TRAINING_RECORD))
+            self.keys.append(self.steps.run(f"train {name}", inputs, work, folder / TRAINING_RECORD))
 
     # ----------------------------------------------------------------------------------- evaluate
     def evaluate(self) -> None:
         options = self.recipe.evaluate
         read: list[str | Path] = [*named_specs(options.data, "data").values()]
         read += [options.include_path] if options.include_path else []
-        made_of = [options.values(), self.keys, [_identity(spec) for spec in read]]
+        inputs = [options.values(), self.keys, [_identity(spec) for spec in read]]
 
         def work() -> None:
             found = measure(
@@ -208,7 +208,7 @@ class _Run:
             write_evaluation(self.out, found)
 
         file = self.out / EVALUATION_RECORD
-        self.keys.append(self.steps.run("evaluate", made_of, work, file))
+        self.keys.append(self.steps.run("evaluate", inputs, work, file))
         for line in evaluation_text(read_evaluation(self.out)):
             self.say(line)
         self.say(f"-> {file}, {self.out / 'evaluation.png'}\n")

@@ -26,7 +26,7 @@ def select(config: SelectConfig, *, say: Say = quiet, note: Say = quiet) -> Sele
         say: receives results. note: receives remarks.
 
     Raises:
-        NeuronSelectError: bad input; what can be known before the pool is read is refused before a model is loaded.
+        NeuronSelectError: bad input; found before a model is loaded wherever that is possible.
     """
     if config.push_to_hub is not None:
         check_write_access()
@@ -36,7 +36,7 @@ def select(config: SelectConfig, *, say: Say = quiet, note: Say = quiet) -> Sele
 
 
 def extractor_for(config: SelectConfig, job: Job, signals: Sequence[str], note: Say) -> NeuronFeatureExtractor:
-    """The extractor of a job: of a saved capability the one it was fitted with, else that of the options."""
+    """The extractor that a saved capability was fitted with, or else one made from the options."""
     if job.capability is None or not job.chosen.method.needs_target:
         return extractor_of(config, signals, note)
     given = {name: getattr(config, name) for name in config.given if name in options_of(ExtractionOptions)}

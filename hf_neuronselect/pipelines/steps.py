@@ -21,7 +21,7 @@ class Done:
     """A finished step.
 
     Attributes:
-        key: hash of what it was made from. finished: UTC time. result: JSON values it returned.
+        key: hash of its inputs. finished: UTC time. result: JSON values it returned.
     """
 
     key: str
@@ -60,32 +60,32 @@ class Steps:
         part.write_text(json.dumps({"steps": steps}, indent=1) + "\n", encoding="utf-8")
         part.replace(self.out / STATE)
 
-    def is_done(self, name: str, made_of: Any, result: Path | None = None) -> bool:
-        """Whether a step was done from the same things and its result is still there."""
+    def is_done(self, name: str, inputs: Any, result: Path | None = None) -> bool:
+        """Whether a step was done with the same inputs and its result still exists."""
         before = self.done.get(name)
-        return before is not None and before.key == _key(made_of) and (result is None or result.exists())
+        return before is not None and before.key == _key(inputs) and (result is None or result.exists())
 
-    def run(self, name: str, made_of: Any, work: Callable[[], Any], result: Path | None = None) -> str:
+    def run(self, name: str, inputs: Any, work: Callable[[], Any], result: Path | None = None) -> str:
         """Do a step unless it was done.
 
         Args:
-            made_of: JSON values that decide the result. result: a file that must still be there.
+            inputs: JSON values that decide the result. result: a file that must still exist.
 
         Returns:
-            A text that changes when the step is done again; later steps are made of it.
+            A text that changes when the step is done again: an input of later steps.
         """
-        if self.is_done(name, made_of, result):
+        if self.is_done(name, inputs, result):
             self.say(f"{name}: done before ({self.done[name].seconds:.0f} s then)")
         else:
             self.say(f"{name} ...")
             started = time.perf_counter()
             value = work()
             seconds = round(time.perf_counter() - started, 1)
-            self.done[name] = Done(_key(made_of), seconds, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), value)
+            self.done[name] = Done(_key(inputs), seconds, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), value)
             self._write()
         return f"{self.done[name].key} {self.done[name].finished}"
 
 
-def _key(made_of: Any) -> str:
-    text = json.dumps(made_of, sort_keys=True, default=str)
+def _key(inputs: Any) -> str:
+    text = json.dumps(inputs, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -24,12 +24,13 @@ from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, columns_of, skips_of
 
 BATCH_ROWS = 2000
+_DEFAULT = Extraction(ExtractionOptions())  # names of columns are the same for all options
 _COMPACT = re.compile(r"\w+_on_[0-9a-f]{16}")
 
 
 def column_names(signal: Signal) -> list[str]:
     """The columns of a signal."""
-    return list(signal.types(Extraction(ExtractionOptions())))
+    return list(signal.types(_DEFAULT))
 
 
 def added_columns(names: Sequence[str]) -> list[str]:
@@ -38,6 +39,12 @@ def added_columns(names: Sequence[str]) -> list[str]:
         return []
     ours = {column for name in SIGNALS.names() for column in column_names(SIGNALS[name]())} | set(BOOKKEEPING)
     return [name for name in names if name in ours or _COMPACT.fullmatch(name)]
+
+
+def own_columns(names: Sequence[str]) -> list[str]:
+    """The data's own columns, without those an extractor added."""
+    added = set(added_columns(names))
+    return [name for name in names if name not in added]
 
 
 @dataclass
@@ -202,7 +209,7 @@ class Reader:
         plan = self.plan(names)
         if self.store is not None:
             self.reused = self.reused.merge(self.store.cost(plan.stored))
-        own = [name for name in names if name not in added_columns(names)]
+        own = own_columns(names)
         options = (plan.extractor or self._maker()).extraction.options
         fmt = row_format(own, options.row_format, options.columns)
         # Without any signal at hand, the rows themselves say how many they are and which can be used.

@@ -35,7 +35,7 @@ from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, write_store
 from .budget import check_aggregate
 from .capability import Capability, make_extractor
-from .reader import Reader, added_columns
+from .reader import Reader, own_columns
 from .record import extraction_record, method_record, selection_record
 from .scan import Tally, scan
 from .scores import PoolScores
@@ -299,7 +299,7 @@ class NeuronSelector(PushToHub):
             one_of(what, EXCLUDE, "exclude")
         check_aggregate(list(self.targets), budget, aggregate, weights)
         pool = _single_split(pool, "pool")
-        check_free([name for name in pool.column_names or [] if name not in added_columns(pool.column_names or [])])
+        check_free(own_columns(pool.column_names or []))
         extractor = extractor or self.extractor
         tally = Tally()
         method = self._prepared(pool)

@@ -1,7 +1,7 @@
-"""Worker processes, one extractor each (one GPU each, where there are some): they make a store's shards.
+"""Worker processes that compute a store's shards: one extractor each, and one GPU each where there are GPUs.
 
-A worker has one shard's number in hand and one ahead. One that dies (out of memory, a kill, a crash of the driver) takes
-nothing with it but these, which go to the one that takes its place. None outlives the process that started it.
+A worker holds the numbers of at most two shards: the one it computes and the next. When a worker dies (out of memory, a
+kill, a crash of the driver), a new one gets its shards. No worker outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from .shard_maker import Events, Shard, ShardMaker, Size
 
 START = "spawn"  # CUDA cannot be used in a fork
-AHEAD = 2  # shards in a worker's hands
-PATIENCE = 10.0  # seconds to end in, for one that was told to
+AHEAD = 2  # shards given to a worker at a time
+PATIENCE = 10.0  # seconds that a worker gets to end
 
 
 def gpu_count(device: str) -> int:
-    """GPUs that an extractor on this ``device`` can be spread over: 1 unless it is ``auto`` or ``cuda``, or on a CPU."""
+    """Number of GPUs that extraction on this ``device`` can use: 1 on a CPU, or unless it is ``auto`` or ``cuda``."""
     return max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
 
 
 def run_workers(maker: ShardMaker, numbers: Iterable[int], num_workers: int) -> Events:
-    """As ``maker.work(numbers)``, in worker processes: shards come as they are done.
+    """As ``maker.work(numbers)``, in worker processes; shards are yielded in the order in which they end.
 
     The workers are ranks 0 to ``num_workers - 1``; on a CPU they share this process's threads. Their
-    :class:`NeuronSelectWarning` are given here again. Close the generator to stop them.
+    :class:`NeuronSelectWarning` are repeated here. Close the generator to stop them.
 
     Raises:
         NeuronSelectError: what a worker raised; or a shard whose workers died three times in a row.
@@ -87,7 +87,7 @@ def run_workers(maker: ShardMaker, numbers: Iterable[int], num_workers: int) -> 
 
 
 class _Worker:
-    """A process and the ``numbers`` of its shards: the one it is at and the one ahead."""
+    """A process and the ``numbers`` of its shards: the current one and the next."""
 
     def __init__(self, maker: ShardMaker, rank: int, threads: int) -> None:
         context: Any = multiprocessing.get_context(START)
@@ -97,12 +97,12 @@ class _Worker:
             target=_work, args=(end, rank, threads), name=f"neuronselect-{rank}", daemon=True
         )
         self.process.start()
-        end.close()  # so that its death is seen: the pipe's other end is its alone
+        end.close()  # the worker alone holds that end, so its death closes the pipe
         self.numbers: list[int] = []
         self._send(maker)
 
     def give(self, waiting: deque[int], count: int) -> None:
-        """A shard to be at; one ahead only while there are enough for the other workers."""
+        """Send the worker its shard, and the next one while enough are left for the other workers."""
         while waiting and (not self.numbers or (len(self.numbers) < AHEAD and len(waiting) >= count)):
             self.numbers.append(waiting.popleft())
             self._send(self.numbers[-1])
@@ -110,18 +110,18 @@ class _Worker:
             self._send(None)
 
     def _send(self, value: Any) -> None:
-        with contextlib.suppress(OSError):  # it is dead: that is seen when it is read from
+        with contextlib.suppress(OSError):  # the worker is dead; `receive` notices
             self.pipe.send(value)
 
     def receive(self) -> Size | Shard | NeuronSelectError | NeuronSelectWarning | None:
-        """What it says; None: nothing any more."""
+        """Return the next message, or None once the worker has closed its pipe."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
             return None
 
     def end(self) -> str:
-        """Wait for its end; what it died of."""
+        """Wait until the process ends and return how it ended."""
         self.pipe.close()
         self.process.join(PATIENCE)
         if self.process.is_alive():
@@ -133,10 +133,10 @@ class _Worker:
 
 # ----------------------------------------------------------------------------------- in the worker
 def _work(pipe: Connection, rank: int, threads: int) -> None:
-    """What a worker runs: shards by number, until it is sent None."""
+    """Main function of a worker: compute shards by number until None arrives."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this one
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception, so that no half-written file stays
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends its workers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception, so that half-written files are removed
     torch.set_num_threads(threads)
     pa.set_cpu_count(threads)
     os.environ |= {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
@@ -144,7 +144,7 @@ def _work(pipe: Connection, rank: int, threads: int) -> None:
     transformers.utils.logging.disable_progress_bar()
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if isinstance(message, NeuronSelectWarning):  # what others warn of, the parent warns of too
+        if isinstance(message, NeuronSelectWarning):  # the parent gives other libraries' warnings itself
             pipe.send(message)
 
     warnings.showwarning = show
@@ -154,9 +154,9 @@ def _work(pipe: Connection, rank: int, threads: int) -> None:
             pipe.send(event)
     except NeuronSelectError as error:
         pipe.send(error)
-    except Exception:  # after some of CUDA's only a new process can go on
+    except Exception:  # some CUDA errors need a new process
         traceback.print_exc()
-        os._exit(1)  # at once: the thread that waits for the number ahead would keep this process
+        os._exit(1)  # not sys.exit: the thread that waits for the next number would keep the process alive
 
 
 def _end_with_parent() -> None:

@@ -1,8 +1,8 @@
-"""Ray actors, one extractor each (one GPU each, where there are some): they make a store's shards on many nodes.
+"""Ray actors that compute a store's shards on many nodes: one extractor each, and one GPU each where there are GPUs.
 
-The store's folder lies on a file system that all nodes share; so do the model and the SAE, or the Hub cache that holds
-them. Ray Data hands out the shards' numbers; an actor reads the rows of its shard and writes its file itself: nothing
-but counts goes through Ray's object store. An actor that dies is replaced by Ray, and its shard done again.
+All nodes must see the store's folder, the model and the SAE (or the Hub cache that holds them) on a shared file system.
+Ray Data hands out the shards' numbers. An actor reads its rows and writes its file itself, so only counts pass through
+Ray's object store. Ray replaces an actor that dies, and its shard is computed again.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from .shards import MANIFEST, shard_name
 def run_ray(
     maker: ShardMaker, numbers: Sequence[int], num_workers: int | None, load_pool: Callable[[], Dataset] | None = None
 ) -> Events:
-    """As ``maker.work(numbers)``, by actors of a Ray cluster: shards come as they are done.
+    """As ``maker.work(numbers)``, in actors of a Ray cluster; shards are yielded in the order in which they end.
 
-    The cluster is the one this process is connected to, else that of ``RAY_ADDRESS``, else one that runs on this
-    machine, else a new one on it. This package is installed on its nodes.
+    The cluster is the one this process is connected to, else that of ``RAY_ADDRESS``, else one already running on this
+    machine, else a new one here. This package must be installed on every node.
 
     Args:
-        num_workers: actors; None: one a GPU of the cluster, or one a node where there are none.
-        load_pool: loads the pool on a node; None: the pool is sent (of a memory-mapped one, the files' paths).
+        num_workers: number of actors; None: one per GPU of the cluster, or one per node without GPUs.
+        load_pool: loads the pool on a node; None: the pool is sent (if it is memory-mapped, the paths of its files).
 
     Raises:
-        NeuronSelectError: Ray is not installed or not reached, or has nothing to run an actor on; what an actor
-            raised; a shard whose actors died three times; files that the actors wrote and that are not seen from here.
+        NeuronSelectError: Ray is not installed, cannot be reached or has no device for an actor; an actor raised it; a
+            shard's actors died three times; files written by actors cannot be seen from here.
     """
     ray, options = _import_ray(), maker.extractor.extraction.options
     device = options.device
@@ -56,7 +56,7 @@ def run_ray(
         )
     if options.device_map is not None:
         raise NeuronSelectError(
-            "spreads one model over several GPUs, and Ray gives each actor one: leave it away",
+            "spreads one model over several GPUs, and Ray gives each actor one: leave it out",
             option="device_map", value=options.device_map,
         )  # fmt: skip
     if not numbers:
@@ -66,18 +66,18 @@ def run_ray(
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
         gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
         on_gpu = device == "cuda" or (device == "auto" and gpus > 0)
-        if not (gpus if on_gpu else nodes):  # Ray would wait for one for ever
+        if not (gpus if on_gpu else nodes):  # Ray would wait for it forever
             raise NeuronSelectError(
                 f"the Ray cluster has no {'GPU' if on_gpu else 'CPU'} to give to an actor",
                 option="device",
                 value=device,
             )
         count = min(len(numbers), num_workers or (gpus if on_gpu else len(nodes)))
-        # On CPUs they share them: Ray sets an actor's threads to its share, which no node may be too small for.
+        # Actors on CPUs share them. Ray sets an actor's threads to its share, which must fit on the smallest node.
         share = 1 if on_gpu else max(1, min(cpus // count, *(int(node["CPU"]) for node in nodes)))
         context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = False
-        context.execution_no_progress_timeout_s = -1  # a shard takes as long as it takes
+        context.execution_no_progress_timeout_s = -1  # no limit on the time of a shard
         with ray.data.DataContext.current(context):
             reports = ray.data.from_items(
                 [{"number": number} for number in numbers], override_num_blocks=len(numbers)
@@ -90,8 +90,8 @@ def run_ray(
                 batch_size=1, batch_format="pyarrow", num_cpus=share, num_gpus=int(on_gpu),
                 compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
             )  # fmt: skip
-            # Nothing prefetched: else a report would wait for the next shard's. Closed, so that no actor goes on with
-            # the shards that are left when one's error is raised here.
+            # No prefetch: a report would wait for the next one. Closed, so that no actor goes on with the remaining
+            # shards after an error is raised here.
             blocks = reports.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
             with contextlib.closing(iter(blocks)) as tables:
                 for table in tables:
@@ -110,8 +110,8 @@ def _import_ray() -> Any:
             "needs Ray: pip install 'hf-neuronselect[ray]'", option="backend", value="ray"
         ) from cause
     for handler in logging.getLogger("ray.data").handlers:
-        own = type(handler).__module__.startswith("ray.")  # others' handlers may be there as well
-        if own and isinstance(handler, logging.StreamHandler):  # Ray's log files keep everything
+        own = type(handler).__module__.startswith("ray.")  # leave other libraries' handlers alone
+        if own and isinstance(handler, logging.StreamHandler):  # Ray's log files still hold everything
             handler.setLevel(logging.ERROR)
     return ray
 
@@ -134,7 +134,7 @@ def _cluster(ray: Any) -> Iterator[None]:
 
 
 def _events(report: dict[str, Any], maker: ShardMaker, num_workers: int) -> Events:
-    """What an actor's report says, as if it had happened here."""
+    """Turn an actor's report into the events, warnings and errors that a local worker gives."""
     for text in report["warnings"]:
         warnings.warn(text, NeuronSelectWarning, stacklevel=4)
     if report["deaths"]:
@@ -148,12 +148,12 @@ def _events(report: dict[str, Any], maker: ShardMaker, num_workers: int) -> Even
 
 
 def _check_seen(maker: ShardMaker, numbers: Sequence[int]) -> None:
-    # A listing: whether one file is there may be remembered by the file system.
+    # List the folder: a network file system may cache that a single file does not exist.
     there = {f"{path.parent.name}/{path.name}" for path in maker.folder.glob("*/*")}
     wanted = [f"{maker.key(signal)}/{shard_name(number)}" for number in numbers for signal in maker.signals]
     if unseen := [name for name in wanted if name not in there]:
         raise NeuronSelectError(
-            f"{len(unseen)} shards, first {unseen[0]}, were written by actors and are not seen from here: it needs to be "
+            f"{len(unseen)} shards, first {unseen[0]}, were written by actors and cannot be seen from here; give "
             "a folder that all nodes share",
             option="out", value=maker.folder.name,
         )  # fmt: skip
@@ -161,14 +161,14 @@ def _check_seen(maker: ShardMaker, numbers: Sequence[int]) -> None:
 
 # ---------------------------------------------------------------------------------------- in actors
 def _count_deaths(ray: Any) -> Any:
-    """An actor that no GPU and no row can kill: how often each shard was begun, and what ended it."""
+    """Create an actor that counts how often each shard was begun and keeps what ended it."""
 
-    class Deaths:  # in here, so that it is sent whole: its process imports no torch
+    class Deaths:  # defined here, so that Ray sends its code and its process imports no torch
         def __init__(self) -> None:
             self.begun, self.causes = Counter[int](), dict[int, str]()
 
         def before(self, number: int) -> tuple[int, str]:
-            """Deaths so far and the last one's cause, of a shard that is begun now."""
+            """Count a start of the shard; return how many of its actors died so far and what the last one died of."""
             self.begun[number] += 1
             return self.begun[number] - 1, self.causes.get(number, "a kill or a crash")
 
@@ -179,7 +179,7 @@ def _count_deaths(ray: Any) -> Any:
 
 
 class _ShardActor:
-    """Makes the shard of each number it is given. What goes wrong is said in the report, one JSON text a shard."""
+    """Computes the shard of each number it gets and returns one report a shard, as JSON, with any error."""
 
     def __init__(
         self, extractor: NeuronFeatureExtractor, folder: Path, shard_rows: int,
@@ -205,7 +205,7 @@ class _ShardActor:
                     self._work(number, report)
             except NeuronSelectError as error:
                 report |= {"error": error.message, "option": error.option, "value": error.value}
-            except Exception as error:  # after some of CUDA's only a new process can go on
+            except Exception as error:  # some CUDA errors need a new process
                 ray.get(self.deaths.name_cause.remote(number, f"{type(error).__name__}: {str(error)[:300]}"))
                 traceback.print_exc()
                 os._exit(1)
@@ -215,7 +215,7 @@ class _ShardActor:
     def _work(self, number: int, report: dict[str, Any]) -> None:
         if not (self.folder / MANIFEST).is_file():
             raise NeuronSelectError(
-                f"the node {platform.node()} does not see it; it needs to be a folder that all nodes share",
+                f"the node {platform.node()} does not see it; give a folder that all nodes share",
                 option="out", value=self.folder.name,
             )  # fmt: skip
         self.maker = self.maker or ShardMaker(self.load_pool(), self.extractor, self.folder, self.shard_rows)

@@ -1,4 +1,4 @@
-"""Base models and their LoRA adapters: pinned, loaded once, put on and taken off."""
+"""Base models and their LoRA adapters: pin, load, attach and detach them."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def base_source(model: str | None, revision: str | None = None, token: str | boo
 
 
 def load_tokenizer(source: Source, token: str | bool | None = None) -> Any:
-    """A tokenizer that can render chats: a base model without a chat template gets the plain one.
+    """Load a tokenizer; one without a chat template gets the plain template.
 
     Raises:
-        NeuronSelectError: it cannot be had, or has no end-of-text token.
+        NeuronSelectError: it cannot be loaded or has no end-of-text token.
     """
     with hub_errors("model", source.id):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -51,10 +51,10 @@ def load_tokenizer(source: Source, token: str | bool | None = None) -> Any:
 
 
 def load_causal_lm(source: Source, token: str | bool | None = None, **options: Any) -> Any:
-    """The base model's weights; options as of ``from_pretrained``.
+    """Load the base model; ``options`` go to ``from_pretrained``.
 
     Raises:
-        NeuronSelectError: they cannot be had, or not with these options.
+        NeuronSelectError: it cannot be loaded, or not with these options.
     """
     with hub_errors("model", source.id):
         try:
@@ -85,10 +85,10 @@ def load_for_evaluation(source: Source, dtype: str, device: str, token: str | bo
 
 # ------------------------------------------------------------------------------------------ adapters
 def adapter_source(name: str, token: str | bool | None = None, *, option: str = "adapter") -> Source:
-    """A pinned adapter that has a configuration and safetensors: PEFT would open a pickle otherwise.
+    """Pin an adapter. It must have safetensors weights, since PEFT would otherwise load a pickle.
 
     Raises:
-        NeuronSelectError: it cannot be had, or is no such adapter.
+        NeuronSelectError: it cannot be found, or its configuration or safetensors are missing.
     """
     source = resolve(name, revision=None, token=token, option=option, probe=(_CONFIG,))
     if source.revision is None:
@@ -103,7 +103,7 @@ def adapter_source(name: str, token: str | bool | None = None, *, option: str = 
 
 
 def _fetched(source: Source, file: str, token: str | bool | None, option: str) -> Path | None:
-    """A file of a folder or repository; None where it has none."""
+    """Path of a file of a folder or repository; None if it has no such file."""
     if source.revision is None:
         path = Path(source.location) / file
         return path if path.is_file() else None
@@ -117,18 +117,18 @@ def _fetched(source: Source, file: str, token: str | bool | None, option: str) -
 
 
 def check_base(adapter: Source, name: str, base: Source, token: str | bool | None = None) -> None:
-    """An adapter fits one base.
+    """Check that an adapter was trained on this base model.
 
     Raises:
-        NeuronSelectError: it says that it was trained on another; both are named.
+        NeuronSelectError: its record names another base model.
     """
     if record := _fetched(adapter, RECORD, token, "adapter"):
         stated: Mapping[str, Any] = json.loads(record.read_text(encoding="utf-8"))["base_model"]
-    else:  # an adapter from elsewhere says a name at most, and a folder's name says nothing
+    else:  # made elsewhere: at most the base's Hub id is known; a folder's name identifies nothing
         config = _fetched(adapter, _CONFIG, token, "adapter")
         assert config is not None
         found = json.loads(config.read_text(encoding="utf-8"))
-        commit = found.get("revision")  # or a branch, which says nothing
+        commit = found.get("revision")  # a branch identifies nothing
         stated = {"id": found.get("base_model_name_or_path"), "commit": commit if len(str(commit)) == 40 else None}
     if stated.get("commit"):
         same = stated["commit"] == base.commit
@@ -144,7 +144,7 @@ def check_base(adapter: Source, name: str, base: Source, token: str | bool | Non
 
 @contextmanager
 def adapted(model: Any, adapter: Source | None, name: str, token: str | bool | None = None) -> Iterator[Any]:
-    """The model with an adapter on it, which is taken off afterwards; None is the model itself.
+    """Attach an adapter to the model for a ``with`` block; None gives the model itself.
 
     Raises:
         NeuronSelectError: the adapter does not fit the model.
