@@ -157,7 +157,7 @@ def _check_same(fitted: ExtractionRecord, made: ExtractionRecord, given: Mapping
     for name, value in part_of(fitted.options, type(fitted.options)).items():
         if (now := getattr(made.options, name)) != value:
             raise NeuronSelectError(
-                f"contradicts the capability, which was fitted with {value}; leave it away",
+                f"contradicts the capability, which was fitted with {value}; leave it out",
                 option=name, value=given.get(name, now),
             )  # fmt: skip
     for signal, identity in fitted.signals.items():

@@ -178,7 +178,7 @@ def write_store(
         raise NeuronSelectError("must be at least 1", option="num_workers", value=num_workers)
     if one_of(backend, ("local", "ray"), "backend") == "ray" and shard != (0, 1):
         raise NeuronSelectError(
-            "Ray shares all shards out itself; leave it away", option="shard", value=f"{shard[0]}/{shard[1]}"
+            "Ray shares all shards out itself; leave it out", option="shard", value=f"{shard[0]}/{shard[1]}"
         )
     folder = Path(folder)
     row_format(pool.column_names, extractor.extraction.options.row_format, extractor.extraction.options.columns)

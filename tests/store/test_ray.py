@@ -266,7 +266,7 @@ def test_a_folder_that_not_all_nodes_share(
     made = [2, 4, 9, 9, "missing", {}]
     plan({"number": 2, "warnings": [], "deaths": 0, "error": None, "row_bytes": None, "shard": made})
     with pytest.raises(
-        NeuronSelectError, match="^out='s': 2 shards, first mona-.*/shard-00002.parquet, were .* not seen from"
+        NeuronSelectError, match="^out='s': 2 shards, first mona-.*/shard-00002.parquet, were .* cannot be seen from"
     ):
         write(copy, pool24, extractor)
 
@@ -274,11 +274,11 @@ def test_a_folder_that_not_all_nodes_share(
 @pytest.mark.parametrize(
     "words, error",
     [
-        (["--shard", "0/2"], "--shard 0/2: Ray shares all shards out itself; leave it away"),
+        (["--shard", "0/2"], "--shard 0/2: Ray shares all shards out itself; leave it out"),
         (["--device", "mps"], "--device mps: Ray gives each actor a GPU of its own: auto, cuda or cpu"),
         (["--device", "cuda:1"], "--device cuda:1: Ray gives each actor a GPU of its own: auto, cuda or cpu"),
         (["--device-map", "auto"], "--device-map auto: spreads one model over several GPUs, and Ray gives each actor one: "
-         "leave it away"),
+         "leave it out"),
         (["no ray"], "--backend ray: needs Ray: pip install 'hf-neuronselect[ray]'"),
         (["no cluster"], "--backend ray: no Ray cluster: nobody answers there; look at RAY_ADDRESS"),
     ],
