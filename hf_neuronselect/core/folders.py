@@ -1,4 +1,4 @@
-"""Folders with a record: it is written last, removed first, and lists checksums of the other files."""
+"""The folders this package writes: their files, and how a selection is checked before it is read."""
 
 from __future__ import annotations
 
@@ -11,48 +11,39 @@ import pyarrow.parquet as pq
 from .errors import NeuronSelectError
 from .provenance import Provenance, decode
 from .sources import content_hash
+from .writing import FolderKind, settle
 
 SELECTION_RECORD = "selection.json"
 TRAINING_RECORD = "training.json"
 DATA_FILE = "data/train-00000-of-00001.parquet"
 SCORES_FILE = "scores.parquet"
+LIBRARY_RECORD = "library.json"
 CAPABILITY_FOLDER = "capability"
 CAPABILITY_RECORD, CAPABILITY_FILE = "config.json", "capability.safetensors"
 FITTED = (f"{CAPABILITY_FOLDER}/{CAPABILITY_RECORD}", f"{CAPABILITY_FOLDER}/{CAPABILITY_FILE}")
 
 
-def _part(folder: Path, record: str) -> Path:
-    return folder / f".{record}.part"
-
-
-def check_free(folder: Path, record: str, what: str) -> None:
-    """Refuse a folder that holds anything else than ``what``, whole or half-written.
-
-    Raises:
-        NeuronSelectError: a file, or a folder without such a record.
-    """
-    ours = (folder / record).exists() or _part(folder, record).exists()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not ours)):
-        raise NeuronSelectError(f"exists and is not {what}; name another", option="out", value=folder.name)
-
-
-def begin(folder: Path, record: str, what: str) -> None:
-    """Make a folder ready to be written: without its record it does not pass as whole.
-
-    Raises:
-        NeuronSelectError: it holds something else.
-    """
-    check_free(folder, record, what)
-    folder.mkdir(parents=True, exist_ok=True)
-    _part(folder, record).touch()
-    (folder / record).unlink(missing_ok=True)
-
-
-def finish(folder: Path, record: str, text: str) -> None:
-    """Write the record, in one step: all other files are whole."""
-    part = _part(folder, record)
-    part.write_text(text, encoding="utf-8")
-    part.replace(folder / record)
+SELECTION = FolderKind(
+    "a selection folder", (SELECTION_RECORD,), '"budget"', (SCORES_FILE, "report.html", DATA_FILE, *FITTED)
+)
+CAPABILITY = FolderKind("a capability folder", (CAPABILITY_RECORD,), '"exemplars"', (CAPABILITY_FILE,))
+LIBRARY = FolderKind(
+    "a feature library", (LIBRARY_RECORD,), '"capabilities"',
+    (f"capabilities/*/{CAPABILITY_RECORD}", f"capabilities/*/{CAPABILITY_FILE}"),
+)  # fmt: skip
+ADAPTER_FILES = (
+    "adapter_config.json", "adapter_model*.safetensors", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+)  # fmt: skip
+ADAPTER = FolderKind("an adapter folder", (TRAINING_RECORD,), '"base_model"', ADAPTER_FILES, begun="checkpoints/key")
+SAE = FolderKind("an SAE folder", ("*/sae.safetensors",))  # of other blocks, too: they stay
+COMPARISON = FolderKind("a comparison's folder", ("compare.csv",), "method,target,rows", ("compare.md",))
+DEMO = FolderKind("a demo folder", ("report.html",), "<title>neuronselect demo", ("profiles.png",))
+RUN = FolderKind("a run's folder", ("run.json",), '"steps"')
+# A store whose manifest was lost is restored from its shards.
+STORE = FolderKind("a feature store", ("manifest.json", "*/signal.json", "*/shard-*.parquet", ".*.part"))
+EVALUATION = FolderKind("an evaluation's folder", ("evaluation.json",), '"base"')
 
 
 def checksums(folder: Path, files: Iterable[str]) -> dict[str, str]:
@@ -66,6 +57,7 @@ def read_selection(folder: Path, name: str) -> Provenance:
     Raises:
         NeuronSelectError: not a selection folder, or one that was edited.
     """
+    settle(folder, SELECTION, "selection")
     try:
         text = (folder / SELECTION_RECORD).read_bytes()
         made = decode(text, Provenance, what="a selection folder", option="selection", value=name)

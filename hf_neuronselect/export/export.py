@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 
 from ..core.errors import NeuronSelectError, one_of
 from ..core.options import NumberOptions
+from ..core.writing import FolderKind, reserve, writing
 from ..rows.formats import RowFormat, read_row, row_format
 from ..selection.selection import Selection
 from .axolotl import AXOLOTL
-from .base import Exporter, Rows
+from .base import Exporter, Files, Rows
 from .llamafactory import LLAMAFACTORY
 from .model import base_model_of
 from .trl import TRL
@@ -23,6 +24,12 @@ FORMATS: tuple[str, ...] = tuple(EXPORTERS)
 
 DEFAULT_LENGTH = 2048  # tokens of a training row, where none were counted
 _MARK = "# neuronselect export for "
+EXPORT = FolderKind(
+    "an export",
+    tuple(exporter.config for exporter in EXPORTERS.values()),
+    _MARK,
+    tuple(name for exporter in EXPORTERS.values() for name in (exporter.config, *exporter.data)),
+)
 
 
 def export_selection(
@@ -44,50 +51,26 @@ def export_selection(
     """
     exporter = EXPORTERS[one_of(trainer, FORMATS, "format")]
     out = Path(out)
-    before = _earlier(out)
-    rows = _read(selection, trainer)
+    with reserve(out, EXPORT):
+        files = _files_of(selection, exporter, base_model)
+        with writing(out, EXPORT) as new:
+            for file, content in files.items():
+                if isinstance(content, str):
+                    (new / file).write_text(content, encoding="utf-8", newline="\n")
+                else:
+                    pq.write_table(content, new / file)
+    return [out / file for file in files]
+
+
+def _files_of(selection: Selection, exporter: Exporter, base_model: str | None) -> Files:
+    """Contents of all files, the configuration last."""
+    rows = _read(selection, exporter.name)
     base = base_model_of(selection, base_model, has_tools=rows.any_tools or rows.any_calls)
     settings = _settings(selection)
     files = exporter.write(rows, base, settings.max_length if settings else DEFAULT_LENGTH)
     header = "".join(f"# {line}\n" for line in _header(selection, exporter))
     files[exporter.config] = header + str(files[exporter.config])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for old in before:
-            (out / old).unlink(missing_ok=True)
-        for file, content in files.items():
-            if isinstance(content, str):
-                (out / file).write_text(content, encoding="utf-8", newline="\n")
-            else:
-                pq.write_table(content, out / file)
-    except OSError as cause:
-        raise NeuronSelectError(
-            f"cannot be written: {cause.strerror or cause}", option="out", value=out.name
-        ) from cause
-    return [out / file for file in files]
-
-
-def _earlier(out: Path) -> list[str]:
-    """Files an earlier export left in ``out``.
-
-    Raises:
-        NeuronSelectError: a file, or a folder that holds no export.
-    """
-    if not out.exists():
-        return []
-    if not out.is_dir():
-        raise NeuronSelectError("is a file; name a folder", option="out", value=out.name)
-    exporters = [exporter for exporter in EXPORTERS.values() if _is_ours(out / exporter.config)]
-    if not exporters and any(out.iterdir()):
-        raise NeuronSelectError("exists and is not an export; name another folder", option="out", value=out.name)
-    return [name for exporter in exporters for name in (exporter.config, *exporter.data)]
-
-
-def _is_ours(config: Path) -> bool:
-    if not config.is_file():
-        return False
-    with config.open(encoding="utf-8", errors="replace") as file:
-        return file.readline().startswith(_MARK)
+    return files
 
 
 def _settings(selection: Selection) -> NumberOptions | None:

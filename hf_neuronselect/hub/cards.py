@@ -25,6 +25,7 @@ from ..core.provenance import (
     TrainingRecord,
 )
 from ..core.sources import bundled_folder
+from ..core.writing import put
 from .command import select_command
 from .markdown import BEGIN, END, README, cell, facts, fenced, merge_card, read_text
 
@@ -57,11 +58,15 @@ class CardTemplate(CardData):
         return f"---\n{self.to_yaml()}\n---\n{BEGIN}\n{text.strip()}\n{END}\n"
 
 
-def write_card(folder: Path, card: CardTemplate) -> None:
-    """Write ``README.md`` of a folder; the user's own text in the one that is there is kept."""
-    path = folder / README
+def write_card(folder: Path, card: CardTemplate, before: Path | None = None) -> None:
+    """Write ``README.md`` of a folder; the user's own text in the one that is there is kept.
+
+    Args:
+        before: the folder with the earlier README, if it is another one.
+    """
+    path = (before or folder) / README
     text = card.render()
-    path.write_text(merge_card(read_text(path), text) if path.exists() else text, encoding="utf-8")
+    put(folder / README, merge_card(read_text(path), text) if path.exists() else text)
 
 
 # ------------------------------------------------------------------------------------------- shared parts

@@ -22,6 +22,10 @@ _PACKAGES_OWN = ("configs", "source_datasets", "datasets", "base_model", "model_
                  "pipeline_tag")  # fmt: skip
 
 
+# Describe the data files, which a selection replaces: those of other rows would make `datasets` refuse them.
+_OF_OTHER_ROWS = ("dataset_info",)
+
+
 # ------------------------------------------------------------------------------------ hostile text
 def cell(value: Any) -> str:
     """Escape a value, so that it cannot break a Markdown table or start markup."""
@@ -70,6 +74,16 @@ def _head_and_body(text: str) -> tuple[dict[str, Any], str]:
     return (head if isinstance(head, dict) else {}), text[match.end() :]
 
 
+def check_readme(folder: Path) -> None:
+    """Refuse a folder whose README cannot be kept when its card is written, before any work is done for it.
+
+    Raises:
+        NeuronSelectError: its YAML head cannot be read, or it is not UTF-8.
+    """
+    if (folder / README).exists():
+        _head_and_body(read_text(folder / README))
+
+
 def read_text(path: Path) -> str:
     """Read a README.
 
@@ -101,7 +115,7 @@ def merge_card(existing: str, new: str) -> str:
     if begin and end:  # what the package wrote last time is not the user's
         old_head = _users_metadata(old_head, written)
     head = new_head | {name: old_head[name] for name in _USERS_OWN if old_head.get(name)}
-    head |= {name: value for name, value in old_head.items() if name not in head}
+    head |= {name: value for name, value in old_head.items() if name not in (*head, *_OF_OTHER_ROWS)}
     if tags := list(dict.fromkeys([*_as_list(new_head.get("tags")), *_as_list(old_head.get("tags"))])):
         head["tags"] = tags
     ours = new_body[new_body.index(BEGIN) : new_body.index(END) + len(END)]

@@ -16,6 +16,8 @@ from datasets import Dataset
 from ..core import bundled
 from ..core.configs import CAPABILITY, CompareConfig
 from ..core.errors import NeuronSelectError
+from ..core.folders import COMPARISON
+from ..core.writing import reserve, writing
 from ..explain.report import text_table
 from ..rows.load import BUNDLED, Rows, load_rows
 from ..selection.selection import Selection
@@ -24,7 +26,7 @@ from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .job import Job, check_rows, share_pass
 from .methods import Chosen, methods_of
-from .parts import Say, check_folder, extractor_of, load_named, named_specs, quiet
+from .parts import Say, extractor_of, load_named, named_specs, quiet
 
 TABLE = "compare.csv"
 
@@ -110,14 +112,12 @@ def compare(config: CompareConfig, *, say: Say = quiet, note: Say = quiet) -> Co
     Raises:
         NeuronSelectError: bad input; what can be known before the pool is read is refused before a model is loaded.
     """
-    check_folder(config.out, TABLE, "a comparison's folder")
-    with tempfile.TemporaryDirectory(prefix="neuronselect-") as work:
+    with reserve(config.out, COMPARISON), tempfile.TemporaryDirectory(prefix="neuronselect-") as work:
         found = compare_in(Path(work), config, note=note)
-        config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / TABLE).touch()  # marks the folder as ours; filled in last
-        for (method, target), selection in found.selections.items():
-            selection.save_pretrained(config.out / slug(method) / target)
-    found.write(config.out)
+        with writing(config.out, COMPARISON) as new:
+            for (method, target), selection in found.selections.items():
+                selection.save_pretrained(config.out / slug(method) / target)
+            found.write(new)
     say(found.table())
     say(f"-> {config.out}")
     return found

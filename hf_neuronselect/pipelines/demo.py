@@ -13,6 +13,8 @@ from datasets import Dataset
 
 from ..core import bundled
 from ..core.configs import CompareConfig, DemoConfig
+from ..core.folders import DEMO
+from ..core.writing import put, reserve, writing
 from ..explain.pictures import activation_profiles, feature_tokens
 from ..explain.report import page, picture, table
 from ..rows.formats import read_row, row_format
@@ -21,7 +23,7 @@ from ..selection.selection import Selection
 from ..signals.columns import RowBatch, SparseRows
 from ..signals.extractor import NeuronFeatureExtractor
 from .compare import HEADER, Comparison, compare_in
-from .parts import Say, check_folder, quiet
+from .parts import Say, quiet
 
 REPORT = "report.html"
 RATIO = 0.05
@@ -51,8 +53,6 @@ def demo(config: DemoConfig, *, say: Say = quiet, note: Say = quiet) -> Path:
         The report's path.
     """
     started = time.perf_counter()
-    check_folder(config.out, REPORT, "a demo folder")
-    config.out.mkdir(parents=True, exist_ok=True)
     comparing = CompareConfig(
         pool=f"{BUNDLED}pool",
         target=tuple(f"{BUNDLED}{name}" for name in bundled.TARGETS),
@@ -62,7 +62,7 @@ def demo(config: DemoConfig, *, say: Say = quiet, note: Say = quiet) -> Path:
         out=config.out,
     )
     related = bundled.related_sources()
-    with tempfile.TemporaryDirectory(prefix="neuronselect-") as work:
+    with reserve(config.out, DEMO), tempfile.TemporaryDirectory(prefix="neuronselect-") as work:
         say(f"Bundled model, SAE, pool and targets ({', '.join(bundled.TARGETS)}); one pass over the pool for "
             f"{METHODS} ...")  # fmt: skip
         found = compare_in(Path(work), comparing, note=quiet)
@@ -80,9 +80,12 @@ def demo(config: DemoConfig, *, say: Say = quiet, note: Say = quiet) -> Path:
                 say(f"  {row.score:.3f} {row.source}: {' '.join(row.text.split())[:90]} …")
                 say("        " + "; ".join(row.why[:2]))
             say("")
-            selection.save_pretrained(config.out / name)
             parts.append(_section(found, name, sources, best))
-    report = _write_report(config.out, found, parts)
+        with writing(config.out, DEMO) as new:
+            for name in bundled.TARGETS:
+                found.selections[MAIN, name].save_pretrained(config.out / name)
+            _write_report(new, found, parts)
+    report = config.out / REPORT
     say(f"Selections: {', '.join(str(config.out / name) for name in bundled.TARGETS)}")
     say(f"Report: {report}  ({time.perf_counter() - started:.0f} s in all)")
     return report
@@ -148,16 +151,15 @@ def _section(found: Comparison, target: str, sources: str, best: list[BestRow]) 
     )
 
 
-def _write_report(out: Path, found: Comparison, parts: list[str]) -> Path:
+def _write_report(out: Path, found: Comparison, parts: list[str]) -> None:
     panels = {
         title: {name: _sparse(found.exemplars[name], column) for name in PROFILED} for title, column in PROFILES.items()
     }
     image = activation_profiles(panels)
-    (out / "profiles.png").write_bytes(image)
+    put(out / "profiles.png", image)
     caption = "<h2>Activation profiles of two targets</h2><p>Faint lines: exemplars; bold lines: their means.</p>"
     text = page("neuronselect demo", f"<p>{parts[0]}</p>", *parts[1:], caption, picture(image, "activation profiles"))
-    (out / REPORT).write_text(text, encoding="utf-8")
-    return out / REPORT
+    put(out / REPORT, text)
 
 
 def _sparse(data: Dataset, column: str) -> SparseRows:

@@ -11,8 +11,10 @@ from datasets import Dataset
 
 from ..core.configs import EvaluateConfig, EvaluateOptions
 from ..core.errors import NeuronSelectError
+from ..core.folders import EVALUATION
 from ..core.provenance import EvaluationRecord, EvaluationRow, SourceRecord
 from ..core.sources import Source
+from ..core.writing import reserve
 from ..explain.report import text_table
 from ..rows.load import load_rows
 from ..training.evaluation import BASE, METRIC, evaluate_models, evaluation_table, write_evaluation
@@ -30,10 +32,11 @@ def evaluate(config: EvaluateConfig, *, say: Say = quiet, note: Say = quiet) -> 
         NeuronSelectError: bad input, or an adapter of another base.
     """
     check_tasks(config)
-    adapters = named_specs(config.adapter, "adapter")
-    held_out = load_held_out(config)
-    found = measure(base_source(config.model, config.revision), adapters, config, held_out)
-    write_evaluation(config.out, found)
+    with reserve(config.out, EVALUATION):
+        adapters = named_specs(config.adapter, "adapter")
+        held_out = load_held_out(config)
+        found = measure(base_source(config.model, config.revision), adapters, config, held_out)
+        write_evaluation(config.out, found)
     for line in evaluation_text(found):
         say(line)
     say(f"-> {config.out / 'evaluation.json'}")

@@ -10,6 +10,8 @@ from datasets import Dataset
 
 from ..core.configs import CAPABILITY, ExtractConfig
 from ..core.errors import NeuronSelectError
+from ..core.folders import STORE
+from ..core.writing import check_folder
 from ..rows.load import load_again, load_rows
 from ..selection.library import load_capability
 from ..signals.base import SIGNALS, Signal
@@ -30,6 +32,7 @@ def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> Fe
         NeuronSelectError: bad input, or a store of another pool or model.
     """
     names = [name for chosen in methods_to_extract(config) for name in chosen.signals]
+    check_folder(config.out, STORE)
     rows = load_rows(config.pool)
     assert isinstance(rows.data, Dataset)
     check_rows([rows], config)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ..core.configs import CAPABILITY, FitConfig
 from ..core.errors import NeuronSelectError
-from ..core.folders import CAPABILITY_RECORD
+from ..core.folders import CAPABILITY as CAPABILITY_FOLDER
 from ..selection.selector import NeuronSelector
 from .job import check_rows
-from .methods import method_of
-from .parts import Say, check_folder, extractor_of, load_named, named_specs, quiet
+from .methods import Chosen, method_of
+from .parts import Say, extractor_of, hold, load_named, named_specs, quiet
 
 
 def fit(config: FitConfig, *, say: Say = quiet, note: Say = quiet) -> NeuronSelector:
@@ -21,7 +21,11 @@ def fit(config: FitConfig, *, say: Say = quiet, note: Say = quiet) -> NeuronSele
     if not chosen.method.needs_target:
         raise NeuronSelectError("learns nothing from exemplars; there is nothing to save", option="method",
                                 value=config.method)  # fmt: skip
-    check_folder(config.out, CAPABILITY_RECORD, "a capability folder")
+    with hold(config.out, CAPABILITY_FOLDER):
+        return _fit(config, chosen, say, note)
+
+
+def _fit(config: FitConfig, chosen: Chosen, say: Say, note: Say) -> NeuronSelector:
     specs = named_specs(config.target, "target")
     for spec in specs.values():
         if spec.startswith(CAPABILITY):

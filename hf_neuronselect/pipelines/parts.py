@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
 from ..core.configs import CAPABILITY
 from ..core.errors import NeuronSelectError
 from ..core.options import ExtractionOptions
+from ..core.writing import FolderKind, check_folder, reserve
+from ..hub.markdown import check_readme
 from ..rows.load import Rows, load_rows, rows_name
 from ..selection.selector import TARGET_NAME
 from ..signals.extractor import NeuronFeatureExtractor
@@ -51,23 +53,26 @@ def load_named(specs: Mapping[str, str], option: str) -> dict[str, Rows]:
 
 
 # ----------------------------------------------------------------------------------------- folders
-def check_folder(out: Path, marker: str, kind: str) -> None:
-    """Refuse a folder that cannot be written, or that holds something else.
-
-    Args:
-        marker: file that every folder of this kind has. kind: e.g. ``a selection folder``.
+def check(out: Path, kind: FolderKind) -> None:
+    """Refuse a folder that cannot be written, that holds something else, or whose README cannot be kept.
 
     Raises:
         NeuronSelectError: it cannot be used.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / marker).exists())):
-        raise NeuronSelectError(f"exists and is not {kind}; name another", option="out", value=out.name)
-    above = out.absolute()
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise NeuronSelectError(f"cannot be written: {above.name or above} is read-only or no folder", option="out",
-                                value=out.name)  # fmt: skip
+    check_folder(out, kind)
+    check_readme(out)
+
+
+@contextmanager
+def hold(out: Path, kind: FolderKind) -> Iterator[None]:
+    """Check a folder and keep other commands out of it while the one in the ``with`` block works.
+
+    Raises:
+        NeuronSelectError: it cannot be used, or another command writes into it.
+    """
+    check(out, kind)
+    with reserve(out, kind):
+        yield
 
 
 # -------------------------------------------------------------------------------------- extractors

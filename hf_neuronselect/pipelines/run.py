@@ -22,9 +22,10 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..core.configs import CAPABILITY, RunConfig, SelectConfig
 from ..core.errors import NeuronSelectError
-from ..core.folders import SELECTION_RECORD, TRAINING_RECORD
+from ..core.folders import RUN, SELECTION_RECORD, TRAINING_RECORD
 from ..core.provenance import SelectionSummary, plain
 from ..core.sources import Source, content_hash, hub_errors
+from ..core.writing import reserve
 from ..hub.push import check_write_access
 from ..rows.load import load_rows
 from ..selection.selection import Selection
@@ -68,17 +69,18 @@ def run(config: RunConfig, *, say: Say = quiet, note: Say = quiet) -> int:
     user = check_write_access() if wants_push and not offline else ""
     base = base_source(recipe.train.model, recipe.train.revision)
     held_out = load_held_out(recipe.evaluate)
-    steps = _Run(recipe, config.out, Steps(config.out, say), base, user, held_out, say, note)
-    if data is None:
-        assert recipe.select is not None
-        steps.select(recipe.select)
-    else:
-        steps.take(data)
-    steps.train()
-    if held_out or recipe.evaluate.tasks:
-        steps.evaluate()
-    if wants_push and not offline:
-        steps.push()
+    with reserve(config.out, RUN):
+        steps = _Run(recipe, config.out, Steps(config.out, say), base, user, held_out, say, note)
+        if data is None:
+            assert recipe.select is not None
+            steps.select(recipe.select)
+        else:
+            steps.take(data)
+        steps.train()
+        if held_out or recipe.evaluate.tasks:
+            steps.evaluate()
+        if wants_push and not offline:
+            steps.push()
     if offline:
         say("push: left out, HF_HUB_OFFLINE is set; run again without it")
         return 3
@@ -124,9 +126,6 @@ class _Run:
         }
         waiting = [name for name, folder in folders.items()
                    if not self.steps.is_done(f"select {name}", inputs[name], folder / SELECTION_RECORD)]  # fmt: skip
-        for name in waiting:
-            if not (folders[name] / SELECTION_RECORD).exists():
-                shutil.rmtree(folders[name], ignore_errors=True)  # half written by a run that was stopped
 
         def config_of(name: str) -> SelectConfig:
             if name == main:
@@ -180,8 +179,6 @@ class _Run:
             def work(
                 rows: Dataset = rows, record: SelectionSummary = record, folder: Path = folder, name: str = name
             ) -> None:
-                if (folder / TRAINING_RECORD).exists():  # of other rows or settings
-                    shutil.rmtree(folder)
                 train_adapter(rows, folder, train, selection=record, name=name)
 
             self.keys.append(self.steps.run(f"train {name}", inputs, work, folder / TRAINING_RECORD))

@@ -8,9 +8,10 @@ from datasets import Dataset
 
 from ..core import bundled
 from ..core.configs import SaeInspectConfig, SaeTrainConfig
+from ..core.folders import SAE
 from ..models.sae_formats import find_folder, load_sae
 from ..rows.load import load_rows
-from .parts import Say, quiet
+from .parts import Say, hold, quiet
 
 
 def train_sae(config: SaeTrainConfig, *, say: Say = quiet) -> Path:
@@ -22,6 +23,11 @@ def train_sae(config: SaeTrainConfig, *, say: Say = quiet) -> Path:
     Raises:
         NeuronSelectError: eai-sparsify is not installed, or there are too few rows.
     """
+    with hold(config.out, SAE):
+        return _train(config, say)
+
+
+def _train(config: SaeTrainConfig, say: Say) -> Path:
     from ..training.sae import train_on_rows  # torch and transformers: looking at an SAE does without them
 
     rows = load_rows(config.pool).data

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..core.configs import SelectConfig
 from ..core.errors import NeuronSelectError
-from ..core.folders import SELECTION_RECORD as RECORD
+from ..core.folders import SELECTION
 from ..core.options import ExtractionOptions, options_of
 from ..hub.push import check_write_access, push_folder
 from ..rows.load import load_rows
@@ -16,7 +16,7 @@ from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .job import Job, check_pick, check_rows, open_capability
 from .methods import Chosen, method_of
-from .parts import Say, check_folder, extractor_of, load_named, named_specs, quiet
+from .parts import Say, check, extractor_of, hold, load_named, named_specs, quiet
 
 
 def select(config: SelectConfig, *, say: Say = quiet, note: Say = quiet) -> Selection:
@@ -30,9 +30,10 @@ def select(config: SelectConfig, *, say: Say = quiet, note: Say = quiet) -> Sele
     """
     if config.push_to_hub is not None:
         check_write_access()
-    job = prepare(config)
-    job.extractor = extractor_for(config, job, job.chosen.signals, note)
-    return finish(config, job, say=say, note=note)
+    with hold(config.out, SELECTION):
+        job = prepare(config)
+        job.extractor = extractor_for(config, job, job.chosen.signals, note)
+        return finish(config, job, say=say, note=note)
 
 
 def extractor_for(config: SelectConfig, job: Job, signals: Sequence[str], note: Say) -> NeuronFeatureExtractor:
@@ -52,7 +53,7 @@ def prepare(config: SelectConfig, *, like: Job | None = None) -> Job:
     Raises:
         NeuronSelectError: bad input.
     """
-    check_folder(config.out, RECORD, "a selection folder")
+    check(config.out, SELECTION)
     if config.features is not None and config.streaming:
         raise NeuronSelectError("a store holds a whole pool; remove --streaming", option="features",
                                 value=config.features.name)  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import NeuronSelectError
+from ..core.writing import put
 from .parts import Say
 
 STATE = "run.json"
@@ -32,33 +33,28 @@ class Done:
 
 @dataclass
 class Steps:
-    """Finished steps by name, kept in ``run.json``."""
+    """Finished steps by name, kept in ``run.json`` of a folder that is reserved for them."""
 
     out: Path
     say: Say
     done: dict[str, Done] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        foreign = NeuronSelectError("exists and is not a run's folder; name another", option="out", value=self.out.name)
         try:
             found = json.loads((self.out / STATE).read_text(encoding="utf-8"))["steps"]
             self.done = {name: Done(**values) for name, values in found.items()}
         except FileNotFoundError:
-            if self.out.exists() and any(self.out.iterdir()):
-                raise foreign from None
-            self.out.mkdir(parents=True, exist_ok=True)
             self._write()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
-            raise foreign from cause
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+            raise NeuronSelectError(f"its {STATE} cannot be read; name another folder", option="out",
+                                    value=self.out.name) from cause  # fmt: skip
 
     def _write(self) -> None:
-        part = self.out / f".{STATE}.part"
         steps = {
             name: {key: value for key, value in asdict(one).items() if value is not None}
             for name, one in self.done.items()
         }
-        part.write_text(json.dumps({"steps": steps}, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.out / STATE)
+        put(self.out / STATE, json.dumps({"steps": steps}, indent=1) + "\n")
 
     def is_done(self, name: str, inputs: Any, result: Path | None = None) -> bool:
         """Whether a step was done with the same inputs and its result still exists."""

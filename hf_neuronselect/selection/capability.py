@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from ..core.errors import NeuronSelectError
-from ..core.folders import CAPABILITY_FILE, CAPABILITY_RECORD
+from ..core.folders import CAPABILITY, CAPABILITY_FILE, CAPABILITY_RECORD
 from ..core.options import ExtractionOptions, check_names, part_of
 from ..core.provenance import CapabilityRecord, ExtractionRecord, SourceRecord, decode, encode
 from ..core.sources import bundled_folder, commit_of, hub_errors
+from ..core.writing import put, settle
 from ..methods.base import Target
 from ..rows.leakage import Leakage, as_array, from_array
 from ..signals.extractor import NeuronFeatureExtractor
@@ -49,8 +50,8 @@ class Capability:
         }
         arrays[f"{_LEAKAGE}/rows"] = as_array(self.leakage.rows)
         arrays[f"{_LEAKAGE}/questions"] = as_array(self.leakage.questions)
-        save_file(arrays, folder / CAPABILITY_FILE)
-        (folder / CAPABILITY_RECORD).write_text(encode(self.record), encoding="utf-8")
+        put(folder / CAPABILITY_FILE, save(arrays))
+        put(folder / CAPABILITY_RECORD, encode(self.record))
 
     @classmethod
     def load(cls, folder: Path, name: str, source: SourceRecord | None = None) -> Capability:
@@ -62,6 +63,7 @@ class Capability:
         Raises:
             NeuronSelectError: not a capability, or a damaged one.
         """
+        settle(folder, CAPABILITY, "target")
         try:
             text = (folder / CAPABILITY_RECORD).read_bytes()
             record = decode(text, CapabilityRecord, what="a capability", option="target", value=name)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
 from ..core.errors import NeuronSelectError, unknown
-from ..core.folders import begin, finish
+from ..core.folders import LIBRARY
+from ..core.folders import LIBRARY_RECORD as INDEX
 from ..core.provenance import CapabilityRecord, LibraryRecord, decode, encode
 from ..core.sources import commit_of, hub_errors
+from ..core.writing import put, settle, writing
 from ..hub.cards import LibraryCard, write_card
 from ..hub.pushable import PushToHub
 from .selector import NeuronSelector
 
-INDEX = "library.json"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
@@ -96,17 +96,11 @@ class FeatureLibrary(PushToHub, MutableMapping[str, NeuronSelector]):
         """
         if not self._entries:
             raise NeuronSelectError("the library is empty: library['name'] = selector")
-        folder = Path(folder)
-        selectors = dict(self)  # read before anything of the folder, which may be the source, is replaced
-        begin(folder, INDEX, "a feature library")
-        (folder / "capabilities").mkdir(exist_ok=True)
-        for path in (folder / "capabilities").iterdir():
-            if path.name not in selectors:
-                shutil.rmtree(path)
-        for name, selector in selectors.items():
-            selector.save_pretrained(folder / _place(name), card=False)
-        write_card(folder, LibraryCard(self._entries))
-        finish(folder, INDEX, encode(LibraryRecord(capabilities={name: self._entries[name] for name in self})))
+        with writing(Path(folder), LIBRARY) as new:
+            for name, selector in self.items():
+                selector.fitted().save(new / _place(name))
+            write_card(new, LibraryCard(self._entries), before=Path(folder))
+            put(new / INDEX, encode(LibraryRecord(capabilities={name: self._entries[name] for name in self})))
 
     @classmethod
     def from_pretrained(
@@ -122,6 +116,8 @@ class FeatureLibrary(PushToHub, MutableMapping[str, NeuronSelector]):
             with hub_errors("target", str(source)):
                 path = Path(hf_hub_download(str(source), INDEX, revision=revision, token=token))
                 revision = commit_of(path)  # capabilities come from the same commit
+        else:
+            settle(Path(source), LIBRARY, "target")
         library = cls()
         try:
             text = path.read_bytes()

@@ -19,6 +19,7 @@ from ..core.folders import CAPABILITY_FOLDER, DATA_FILE, FITTED, SCORES_FILE
 from ..core.folders import SELECTION_RECORD as RECORD
 from ..core.provenance import Budget, Provenance, encode
 from ..core.sources import hub_errors
+from ..core.writing import put, writing
 from ..explain.report import ReportRow, excerpt, selection_report
 from ..hub.cards import SelectionCard, write_card
 from ..hub.pushable import PushToHub
@@ -182,33 +183,27 @@ class Selection(PushToHub):
         Raises:
             NeuronSelectError: the folder holds something else, or the disk is full.
         """
-        folder = Path(folder)
-        try:
-            folders.begin(folder, RECORD, "a selection folder")
-            (folder / "data").mkdir(exist_ok=True)
-            (self._with_messages() if messages else self.dataset).to_parquet(folder / DATA_FILE)
+        with writing(Path(folder), folders.SELECTION) as new:
+            (new / "data").mkdir()
+            (self._with_messages() if messages else self.dataset).to_parquet(new / DATA_FILE)
             writer: pq.ParquetWriter | None = None
             for table in self._score_batches():
-                writer = writer or pq.ParquetWriter(folder / SCORES_FILE, table.schema)
+                writer = writer or pq.ParquetWriter(new / SCORES_FILE, table.schema)
                 writer.write_table(table)
             if writer is not None:
                 writer.close()
             if self.selector is not None:
-                self.selector.fitted().save(folder / CAPABILITY_FOLDER)
+                self.selector.fitted().save(new / CAPABILITY_FOLDER)
             files = [DATA_FILE, SCORES_FILE, *(FITTED if self.selector is not None else ())]
-            self.provenance = replace(self.provenance, files=folders.checksums(folder, files))
-            self.write_pages(folder, examples)
-            folders.finish(folder, RECORD, encode(self.provenance))
-        except OSError as cause:
-            raise NeuronSelectError(
-                f"cannot be written: {cause.strerror or cause}", option="out", value=folder.name
-            ) from cause
+            self.provenance = replace(self.provenance, files=folders.checksums(new, files))
+            self.write_pages(new, examples, before=Path(folder))
+            put(new / RECORD, encode(self.provenance))
 
-    def write_pages(self, folder: Path, examples: bool) -> None:
-        """Write ``README.md`` (what was added to it stays) and ``report.html`` of a selection folder."""
+    def write_pages(self, folder: Path, examples: bool, before: Path | None = None) -> None:
+        """Write ``README.md`` (what was added to the one ``before`` stays) and ``report.html`` of a selection folder."""
         shown = [self.excerpt(i) for i in range(min(3, len(self)))] if examples else []
-        write_card(folder, SelectionCard(self.provenance, shown))
-        (folder / "report.html").write_text(self.report(rows=20 if examples else 0), encoding="utf-8")
+        write_card(folder, SelectionCard(self.provenance, shown), before)
+        put(folder / "report.html", self.report(rows=20 if examples else 0))
 
     def report(self, rows: int = 20) -> str:
         """The selection as one HTML page; with 0 rows no text of the data is in it."""

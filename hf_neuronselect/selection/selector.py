@@ -20,8 +20,10 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from ..core.configs import DEFAULT_METHOD
 from ..core.cost import Cost
 from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
+from ..core.folders import CAPABILITY
 from ..core.provenance import Budget, CapabilityRecord, ExtractionRecord, SourceRecord, TargetRecord
 from ..core.sources import cache_dir
+from ..core.writing import writing
 from ..hub.cards import CapabilityCard, write_card
 from ..hub.pushable import PushToHub
 from ..methods import Method, make_method
@@ -397,20 +399,19 @@ class NeuronSelector(PushToHub):
         selector.capability, selector.leakage = capability.source, capability.leakage
         return selector
 
-    def save_pretrained(self, folder: str | Path, *, card: bool = True) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write a capability: ``config.json``, ``capability.safetensors`` (no exemplar text) and ``README.md``.
 
-        Args:
-            card: write the README, keeping what was added to the one that is there.
+        What was added to the README that is there stays.
 
         Raises:
-            NeuronSelectError: nothing is fitted.
+            NeuronSelectError: nothing is fitted, the folder holds something else, or the disk is full.
         """
         if not self.targets:
             raise NeuronSelectError("fit a target first: there is nothing to save")
-        self.fitted().save(Path(folder))
-        if card:
-            write_card(Path(folder), CapabilityCard(self.about()))
+        with writing(Path(folder), CAPABILITY) as new:
+            self.fitted().save(new)
+            write_card(new, CapabilityCard(self.about()), before=Path(folder))
 
     @classmethod
     def from_pretrained(

@@ -12,6 +12,7 @@ from datasets import Dataset
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.provenance import EvaluationRecord, EvaluationRow, decode, encode, plain
 from ..core.sources import Source
+from ..core.writing import put
 from ..models.loss import answer_losses
 from ..rows.formats import Conversation, read_row, row_format
 from ..rows.leakage import Leakage, key, normalised
@@ -132,8 +133,8 @@ def write_evaluation(folder: Path, record: EvaluationRecord) -> None:
     """Write ``evaluation.json`` and a picture of the losses, ``evaluation.png``."""
     folder.mkdir(parents=True, exist_ok=True)
     if losses := [plain(row) for row in record.rows if row.metric == METRIC]:
-        (folder / "evaluation.png").write_bytes(results_figure(losses))
-    (folder / EVALUATION_RECORD).write_text(encode(record), encoding="utf-8")
+        put(folder / "evaluation.png", results_figure(losses))
+    put(folder / EVALUATION_RECORD, encode(record))
 
 
 def read_evaluation(folder: Path) -> EvaluationRecord:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..core.errors import NeuronSelectError
+from ..core.folders import SAE
+from ..core.writing import put, writing
 from ..hub.cards import SaeCard, write_card
 from ..models.backbone import Backbone
 from ..models.batching import TokenBatch
@@ -177,9 +180,12 @@ def train_on_rows(
         raise NeuronSelectError(f"no row can be used ({samples[0].skip})", option="pool")
     packed = packed_rows(usable, tokenizer.bos_token_id, context)
     held_out = max(1, len(packed) // 50)
-    folder = train_sae(model, packed[:-held_out], out, **options)
-    record = measure_sae(model, str(folder), packed[-held_out:])
-    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    name = Path(model).resolve().name if Path(model).is_dir() else model
-    write_card(Path(out), SaeCard(name, folder.name, record))
-    return folder, record
+    with tempfile.TemporaryDirectory(prefix="neuronselect-") as work:
+        folder = train_sae(model, packed[:-held_out], work, **options)
+        record = measure_sae(model, str(folder), packed[-held_out:])
+        with writing(Path(out), SAE) as new:
+            shutil.copytree(folder, new / folder.name)
+            put(new / folder.name / "training.json", json.dumps(record, indent=1) + "\n")
+            name = Path(model).resolve().name if Path(model).is_dir() else model
+            write_card(new, SaeCard(name, folder.name, record), before=Path(out))
+    return Path(out) / folder.name, record

@@ -24,11 +24,12 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import ModelConfig, SFTTrainer, get_quantization_config
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
-from ..core.folders import TRAINING_RECORD, finish
+from ..core.folders import ADAPTER, TRAINING_RECORD
 from ..core.provenance import SelectionSummary, SourceRecord, TrainingRecord, decode, encode, plain
 from ..core.sources import Source
+from ..core.writing import put, reserve, settle, writing
 from ..hub.cards import AdapterCard, write_card
-from ..hub.markdown import read_text
+from ..hub.markdown import check_readme
 from ..models.loading import quiet_peft
 from ..rows.load import with_messages
 from .callback import CardCallback
@@ -90,8 +91,15 @@ def train_adapter(
         NeuronSelectError: no answers, a chat template that cannot mark them, modules that the model lacks.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()) and not ((out / TRAINING_RECORD).exists() or (out / "checkpoints").exists()):
-        raise NeuronSelectError("exists and is not an adapter folder; name another", option="out", value=out.name)
+    with reserve(out, ADAPTER):
+        check_readme(out)
+        return _train(data, out, config, selection, name, token)
+
+
+def _train(
+    data: Dataset, out: Path, config: TrainConfig, selection: SelectionSummary | None, name: str,
+    token: str | bool | None,
+) -> TrainingRecord:  # fmt: skip
     base = base_source(config.model, config.revision, token)
     rows = training_rows(data)
     tokenizer = load_tokenizer(base, token)
@@ -131,18 +139,10 @@ def train_adapter(
     trainer.train(resume_from_checkpoint=_last_whole(checkpoints, key))
     seconds = round(time.perf_counter() - started, 1)
 
-    own = read_text(out / "README.md") if (out / "README.md").exists() else None
     tuned = trainer.model
     assert isinstance(tuned, PeftModel)
     stated = tuned.peft_config["default"]
     stated.base_model_name_or_path, stated.revision = base.id, base.revision  # never a path of this machine
-    (out / TRAINING_RECORD).unlink(missing_ok=True)  # an earlier record does not vouch for half-written weights
-    tuned.save_pretrained(str(out), save_embedding_layers=False)  # no vocabulary is resized here
-    tokenizer.save_pretrained(out)
-    if own is None:
-        (out / "README.md").unlink(missing_ok=True)  # peft's own; ours follows
-    else:
-        (out / "README.md").write_text(own, encoding="utf-8")
     record = TrainingRecord(
         name=name,
         base_model=SourceRecord.of(base),
@@ -155,7 +155,10 @@ def train_adapter(
         losses=tuple(log.losses),
         packages={package: version(package) for package in _PACKAGES},
     )
-    write_record(out, record)
+    with writing(out, ADAPTER) as new:
+        tuned.save_pretrained(str(new), save_embedding_layers=False)  # no vocabulary is resized here
+        tokenizer.save_pretrained(new)
+        write_record(new, record, before=out)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return record
 
@@ -176,10 +179,10 @@ def _no_folder(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def write_record(folder: Path, record: TrainingRecord) -> None:
-    """Write ``README.md``, then ``training.json``: a folder that has it holds a whole adapter."""
-    write_card(folder, AdapterCard(record))
-    finish(folder, TRAINING_RECORD, encode(record))
+def write_record(folder: Path, record: TrainingRecord, before: Path | None = None) -> None:
+    """Write ``README.md`` (what was added to the one ``before`` stays), then ``training.json``."""
+    write_card(folder, AdapterCard(record), before or folder)
+    put(folder / TRAINING_RECORD, encode(record))
 
 
 def read_record(folder: Path) -> TrainingRecord:
@@ -188,6 +191,7 @@ def read_record(folder: Path) -> TrainingRecord:
     Raises:
         NeuronSelectError: there is none, or it is damaged.
     """
+    settle(folder, ADAPTER, "adapter")
     try:
         text = (folder / TRAINING_RECORD).read_bytes()
     except OSError as cause:

@@ -309,7 +309,8 @@ def test_killed_while_it_trains(here: Path, done: tuple[Path, str], caplog: pyte
     assert said(out) == {"select mona": True, "select random": True, "train mona": True}
     assert (here / "run/adapters/mona/checkpoints/checkpoint-2/trainer_state.json").exists()
     # And the other selection was being written.
-    (here / "run/controls/random/selection.json").unlink()
+    shutil.rmtree(here / "run/controls/random")
+    (here / "run/controls/random/.selection.json.part/data").mkdir(parents=True)
     steps = json.loads(Path("run/run.json").read_text())
     del steps["steps"]["select random"]
     Path("run/run.json").write_text(json.dumps(steps))

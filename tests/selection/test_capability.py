@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
+from stopped import DONE, stop_at
 from tiny import chat, make_extractor, rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
-from hf_neuronselect.core import bundled, folders
+from hf_neuronselect.core import bundled
 from hf_neuronselect.core.options import ExtractionOptions
 from hf_neuronselect.core.provenance import SourceRecord
 from hf_neuronselect.hub.command import select_command
-from hf_neuronselect.selection import selection as selection_module
 from hf_neuronselect.store.store import FeatureStore, write_store
 
 QUESTION = "How many apples are left when Tom eats three of his eight apples?"
@@ -217,51 +217,33 @@ def test_a_question_without_spaces_is_found_inside_a_longer_row(
 # -- a folder is whole, or refused
 
 
-class Killed(BaseException):
-    """What a kill does: nothing after it runs."""
+@pytest.mark.parametrize("full", [False, True], ids=["killed", "disk full"])
+def test_a_selection_written_over_another_is_the_old_or_the_new(full: bool, tmp_path: Path) -> None:
+    """Stopped at steps all over the write; the same command then goes on."""
+    old, new = (NeuronSelector("random", seed=seed).select(rows(30), k=4) for seed in (0, 1))
+    picks = {str(one.indices.tolist()): name for name, one in {"old": old, "new": new}.items()}
+    found, n = [], 1
+    while "done" not in found:
+        folder = tmp_path / str(n)
+        old.save_pretrained(folder)
+        (folder / "notes.txt").write_text("mine")
+        status = stop_at(n, lambda folder=folder: new.save_pretrained(folder), str(folder), full=full)
+        found.append(picks[str(Selection.from_pretrained(folder).indices.tolist())])
+        if status == DONE:
+            found.append("done")
+        new.save_pretrained(folder)
+        assert picks[str(Selection.from_pretrained(folder).indices.tolist())] == "new"
+        assert (folder / "notes.txt").read_text() == "mine" and not list(folder.glob(".*"))
+        n += 17
+    assert set(found) == {"old", "new", "done"}
 
 
-STEPS = ("to_parquet", "checksums", "write_pages", "finish")
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_a_selection_that_is_killed_while_written_never_passes_as_whole(
-    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Written over an earlier one, up to each of its steps; then it is refused, and can be written again."""
-    before, after = (NeuronSelector("random", seed=seed).select(rows(30), k=4) for seed in (0, 1))
-    before.save_pretrained(tmp_path / "s")
-
-    def kill(*_: object, **__: object) -> None:
-        raise Killed
-
-    owner: Any = {"to_parquet": Dataset, "write_pages": Selection}.get(step, folders)
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, step, kill)
-        with pytest.raises(Killed):
-            after.save_pretrained(tmp_path / "s")
-    assert not (tmp_path / "s" / "selection.json").exists()
-    with pytest.raises(NeuronSelectError, match="not a selection folder"):
-        Selection.from_pretrained(tmp_path / "s")
-    after.save_pretrained(tmp_path / "s")
-    assert Selection.from_pretrained(tmp_path / "s").indices.tolist() == after.indices.tolist()
-    assert not list((tmp_path / "s").glob(".*"))
-
-
-def test_the_record_is_the_last_file_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[set[str]] = []
-    finish = folders.finish
-
-    def look(folder: Path, record: str, text: str) -> None:
-        seen.append({path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()})
-        listed = json.loads(text)["files"]
-        assert listed == folders.checksums(folder, listed)  # whole already
-        finish(folder, record, text)
-
-    monkeypatch.setattr(selection_module.folders, "finish", look)
-    NeuronSelector("random").select(rows(30), k=4).save_pretrained(tmp_path / "s")
-    there = {path.relative_to(tmp_path / "s").as_posix() for path in (tmp_path / "s").rglob("*") if path.is_file()}
-    assert [there - before for before in seen] == [{"selection.json"}]
+def test_a_model_folder_is_no_capability(target: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path) -> None:
+    """Both have a config.json."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(NeuronSelectError, match="exists and is not a capability folder"):
+        NeuronSelector("mona").fit({"t": target}, extractor=extractor).save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize("name", ["../../secret.txt", "/etc/hostname", "README.md"])
