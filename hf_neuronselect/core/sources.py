@@ -110,6 +110,8 @@ def _unreached(cause: BaseException, writing: bool) -> str | None:
     """Message when the Hub was not reached; None for any other error."""
     offline = constants.HF_HUB_OFFLINE
     inner = cause.__cause__ if isinstance(cause, RuntimeError) else cause
+    if "client has been closed" in str(cause):  # huggingface_hub < 1.28 tries again with the client that failed
+        inner = ConnectionError()
     if isinstance(inner, (LocalEntryNotFoundError, OfflineModeIsEnabled)) and not writing:
         return (f"no such path here; {'HF_HUB_OFFLINE is set' if offline else 'the Hub cannot be reached'} and nothing "
                 "of that name is in the cache")  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import TrainingArguments
+
 from .base import (
     ACCUMULATE,
     ADAPT_LORA,
@@ -23,6 +25,10 @@ from .base import (
     to_yaml,
 )
 
+# The name depends on the version; a machine that trains has mostly the version of the one that selects.
+_NAME = "activation_checkpointing"
+_CHECKPOINTING = _NAME if hasattr(TrainingArguments, _NAME) else "gradient_checkpointing"
+
 
 def _write(rows: Rows, base: BaseModel, length: int) -> Files:
     files: Files = {"train.jsonl": to_json_lines(_data(rows))}
@@ -41,7 +47,7 @@ def _write(rows: Rows, base: BaseModel, length: int) -> Files:
                       "lora_dropout": LORA_DROPOUT, "lora_target_modules": ["all-linear"]}),
         (ADAPT_TRAINING, {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": ACCUMULATE,
                           "learning_rate": LEARNING_RATE, "lr_scheduler_type": "cosine", "num_train_epochs": EPOCHS,
-                          "activation_checkpointing": True}),
+                          _CHECKPOINTING: True}),
         ("Output.", {"output_dir": "out", "logging_steps": 10, "save_strategy": "epoch", "report_to": "none"}),
     )  # fmt: skip
     return files

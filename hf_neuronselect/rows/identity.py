@@ -50,6 +50,8 @@ def _add(hashed: Any, name: str, values: pa.Array) -> None:
         hashed.update(lengths.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
         _add(hashed, f"{name}[]", values.flatten())
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        if pa.types.is_string_view(kind):  # pyarrow casts it from version 18 on
+            values = pa.array(values.to_pylist(), pa.large_string())
         texts = pa.compute.fill_null(values.cast(pa.large_string()), "")
         offsets = np.frombuffer(texts.buffers()[1], dtype="<i8")[texts.offset : texts.offset + len(texts) + 1]
         hashed.update(np.diff(offsets).tobytes())

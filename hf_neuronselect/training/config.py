@@ -24,6 +24,14 @@ _SFT = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
 _MODEL = {f.name for f in dataclasses.fields(ModelConfig) if f.init} - {"model_name_or_path", "model_revision"}
 _OURS = {"model", "revision", "data", "controls", "name"}
 _OPTIONS = {action.dest: action for action in HfArgumentParser((SFTConfig, ModelConfig))._actions}  # type: ignore[arg-type]
+# Keys whose names are newer than the oldest transformers that can be installed, and what they were called.
+_OLD_NAMES = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
+    "train_sampling_strategy": "group_by_length",
+}
+_RENAMED = {new: old for new, old in _OLD_NAMES.items() if new not in _SFT}
+_SFT |= _RENAMED.keys()
 # Keys of TRL that another place sets, or that do not apply here.
 _NOT_HERE = {
     "output_dir": "the folder is --out",
@@ -60,6 +68,15 @@ def _defaults(on_cpu: bool) -> dict[str, Any]:
         "disable_tqdm": not sys.stderr.isatty(),
         "activation_checkpointing": not on_cpu,
     }
+
+
+def _installed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by the names that the installed transformers has."""
+    found = {_RENAMED.get(key, key): value for key, value in options.items()}
+    if "train_sampling_strategy" in _RENAMED and "train_sampling_strategy" in options:
+        strategy = one_of(options["train_sampling_strategy"], ("random", "group_by_length"), "train_sampling_strategy")
+        found["group_by_length"] = strategy == "group_by_length"
+    return found
 
 
 def _read(key: str, value: Any) -> Any:
@@ -153,7 +170,7 @@ class TrainConfig:
         if on_cpu:
             options |= {"use_cpu": True, "dataloader_pin_memory": False}
         try:
-            return SFTConfig(output_dir=str(checkpoints), **options)
+            return SFTConfig(output_dir=str(checkpoints), **_installed(options))
         except (TypeError, ValueError) as cause:
             raise NeuronSelectError(f"TRL refuses it: {' '.join(str(cause).split())[:300]}", option="train") from cause
 

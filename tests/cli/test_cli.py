@@ -162,7 +162,7 @@ def test_sae_inspect(files: dict[str, str], capsys, monkeypatch) -> None:
         (["--ratio", "a lot"], "error: --ratio a lot: must be a number"),
         (["--aggregate", "median"], "error: --aggregate median: must be one of quota, round_robin, mean"),
         (["--keep", "all"], "error: --keep all: must be one of duplicate, leak"),
-        (["--wrong"], "error: No such option: --wrong"),
+        (["--wrong"], "error: No such option"),
         (["--weight", "t=1"], "error: --weight t: belongs to aggregate weighted"),
         (["--aggregate", "weighted", "--weight", "u=1"], "error: --weight u: needs one weight for each of t"),
         (["--aggregate", "weighted", "--weight", "t=much"], "error: --weight much: must be a number"),

@@ -13,7 +13,7 @@ import pytest
 import hf_neuronselect
 
 # Third-party modules that may be loaded by --help and by a refused flag: typer, and what typer needs.
-ALLOWED = {"typer", "annotated_doc", "annotated_types", "colorama", "pydantic", "pydantic_core", "shellingham",
+ALLOWED = {"typer", "annotated_doc", "annotated_types", "click", "colorama", "pydantic", "pydantic_core", "shellingham",
            "typing_extensions", "typing_inspection"}  # fmt: skip
 LOADED = """
 import json, sys

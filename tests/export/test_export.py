@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import chat, rows
 from transformers import AutoTokenizer
+from versions import before
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
 from hf_neuronselect.core import bundled
@@ -56,10 +57,15 @@ def scored_by(selection: Selection, model: str, commit: str, **options: Any) -> 
 def dataset(data: list[dict]) -> Dataset:
     """Rows as they are: what has no common type stays JSON."""
     keys = dict.fromkeys(key for row in data for key in row)
-    return Dataset.from_dict({key: [row.get(key) for row in data] for key in keys}, on_mixed_types="use_json")
+    mixed = {"on_mixed_types": "use_json"} if MIXED else {}
+    return Dataset.from_dict({key: [row.get(key) for row in data] for key in keys}, **mixed)
+
+
+MIXED = not before("datasets", "4.7")  # else arguments without a common type are JSON text
 
 
 def call(name: str, arguments: Any, **more: Any) -> dict[str, Any]:
+    arguments = arguments if MIXED or isinstance(arguments, str) else json.dumps(arguments)
     return {"type": "function", "function": {"name": name, "arguments": arguments}, **more}
 
 
@@ -359,7 +365,7 @@ def test_trl_knows_every_key(talks: Selection, tmp_path: Path) -> None:
     assert model.lora_target_modules == "all-linear"
     assert (sft.max_length, sft.assistant_only_loss, sft.report_to, sft.output_dir) == (512, True, [], "out")
     assert (sft.per_device_train_batch_size, sft.gradient_accumulation_steps, sft.num_train_epochs) == (2, 8, 2)
-    assert sft.learning_rate == 2e-4 and sft.activation_checkpointing is True
+    assert sft.learning_rate == 2e-4 and sft.gradient_checkpointing is True
     assert script.dataset_name is None
     assert [(d.path, d.data_files, d.split) for d in data.datasets] == [("json", "train.jsonl", "train")]
     config.write_text(config.read_text() + "lora_rr: 3\n")

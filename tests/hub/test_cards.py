@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from tiny import chat, rows
+from versions import before
 
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelector, Selection
 from hf_neuronselect.cli import main as cli
@@ -150,9 +151,10 @@ def test_the_head_is_valid(clean: Hub, folders: dict[str, Path], kind: str) -> N
     assert errors == [] and warnings == [] and "neuronselect" in data["tags"]
     repo_type = "dataset" if kind == "selection" else "space" if kind.startswith("metric") else "model"
     read = {"dataset": DatasetCard, "space": RepoCard, "model": ModelCard}[repo_type](text)
-    start = len(clean.requests)
-    read.validate(repo_type=repo_type)
-    assert clean.requests[start:] == ["POST /api/validate-yaml"]
+    if not before("huggingface_hub", "2.2"):  # it asks the public Hub, whatever the endpoint
+        start = len(clean.requests)
+        read.validate(repo_type=repo_type)
+        assert clean.requests[start:] == ["POST /api/validate-yaml"]
     if kind in KINDS:
         assert once(text)
         assert read.data.to_dict() == data

@@ -31,6 +31,7 @@ from peft import PeftModel
 from safetensors.numpy import load_file
 from tiny import ALL, make_extractor, rows
 from transformers import AutoModelForCausalLM
+from versions import before
 
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelector, Selection
 from hf_neuronselect.core.errors import NeuronSelectError
@@ -296,8 +297,10 @@ def test_metric_is_a_space(hub: Hub) -> None:
     assert files.keys() == {".gitattributes", "README.md", "__init__.py", "app.py", "mtld.py", "requirements.txt"}
     assert len(hub.history("spaces", name)) == 2
     texts = ["of the people by the people for the people", "no word comes twice here"]
-    found, expected = (evaluate.load(where).compute(data=texts) for where in (name, str(folder)))
-    assert found == expected and found["mtld"] == 7.0
+    found = evaluate.load(str(folder)).compute(data=texts)
+    assert found["mtld"] == 7.0
+    if not before("evaluate", "0.4.3"):  # it loads nothing from the Hub beside a current datasets
+        assert evaluate.load(name).compute(data=texts) == found
 
 
 def test_sae(hub: Hub, name: str, tiny_folder: Path, extractor: NeuronFeatureExtractor, target: Dataset) -> None:
@@ -720,6 +723,10 @@ def test_server_errors_in_an_upload_are_survived(hub: Hub, name: str) -> None:
     same_selection(Selection.from_pretrained(name), made)
 
 
+TRIES_AGAIN = pytest.mark.skipif(before("huggingface_hub", "1.21"), reason="does not try again after a cut")
+
+
+@TRIES_AGAIN
 def test_a_connection_cut_in_an_upload_is_survived(hub: Hub, name: str, selection: Selection) -> None:
     hub.fault("PUT", f"/_lfs/datasets/{name}/", cut_after=500)
     selection.push_to_hub(name)
@@ -727,6 +734,7 @@ def test_a_connection_cut_in_an_upload_is_survived(hub: Hub, name: str, selectio
     same_selection(Selection.from_pretrained(name), selection)
 
 
+@TRIES_AGAIN
 @pytest.mark.parametrize("how", ["package", "datasets"])
 def test_a_connection_cut_in_a_download_is_survived(hub: Hub, name: str, how: str, selection: Selection) -> None:
     selection.push_to_hub(name)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import BLOCKS, DENSE, FAMILIES, HIDDEN, MOE, VOCAB, blocks_of, norm_of, record, tiny_model
+from families import BLOCKS, DENSE, FAMILIES, HIDDEN, MOE, VOCAB, blocks_of, norm_of, record, router_weights, tiny_model
 
 from hf_neuronselect.core.errors import NeuronSelectError
 from hf_neuronselect.models.backbone import Backbone, resolve_layer
@@ -133,7 +133,7 @@ def test_router(case: SimpleNamespace) -> None:
         found = backbone.router(layer)
         assert found is not None
         got = _read(backbone, [found[0]], then=found[1])
-        _assert_rows(got, [[row[layer].softmax(dim=-1)] for row in logits], [0])
+        _assert_rows(got, [[router_weights(row[layer])] for row in logits], [0])
         _assert_rows(got, [row["router"] for row in case.rows], [layer])
         weights = torch.cat([row[0] for row in got])
         torch.testing.assert_close(weights.sum(dim=-1), torch.ones(len(weights)))

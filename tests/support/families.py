@@ -105,6 +105,12 @@ def neurons_by_hand(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return gate * mlp.up_proj(x) if hasattr(mlp, "gate_proj") else gate
 
 
+def router_weights(logits: torch.Tensor) -> torch.Tensor:
+    """Softmax of a router's logits; transformers 5.0 gives the weights by that name."""
+    given = bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=-1), torch.ones(()), atol=1e-4)
+    return logits if given else logits.softmax(dim=-1)
+
+
 @torch.no_grad()
 def record(model: nn.Module, ids: Any) -> dict[str, torch.Tensor]:
     """One unpadded row through the whole, unmodified model.
@@ -139,7 +145,7 @@ def record(model: nn.Module, ids: Any) -> dict[str, torch.Tensor]:
     found = {"residual": torch.stack(seen["residual"]), "mlp_input": torch.stack(seen["mlp_input"])}
     found["hidden_states"] = torch.stack([h[0] for h in out.hidden_states])
     if seen["router_logits"]:
-        found["router"] = torch.stack(seen["router_logits"]).softmax(dim=-1)
+        found["router"] = router_weights(torch.stack(seen["router_logits"]))
     if all(not hasattr(mlp, "experts") for mlp in mlps):
         pairs = list(zip(mlps, found["mlp_input"], strict=True))
         found["gate"] = torch.stack([gate_by_hand(mlp, x) for mlp, x in pairs])

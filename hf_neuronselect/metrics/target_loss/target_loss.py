@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -147,11 +148,19 @@ class TargetLoss(evaluate.Measurement):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            # JSON keeps keys that columns of role and content would drop: tool calls, tools, other formats.
-            features=datasets.Features({"data": datasets.Json()}),
+            # Rows as JSON text: columns of role and content would drop tool calls, tools, other formats.
+            features=datasets.Features({"data": datasets.Value("string")}),
         )
 
-    def _compute(self, data: Sequence[Any], model_id: str | None = None, **options: Any) -> dict[str, Any]:
+    def add_batch(self, *, data: Sequence[Any] = (), **wrong: Any) -> None:
+        """Add rows."""
+        super().add_batch(data=[json.dumps(row) for row in data], **wrong)
+
+    def add(self, *, data: Any, **wrong: Any) -> None:
+        """Add a row."""
+        super().add(data=json.dumps(data), **wrong)
+
+    def _compute(self, data: Sequence[str], model_id: str | None = None, **options: Any) -> dict[str, Any]:
         if model_id is None:
             raise NeuronSelectError("give the Hub id or the folder of a causal LM", option="model_id")
-        return target_loss(data, model_id, **options)
+        return target_loss([json.loads(row) for row in data], model_id, **options)
