@@ -47,6 +47,8 @@ _NOT_HERE = {
     "model_init_kwargs": "use dtype, attn_implementation, load_in_4bit",
     "trust_remote_code": "code from a repository is never run",
     "gradient_checkpointing": "it is called activation_checkpointing now",
+    "group_by_length": "write train_sampling_strategy: group_by_length",
+    "warmup_ratio": "it is called warmup_steps now",
     "use_peft": "only LoRA is trained; for full fine-tuning, neuronselect export DIR --format trl",
 }
 

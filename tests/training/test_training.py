@@ -76,7 +76,8 @@ def weights(folder: Path) -> bytes:
     [
         ({"max_step": 5}, "config", "unknown key of section train; did you mean max_steps"),
         ({"lora-rank": 5}, "config", "unknown key of section train; did you mean"),
-        ({"warmup_ratio": 0.1}, "config", "did you mean warmup_steps"),
+        ({"warmup_ratio": 0.1}, "warmup_ratio", "warmup_steps"),
+        ({"group_by_length": True}, "group_by_length", "train_sampling_strategy"),
         ({1: 2}, "config", "unknown key of section train"),
         ({"output_dir": "x"}, "output_dir", "the folder is --out"),
         ({"push_to_hub": True}, "push_to_hub", "name the repository in the section push"),
@@ -123,8 +124,8 @@ def test_defaults_make_no_warning(tmp_path: Path) -> None:
     assert arguments.output_dir == str(tmp_path)
     assert config.lora().target_modules == "all-linear" and config.lora().task_type == "CAUSAL_LM"
     on_cpu = TrainConfig.from_section({"use_cpu": True}).arguments(tmp_path)
-    assert (on_cpu.packing, on_cpu.train_sampling_strategy) == (False, "group_by_length")
-    assert not on_cpu.gradient_checkpointing and not on_cpu.activation_checkpointing
+    by_length = getattr(on_cpu, "group_by_length", None) or on_cpu.train_sampling_strategy == "group_by_length"
+    assert by_length and not on_cpu.packing and not on_cpu.gradient_checkpointing
 
 
 def test_keys_go_to_trl_and_peft(tmp_path: Path) -> None:
