@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..rows.turns import RESULTS
 from .base import (
     ACCUMULATE,
     ADAPT_LORA,
@@ -23,9 +24,6 @@ from .base import (
     to_json,
     to_yaml,
 )
-
-# LLaMA-Factory's own separator between the results of simultaneous calls.
-_RESULTS = "\n</tool_response>\n<tool_response>\n"
 
 
 def _write(rows: Rows, base: BaseModel, length: int) -> Files:
@@ -84,7 +82,7 @@ def _sharegpt(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str
         elif role == "assistant":
             turns.append(_answer(message))
         elif turns and turns[-1]["from"] == "observation":
-            turns[-1]["value"] += _RESULTS + content
+            turns[-1]["value"] += RESULTS + content
         else:
             turns.append({"from": "observation", "value": content})
     for i, turn in enumerate(turns):

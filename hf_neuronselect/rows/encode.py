@@ -11,7 +11,8 @@ import numpy as np
 from jinja2 import TemplateError
 
 from ..core.errors import NeuronSelectError, one_of
-from .formats import ROLES, Conversation
+from .formats import Conversation
+from .turns import ROLES
 
 POOL_TOKENS = ("all", "no_special", "assistant", "user")
 # Errors a chat template can raise on a row.

@@ -9,11 +9,13 @@ messages    ``messages`` [``tools``]                        unchanged
 prompt      ``prompt``, ``completion`` [``tools``]          strings: one user and one assistant turn
 alpaca      ``instruction``, ``output`` [``input``,         ``instruction\n\ninput`` as the user turn
             ``system``]
-sharegpt    ``conversations`` of ``from``/``value``         roles renamed
-            [``system``, ``tools``]
+sharegpt    ``conversations`` [``system``, ``tools``]        roles renamed, calls of tools read
 qa          ``question``, ``answer``                        one user and one assistant turn
 text        ``text``                                        tokenised unchanged, without turns (choice)
 ========== =============================================== =========================================
+
+Turns have ``role`` and ``content`` or ``from`` and ``value``, whatever the format; capitals in a role do not matter.
+Numbers, dates and booleans in the place of a text are read as text.
 
 A row that cannot be read is never dropped: its :class:`Conversation` has the reason in ``skip``.
 """
@@ -21,29 +23,18 @@ A row that cannot be read is never dropped: its :class:`Conversation` has the re
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.errors import NeuronSelectError, unknown
+from ..core.errors import NeuronSelectError, NeuronSelectWarning, unknown
+from .turns import Skipped, is_missing, read_messages, read_text, read_tools, read_turns
 
 Row = dict[str, Any]
 """A row of a dataset: column -> value."""
-
-ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython"}
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-}
+PICK_COLUMNS = ("neuron_score", "neuron_rank", "source_index")
+"""Columns that a selection adds to its rows."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +73,14 @@ _OPTIONAL = {
     "qa": ("system",),
     "text": (),
 }
+TEXTS = frozenset(
+    column
+    for parts in (_REQUIRED, _OPTIONAL)
+    for columns in parts.values()
+    for column in columns
+    if column not in ("messages", "conversations", "tools")
+)
+"""Columns of the formats whose values are texts (some may be lists of turns, too)."""
 
 
 def row_format(columns: Iterable[str], name: str = "auto", renames: Mapping[str, str] | None = None) -> RowFormat:
@@ -116,10 +115,6 @@ def row_format(columns: Iterable[str], name: str = "auto", renames: Mapping[str,
     )
 
 
-class _Skip(Exception):
-    """Raised for a row that cannot be used; the text is the reason."""
-
-
 @dataclass(frozen=True)
 class Conversation:
     """One row: ``messages`` (with ``tools``), or plain ``text``, or the reason it was skipped in ``skip``."""
@@ -130,7 +125,7 @@ class Conversation:
     skip: str = ""
 
     def content(self) -> str:
-        """All turns in one string, roles included. Rows with equal content are duplicates."""
+        """All turns in one string, roles included."""
         if self.text is not None:
             return self.text
         extra = [{k: m[k] for k in ("tool_calls", "reasoning_content") if k in m} for m in self.messages]
@@ -139,76 +134,15 @@ class Conversation:
             for m, more in zip(self.messages, extra, strict=True)
         )
 
+    def exact(self) -> str:
+        """Everything that a chat template can print. Rows that are equal in it are duplicates."""
+        if self.text is not None:
+            return self.text
+        return json.dumps([self.messages, self.tools], sort_keys=True, ensure_ascii=False, default=str)
+
     def questions(self) -> list[str]:
         """The user turns."""
         return [m["content"] for m in self.messages if m["role"] == "user"]
-
-
-def _content(value: Any, where: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Sequence):
-        texts = []
-        for part in value:
-            if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
-                texts.append(part["text"])
-            else:
-                kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-                raise _Skip(f"error: {where} holds a part of type {kind!r}; only text parts are read")
-        return "\n".join(texts)
-    raise _Skip(f"error: {where} is {type(value).__name__}, not text")
-
-
-def _without_none(value: Any) -> Any:
-    """Drop keys whose value is None, at any depth."""
-    if isinstance(value, Mapping):
-        return {k: _without_none(v) for k, v in value.items() if v is not None}
-    return [_without_none(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _messages(value: Any, where: str = "messages") -> list[dict[str, Any]]:
-    if value is None:
-        raise _Skip("empty")
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise _Skip(f"error: {where} is {type(value).__name__}, not a list of role/content turns")
-    read = []
-    for i, turn in enumerate(value):
-        if not isinstance(turn, Mapping):
-            raise _Skip(f"error: {where}[{i}] is {type(turn).__name__}, not a role/content turn")
-        # Arrow fills keys that only other rows have with None; a chat template would treat them as set.
-        message = _without_none(turn)
-        role = message.get("role")
-        if not isinstance(role, str) or role not in ROLES:
-            raise _Skip(f"error: {where}[{i}] has the unknown role {role!r}")
-        if "content" in message or not message.get("tool_calls"):
-            message["content"] = _content(message.get("content"), f"{where}[{i}].content")
-        else:
-            message["content"] = ""
-        read.append(message)
-    return read
-
-
-def _turns(value: Any, role: str, where: str) -> list[dict[str, Any]]:
-    """A prompt or completion: text (one turn) or a list of turns."""
-    if value is None:
-        raise _Skip("empty")
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    return _messages(value, where)
-
-
-def _sharegpt(value: Any) -> list[dict[str, Any]]:
-    if value is None:
-        raise _Skip("empty")
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise _Skip(f"error: conversations is {type(value).__name__}, not a list of from/value turns")
-    turns = []
-    for i, turn in enumerate(value):
-        seen = turn.get("from") if isinstance(turn, Mapping) else type(turn).__name__
-        if not isinstance(turn, Mapping) or not isinstance(seen, str) or seen not in SHAREGPT_ROLES:
-            raise _Skip(f"error: conversations[{i}] has the unknown role {seen!r}")
-        turns.append({"role": SHAREGPT_ROLES[turn["from"]], "content": turn.get("value")})
-    return _messages(turns, "conversations")
 
 
 def read_row(row: Mapping[str, Any], fmt: RowFormat) -> Conversation:
@@ -216,43 +150,62 @@ def read_row(row: Mapping[str, Any], fmt: RowFormat) -> Conversation:
     got = fmt.read(row)
     try:
         if fmt.name == "text":
-            text = _content(got["text"], "text") if got["text"] is not None else ""
+            text = "" if is_missing(got["text"]) else read_text(got["text"], "text")
             return Conversation(text=text, skip="" if text.strip() else "empty")
-        if fmt.name == "messages":
-            messages = _messages(got["messages"])
+        if fmt.name in ("messages", "sharegpt"):
+            where = fmt.columns[0][0]
+            messages = read_messages(got[where], where)
         elif fmt.name == "prompt":
-            messages = _turns(got["prompt"], "user", "prompt") + _turns(got["completion"], "assistant", "completion")
+            messages = read_turns(got["prompt"], "user", "prompt") + read_turns(
+                got["completion"], "assistant", "completion"
+            )
         elif fmt.name == "qa":
-            messages = _turns(got["question"], "user", "question") + _turns(got["answer"], "assistant", "answer")
-        elif fmt.name == "alpaca":
-            question, more = got["instruction"], got.get("input")
-            if question is None and got["output"] is None:
-                raise _Skip("empty")
-            question = _content(question, "instruction")
-            if more is not None and (more := _content(more, "input")).strip():
-                question = f"{question}\n\n{more}"
-            messages = [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": _content(got["output"], "output")},
-            ]
+            messages = read_turns(got["question"], "user", "question") + read_turns(
+                got["answer"], "assistant", "answer"
+            )
         else:
-            messages = _sharegpt(got["conversations"])
-        if system := got.get("system"):
-            messages.insert(0, {"role": "system", "content": _content(system, "system")})
-        tools = _without_none(got.get("tools")) or None
-        if isinstance(tools, str):
-            try:
-                tools = json.loads(tools) or None
-            except json.JSONDecodeError:
-                raise _Skip("error: tools is text that is not JSON") from None
-    except _Skip as reason:
+            messages = _alpaca(got)
+        system = got.get("system")
+        if not is_missing(system) and system != "":
+            messages.insert(0, {"role": "system", "content": read_text(system, "system")})
+        tools = read_tools(got.get("tools"))
+    except Skipped as reason:
         return Conversation(skip=str(reason))
     if not any(m["content"].strip() or m.get("tool_calls") for m in messages):
         return Conversation(skip="empty")
     return Conversation(messages=messages, tools=tools)
 
 
+def _alpaca(got: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if is_missing(got["instruction"]) and is_missing(got["output"]):
+        raise Skipped("empty")
+    question, more = read_text(got["instruction"], "instruction"), got.get("input")
+    if not is_missing(more) and (more := read_text(more, "input")).strip():
+        question = f"{question}\n\n{more}"
+    answer = read_text(got["output"], "output")
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
 def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[Row]:
     """Turn a dict of equally long columns into a list of rows."""
     names = list(batch)
     return [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def selection_columns(names: Iterable[str]) -> list[str]:
+    """Which of the columns an earlier selection added: its scores, ranks and numbers, and turns that came after them.
+
+    An export keeps only ``source_index``; that is warned of, since the column may be the user's own.
+    """
+    names = list(names)
+    ours = [name for name in names if name in PICK_COLUMNS or name.startswith("neuron_score_")]
+    if set(PICK_COLUMNS) <= set(ours):
+        return ours + [name for name in names[names.index("source_index") :] if name == "messages"]
+    if ours != ["source_index"]:
+        return []
+    warnings.warn(
+        "the column source_index, as of an earlier selection, is left out: a new one counts the rows of this pool",
+        NeuronSelectWarning,
+        stacklevel=3,
+    )
+    return ours

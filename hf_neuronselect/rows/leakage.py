@@ -17,13 +17,22 @@ _WORD = re.compile(r"[^\W_]{4,}")
 
 
 def normalised(text: str) -> str:
-    """Lower case with single spaces; texts that are equal in this form are the same."""
+    """Lower case with single spaces: an exemplar written so has leaked, too."""
     return " ".join(text.casefold().split())
 
 
+def exact_key(conversation: Conversation) -> bytes:
+    """16-byte hash of a row; only rows that are equal to the letter, with the same tools, have the same."""
+    return _hash(conversation.exact())
+
+
 def key(text: str) -> bytes:
-    """16-byte hash of a text."""
-    return hashlib.blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
+    """16-byte hash of a text in its normalised form."""
+    return _hash(normalised(text))
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
 
 
 class Seen:
@@ -110,9 +119,9 @@ class Leakage:
     def __or__(self, other: Leakage) -> Leakage:
         return Leakage(self.rows | other.rows, self.questions | other.questions, self.texts | other.texts)
 
-    def find(self, conversation: Conversation, row_key: bytes) -> bool:
-        """Whether a pool row, whose content has the key ``row_key``, leaks an exemplar."""
-        if row_key in self.rows:
+    def find(self, conversation: Conversation) -> bool:
+        """Whether a pool row leaks an exemplar."""
+        if self.rows and key(conversation.content()) in self.rows:
             return True
         if not self.questions:
             return False

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, List, ReadInstruction, Value, load_dataset, load_from_disk
+import pyarrow.parquet as pq
+from datasets import Dataset, IterableDataset, List, ReadInstruction, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import DatasetInfo, HfApi, constants
 
@@ -19,13 +22,20 @@ from ..core import bundled
 from ..core.errors import NeuronSelectError, unknown
 from ..core.provenance import SourceRecord, record_of
 from ..core.sources import content_hash, hub_errors
-from .formats import RowFormat, read_row, row_format
+from .files import PACKED, read_files, stream_files
+from .formats import RowFormat, read_row, row_format, selection_columns
 
 BUNDLED = "bundled:"
 """Prefix of rows that come with the package."""
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_PACKED = (".gz", ".xz", ".zst")
+_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+# Files that describe data, beside the data.
+_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "selection.json"}
+# Words in the names of files and folders that say of which split they are.
+_SPLITS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+}  # fmt: skip
 # Where `datasets` caches rows from the Hub: org___name_in_snake_case/config/version/commit/.
 _CACHED = re.compile(r"/(?P<org>[^/]+?)___[^/]+/(?P<config>[^/]+)/\d+\.\d+\.\d+/(?P<commit>[0-9a-f]{40})/[^/]+$")
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^:]+))?(:(?P<rest>.+))?")
@@ -67,21 +77,32 @@ def _split_outside_brackets(text: str) -> list[str]:
     return re.split(r":(?![^\[]*\])", text)
 
 
-def load_rows(spec: str, *, option: str = "pool", streaming: bool = False, token: str | bool | None = None) -> Rows:
+def load_rows(
+    spec: str,
+    *,
+    option: str = "pool",
+    streaming: bool = False,
+    token: str | bool | None = None,
+    texts: Iterable[str] = (),
+) -> Rows:
     """Load rows.
 
     Args:
-        spec: an existing path wins (.jsonl, .json, .csv, .parquet, also .gz, .xz, .zst; a
-            ``save_to_disk`` folder; a folder of parquet or JSON), else ``bundled:pool`` or ``bundled:TARGET``, else
-            ``org/name[@revision][:config[:split]]``; the default split is ``train``.
+        spec: an existing path wins (.jsonl, .json, .csv, .parquet, also .gz, .xz, .zst; a ``save_to_disk`` folder; a
+            folder of files of one kind, ``FOLDER:SPLIT`` for another split than ``train``), else ``bundled:pool`` or
+            ``bundled:TARGET``, else ``org/name[@revision][:config[:split]]``; the default split is ``train``.
         option: name of the argument, for errors. streaming: give an IterableDataset and download as it is read.
+        texts: columns of JSON files that are texts, besides those of the row formats.
 
     Raises:
         NeuronSelectError: the rows do not exist, cannot be read, or have several splits.
     """
-    path = Path(spec)
+    path, split = Path(spec), None
+    folder, _, word = spec.rpartition(":")
+    if not path.exists() and folder and Path(folder).is_dir():
+        path, split = Path(folder), word
     if path.exists():
-        return _load_local(path, option, streaming)
+        return _load_local(path, option, streaming, split=split, texts=texts)
     if spec.startswith(BUNDLED):
         rows = _load_local(_bundled_file(spec, option), option, streaming)
         return Rows(rows.data, rows.about | {"id": spec})
@@ -165,41 +186,101 @@ def source_of(data: Dataset | IterableDataset) -> SourceRecord | None:
     return about if whole else SourceRecord(derived_from=about)
 
 
-def _load_local(path: Path, option: str, streaming: bool) -> Rows:
+def _load_local(
+    path: Path, option: str, streaming: bool, *, split: str | None = None, texts: Iterable[str] = ()
+) -> Rows:
     about: dict[str, Any] = {"id": path.resolve().name, "commit": f"content:{content_hash(path)}"}
-    try:
-        if path.is_dir() and (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            loaded = load_from_disk(str(path))
-            if isinstance(loaded, DatasetDict):
-                raise NeuronSelectError(
-                    f"holds the splits {', '.join(loaded)}; name one of their folders", option=option, value=path.name
-                )
-            return Rows(loaded.to_iterable_dataset() if streaming else loaded, about)
-        files = [path]
-        if path.is_dir():
-            root = path
-            if (path / "selection.json").is_file():  # rows selected before: the first source's terms still apply
-                root = path / "data"
-                first = json.loads((path / "selection.json").read_text(encoding="utf-8")).get("pool", {})
-                about |= {name: first[name] for name in ("license", "restricted") if first.get(name)}
-            files = sorted(p for p in root.rglob("*") if _builder(p) and p.is_file() and p.name != "selection.json")
-        builders = {_builder(file) for file in files}
-        if not files or None in builders or len(builders) > 1:
-            raise NeuronSelectError(
-                f"needs {', '.join(_BUILDERS)} (also {', '.join(_PACKED)}), a save_to_disk folder, or a folder of one kind",
-                option=option, value=path.name,
-            )  # fmt: skip
-        data = load_dataset(
-            str(builders.pop()), data_files=[os.fspath(file) for file in files], split="train", streaming=streaming
+    if split is not None:
+        about["split"] = split
+    if (path / "dataset_dict.json").is_file():
+        about["split"] = split = _choose(
+            json.loads((path / "dataset_dict.json").read_bytes())["splits"], split, path, option
         )
+        path = path / split
+    saved = (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
+    if (path / "selection.json").is_file():  # rows selected before: the first source's terms still apply
+        first = json.loads((path / "selection.json").read_text(encoding="utf-8")).get("pool", {})
+        about |= {name: first[name] for name in ("license", "restricted") if first.get(name)}
+    with _clear(option, path.name):
+        if saved:
+            loaded = load_from_disk(str(path))
+            assert isinstance(loaded, Dataset)
+            data: Dataset | IterableDataset = loaded.to_iterable_dataset() if streaming else loaded
+        else:
+            files = [path] if path.is_file() else _files_of(path, split, option)
+            kinds = {_kind(file) for file in files}
+            if not files or None in kinds or len(kinds) > 1:
+                raise NeuronSelectError(
+                    f"needs {', '.join(_KINDS)} (also {', '.join(PACKED)}), a save_to_disk folder, or a folder of one kind",
+                    option=option, value=path.name,
+                )  # fmt: skip
+            if kinds == {"parquet"}:
+                data = _read_parquet(files, streaming)
+            else:
+                data = (stream_files if streaming else read_files)(files, option=option, texts=texts)
+        data = without_selection(data)
+    if isinstance(data, Dataset) and not len(data):
+        raise NeuronSelectError("there are no rows", option=option, value=path.name)
+    return Rows(data, about)
+
+
+@contextmanager
+def _clear(option: str, name: str) -> Iterator[None]:
+    """Turn the libraries' errors about a file into one line."""
+    try:
+        yield
     except NeuronSelectError:
         raise
-    except StopIteration as cause:  # the JSON reader raises it for an empty file
-        raise NeuronSelectError("there are no rows", option=option, value=path.name) from cause
-    except (DatasetGenerationError, ValueError, OSError, TypeError) as cause:
+    except (DatasetGenerationError, ValueError, OSError, TypeError, KeyError) as cause:
         reason = " ".join(str(cause.__cause__ or cause).split())[:240]
-        raise NeuronSelectError(f"cannot be read: {reason}", option=option, value=path.name) from cause
-    return Rows(data, about)
+        raise NeuronSelectError(f"cannot be read: {reason}", option=option, value=name) from cause
+
+
+def _files_of(folder: Path, split: str | None, option: str) -> list[Path]:
+    """The data files of a folder, of one split where they are of several."""
+    root = folder / "data" if (folder / "selection.json").is_file() else folder
+    files = sorted(p for p in root.rglob("*") if _kind(p) and p.is_file() and p.name not in _DESCRIPTIONS)
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts)]
+    of: dict[str, list[Path]] = {}
+    for file in files:
+        words = re.split(r"[^a-z]+", file.relative_to(root).as_posix().lower())
+        of.setdefault(next((_SPLITS[word] for word in words if word in _SPLITS), ""), []).append(file)
+    if split is None and of.keys() <= {"", "train"}:
+        return files
+    if "" in of and split is None:
+        other = ", ".join(name for name in of if name)
+        raise NeuronSelectError(
+            f"holds files of the split {other} and {of[''][0].name}, which is of none; name a file or a split "
+            f"(FOLDER:{next(name for name in of if name)})", option=option, value=folder.name,
+        )  # fmt: skip
+    return of[_choose([name for name in of if name], split, folder, option)]
+
+
+def _choose(splits: Sequence[str], split: str | None, folder: Path, option: str) -> str:
+    """The split asked for, else ``train``."""
+    wanted = split or "train"
+    chosen = wanted if wanted in splits else _SPLITS.get(wanted.lower(), wanted)
+    if chosen not in splits:
+        found = " and ".join(splits) or "no split by its files' names"
+        raise NeuronSelectError(f"has {found}, not {wanted}; name one: FOLDER:SPLIT", option=option, value=folder.name)
+    return chosen
+
+
+def _read_parquet(files: Sequence[Path], streaming: bool) -> Dataset | IterableDataset:
+    if not any(pq.read_metadata(file).num_rows for file in files):
+        return Dataset(pq.read_schema(files[0]).empty_table())
+    # The names are patterns to `datasets`: brackets in them stand for themselves.
+    names = [glob.escape(os.fspath(file.absolute())) for file in files]
+    return load_dataset("parquet", data_files=names, split="train", streaming=streaming)
+
+
+def without_selection(data: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Rows selected before, without the columns of that selection, as the rows of any pool.
+
+    A column ``source_index`` alone comes from an export; it is left out with a warning.
+    """
+    drop = selection_columns(data.column_names or ())
+    return data.remove_columns(drop) if drop else data
 
 
 def with_messages(data: Dataset, fmt: RowFormat | None = None) -> Dataset:
@@ -216,11 +297,11 @@ def with_messages(data: Dataset, fmt: RowFormat | None = None) -> Dataset:
                                 option="row_format", value="text")  # fmt: skip
     turns = [
         [{"role": m["role"], "content": m["content"]} for m in read_row(row, fmt).messages]
-        for row in data.select_columns(fmt.used)
+        for row in data.with_format(None).select_columns(fmt.used)
     ]
     return data.add_column("messages", turns, feature=List({"role": Value("string"), "content": Value("string")}))
 
 
-def _builder(path: Path) -> str | None:
-    suffixes = [s for s in path.suffixes if s not in _PACKED]
-    return _BUILDERS.get(suffixes[-1]) if suffixes else None
+def _kind(path: Path) -> str | None:
+    suffixes = [s.lower() for s in path.suffixes if s.lower() not in PACKED]
+    return _KINDS.get(suffixes[-1]) if suffixes else None

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
+from datasets.exceptions import DatasetGenerationError
+from datasets.table import CastError
 
 from ..core.cost import Cost, Meter
 from ..core.errors import NeuronSelectError
 from ..core.options import ExtractionOptions
 from ..core.prefetch import ahead
 from ..rows.formats import Conversation, Row, RowFormat, read_row, row_format, rows_of
+from ..rows.media import undecoded
 from ..signals.base import BOOKKEEPING, SIGNALS, Signal, signals_of, unpack_identities
 from ..signals.columns import RowBatch
 from ..signals.extraction import Extraction
@@ -24,6 +30,9 @@ from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, columns_of, skips_of
 
 BATCH_ROWS = 2000
+# What the libraries raise for a damaged file, or one whose rows have no common type.
+_UNREADABLE = (pa.ArrowException, CastError, DatasetGenerationError, UnicodeDecodeError, EOFError, OSError, zlib.error,
+               lzma.LZMAError)  # fmt: skip
 _DEFAULT = Extraction(ExtractionOptions())  # names of columns are the same for all options
 _COMPACT = re.compile(r"\w+_on_[0-9a-f]{16}")
 
@@ -95,6 +104,7 @@ class Reader:
         expect: signal -> identity it must have; identities seen are added.
         compact: smaller signals that replace those needed, where the data has all of them.
         needs_rows: whether the rows themselves are needed, besides their signals.
+        option, name: what errors call the data.
 
     Raises:
         NeuronSelectError: signals missing and no extractor; signals of another extraction or of other rows; no rows.
@@ -104,6 +114,7 @@ class Reader:
     extractor: NeuronFeatureExtractor | None
     expect: dict[str, str]
     option: str = "pool"
+    name: str | None = None
     optional: Sequence[str] = ()
     compact: Sequence[Signal] = ()
     needs_rows: bool = True
@@ -202,8 +213,10 @@ class Reader:
     def read(self, data: Dataset | IterableDataset) -> Iterator[Batch]:
         """The data's rows in order; see the class for what is raised."""
         names = list(data.column_names or [])
-        if isinstance(data, IterableDataset) and not names:
-            names = list(next(iter(data), {}))
+        stream = self._raw(data) if isinstance(data, IterableDataset) else iter(())
+        if not names:  # looked up in the first rows, which are not read again: a stream may run only once
+            first = list(islice(stream, 1))
+            names, stream = list(dict.fromkeys(chain(*chain(*first)))), chain(first, stream)
         if self.store is not None:
             self._check_store(self.store, data)
         plan = self.plan(names)
@@ -217,10 +230,15 @@ class Reader:
         position, started = 0, time.perf_counter()
 
         def prepare(chunk: _Chunk) -> tuple[_Chunk, list[Conversation], Any]:
+            nonlocal fmt
+            if isinstance(data, IterableDataset):  # later rows may have other columns
+                own.extend(sorted(set(chain(*chunk.raw)).difference(names, own)))
+                fmt = row_format(own, fmt.name, options.columns)
             conversations = [read_row(row, fmt) for row in chunk.raw] if used else []
             return chunk, conversations, plan.extractor.prepare(conversations) if plan.extractor else None
 
-        for chunk, conversations, prepared in ahead(self._chunks(data, plan, used, fmt), prepare):
+        parts = self._chunks(data, plan, used, fmt) if isinstance(data, Dataset) else _of_stream(stream, plan)
+        for chunk, conversations, prepared in ahead(parts, prepare):
             columns = dict(chunk.columns)
             skips = [list(chunk.skips)] if chunk.skips else []
             if plan.extractor is not None:
@@ -244,7 +262,7 @@ class Reader:
             started = time.perf_counter()
             position += n
         if position == 0:
-            raise NeuronSelectError("there are no rows", option=self.option)
+            raise NeuronSelectError("there are no rows", option=self.option, value=self.name)
 
     def _check_store(self, store: FeatureStore, data: Dataset | IterableDataset) -> None:
         name = store.folder.name
@@ -257,13 +275,28 @@ class Reader:
                 option="features", value=name,
             )  # fmt: skip
 
-    def _chunks(self, data: Dataset | IterableDataset, plan: Plan, used: list[str], fmt: RowFormat) -> Iterator[_Chunk]:
-        columns = [column for signal in plan.columns for column in column_names(signal)]
-        columns += BOOKKEEPING if columns else ()
-        if isinstance(data, IterableDataset):
-            for batch in data.iter(batch_size=BATCH_ROWS):
-                yield _chunk(rows_of(batch), {name: batch[name] for name in columns})
-            return
+    def _raw(self, data: IterableDataset) -> Iterator[list[Row]]:
+        """The rows of a stream as they come, in lists.
+
+        Raises:
+            NeuronSelectError: a file behind the stream cannot be read.
+        """
+        rows, read = iter(undecoded(data)), 0
+        while True:
+            try:
+                part = list(islice(rows, BATCH_ROWS))
+            except _UNREADABLE as cause:
+                reason = " ".join(f"{type(cause).__name__} {cause}".split())[:200]
+                raise NeuronSelectError(
+                    f"the stream breaks off after row {read} or later: {reason}", option=self.option, value=self.name
+                ) from cause
+            if not part:
+                return
+            yield part
+            read += len(part)
+
+    def _chunks(self, data: Dataset, plan: Plan, used: list[str], fmt: RowFormat) -> Iterator[_Chunk]:
+        columns = _columns_of(plan)
         texts = data.with_format(None).select_columns(used)
         if self.store is not None and plan.stored:
             start = 0
@@ -279,6 +312,18 @@ class Reader:
             arrow = table[start : start + n] if table is not None else None
             found = {name: arrow.column(name) for name in columns} if arrow is not None else {}
             yield _chunk(rows_of(texts[start : start + n]) if used else [], found)
+
+
+def _columns_of(plan: Plan) -> list[str]:
+    """Columns of signals that the data has."""
+    columns = [column for signal in plan.columns for column in column_names(signal)]
+    return [*columns, *BOOKKEEPING] if columns else []
+
+
+def _of_stream(parts: Iterator[list[Row]], plan: Plan) -> Iterator[_Chunk]:
+    columns = _columns_of(plan)
+    for rows in parts:
+        yield _chunk(rows, {name: [row[name] for row in rows] for name in columns})
 
 
 @dataclass

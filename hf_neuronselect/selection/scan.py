@@ -15,7 +15,7 @@ from ..core.errors import NeuronSelectError
 from ..methods.base import Method, PoolMethod, Target, check_scores
 from ..methods.pickers import row_scores
 from ..rows.formats import Conversation, Row
-from ..rows.leakage import Leakage, Seen, key
+from ..rows.leakage import Leakage, Seen, exact_key
 from .reader import Batch, Reader
 
 # Codes of `excluded`, in the order they are decided.
@@ -145,10 +145,10 @@ def _mark_known(
 ) -> None:
     """Mark exemplars and duplicates of earlier rows among those not excluded yet."""
     rows = np.flatnonzero(excluded == 0).tolist()
-    keys = [key(conversations[i].content()) for i in rows]
+    keys = [exact_key(conversations[i]) for i in rows]
     before, new = seen.contains(keys), set[bytes]()
     for i, row_key, known in zip(rows, keys, before.tolist(), strict=True):
-        if "leak" in exclude and leakage.find(conversations[i], row_key):
+        if "leak" in exclude and leakage.find(conversations[i]):
             excluded[i] = _LEAK
         elif "duplicate" in exclude and (known or row_key in new):
             excluded[i] = _DUPLICATE

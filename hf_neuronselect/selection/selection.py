@@ -23,8 +23,9 @@ from ..core.writing import put, writing
 from ..explain.report import ReportRow, excerpt, selection_report
 from ..hub.cards import SelectionCard, write_card
 from ..hub.pushable import PushToHub
-from ..rows.formats import RowFormat, read_row, row_format
+from ..rows.formats import PICK_COLUMNS, RowFormat, read_row, row_format
 from ..rows.load import with_messages
+from ..rows.media import with_bytes
 from ..signals.extractor import NeuronFeatureExtractor
 from .capability import Capability
 from .reader import Reader
@@ -169,7 +170,8 @@ class Selection(PushToHub):
 
     def excerpt(self, i: int, characters: int = 600) -> str:
         """The beginning of the i-th selected row's text."""
-        return excerpt(read_row(self.dataset[i], self.row_format), characters)
+        fmt = self.row_format
+        return excerpt(read_row(self.dataset.with_format(None).select_columns(fmt.used)[i], fmt), characters)
 
     # -------------------------------------------------------------------------------- persistence
     def save_pretrained(self, folder: str | Path, *, messages: bool = True, examples: bool = True) -> None:
@@ -185,7 +187,7 @@ class Selection(PushToHub):
         """
         with writing(Path(folder), folders.SELECTION) as new:
             (new / "data").mkdir()
-            (self._with_messages() if messages else self.dataset).to_parquet(new / DATA_FILE)
+            with_bytes(self._with_messages() if messages else self.dataset).to_parquet(new / DATA_FILE)
             writer: pq.ParquetWriter | None = None
             for table in self._score_batches():
                 writer = writer or pq.ParquetWriter(new / SCORES_FILE, table.schema)
@@ -207,7 +209,7 @@ class Selection(PushToHub):
 
     def report(self, rows: int = 20) -> str:
         """The selection as one HTML page; with 0 rows no text of the data is in it."""
-        first = self.dataset.select(range(min(rows, len(self))))
+        first = self.dataset.select(range(min(rows, len(self)))).select_columns(list(PICK_COLUMNS))
         return selection_report(
             self.provenance,
             [

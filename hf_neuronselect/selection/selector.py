@@ -30,7 +30,7 @@ from ..methods import Method, make_method
 from ..methods.base import PoolMethod, Target, exemplar_signals, signals_needed
 from ..methods.pickers import row_scores
 from ..rows.leakage import Leakage
-from ..rows.load import source_of
+from ..rows.load import source_of, without_selection
 from ..signals.base import Signal, signals_of
 from ..signals.columns import RowBatch
 from ..signals.extractor import NeuronFeatureExtractor
@@ -42,7 +42,7 @@ from .record import extraction_record, method_record, selection_record
 from .scan import Tally, scan
 from .scores import PoolScores
 from .selection import Selection
-from .stream import select_from_stream, stream_budget
+from .stream import check_free, select_from_stream, stream_budget
 
 Data: TypeAlias = Dataset | IterableDataset
 TARGET_NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -300,12 +300,17 @@ class NeuronSelector(PushToHub):
         for what in exclude:
             one_of(what, EXCLUDE, "exclude")
         check_aggregate(list(self.targets), budget, aggregate, weights)
-        pool = _single_split(pool, "pool")
+        pool = without_selection(_single_split(pool, "pool"))
         check_free(own_columns(pool.column_names or []))
         extractor = extractor or self.extractor
         tally = Tally()
+        held = None  # rows that the heaps of a stream hold
+        if isinstance(pool, IterableDataset):
+            held = stream_budget(pool, budget, list(self.targets), aggregate, self.method.picker())
+        known, several = source or source_of(pool) or SourceRecord(), len(self.targets) > 1
         method = self._prepared(pool)
         reader = self._reader(extractor, features, needs_rows=bool(exclude))
+        reader.name = known.id
         with self._spooled(pool, reader):
             found = scan(pool, reader, method, self.targets, self.leakage, exclude, tally)
             if isinstance(pool, Dataset):
@@ -314,13 +319,11 @@ class NeuronSelector(PushToHub):
                 dataset, indices, table = scored.choose(budget)
                 selection = Selection(dataset, indices, table, selector=self, choose=scored.choose)
             else:
-                rows = stream_budget(pool, budget, list(self.targets), aggregate, method.picker())
-                picks = select_from_stream(pool, found, budget, list(self.targets), aggregate, rows)
+                picks = select_from_stream(pool, found, budget, list(self.targets), aggregate, held)
                 self._check_some(bool(picks.kept), tally)
                 selection = Selection(
                     picks.dataset, picks.indices, picks.scores, selector=self, keep_alive=picks.folder
                 )
-        known, several = source or source_of(pool) or SourceRecord(), len(self.targets) > 1
         selection.provenance = selection_record(
             self.about(),
             capability=self.capability,
@@ -435,9 +438,3 @@ def _single_split(data: Any, option: str) -> Data:
         kind = f"the splits {', '.join(data)}" if isinstance(data, Mapping) else type(data).__name__
         raise NeuronSelectError(f"needs a datasets.Dataset or IterableDataset, got {kind}", option=option)
     return data
-
-
-def check_free(names: Sequence[str]) -> None:
-    for name in ("neuron_score", "neuron_rank", "source_index"):
-        if name in names:
-            raise NeuronSelectError(f"the pool already has the column {name!r}; remove or rename it", option="pool")

@@ -6,15 +6,18 @@ import heapq
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset
 
 from ..core.errors import NeuronSelectError
 from ..methods.pickers import BestFirst, Picker, row_scores
-from ..rows.formats import Row
+from ..rows.formats import PICK_COLUMNS, Row
+from ..rows.media import as_stored
+from ..rows.table import as_dataset
 from .budget import Budget, Picked, pick
 from .reader import added_columns
 from .scan import Scored
@@ -42,16 +45,18 @@ def stream_budget(
 ) -> int | None:
     """How many rows the heaps hold; None where a threshold decides.
 
+    The rows of a ratio are only known at the end, as a stream may be cut: until then as many are held as its whole
+    split would give.
+
     Raises:
         NeuronSelectError: a budget, aggregate or picker that needs the whole pool.
     """
     k = budget.k
     if budget.ratio is not None:
-        splits = pool.info.splits or {}
-        known = splits.get(str(pool.split)) if pool.split else None
-        if known is None or not known.num_examples:
+        most = _longest(pool)
+        if most is None:
             raise NeuronSelectError("the length of a stream is not known; use k", option="ratio", value=budget.ratio)
-        k = budget.rows(known.num_examples)
+        k = budget.rows(most)
     if budget.max_tokens is not None:
         raise NeuronSelectError("a stream needs k or threshold", option="max_tokens", value=budget.max_tokens)
     if len(targets) > 1 and (aggregate not in ("quota", "round_robin") or k is None):
@@ -66,6 +71,13 @@ def stream_budget(
     return k
 
 
+def _longest(pool: IterableDataset) -> int | None:
+    """Rows of the stream's split, as its source states them; the stream may be a part of it."""
+    splits = pool.info.splits or {}
+    known = splits.get(str(pool.split)) if pool.split else None
+    return (known.num_examples or None) if known is not None else None
+
+
 def select_from_stream(
     pool: IterableDataset,
     found: Iterable[Scored],
@@ -75,7 +87,7 @@ def select_from_stream(
     k: int | None,
 ) -> StreamPicks:
     """The best rows of a stream; memory is O(selected)."""
-    best = _Best(list(targets), k, budget.threshold)
+    best, read, most = _Best(list(targets), k, budget.threshold), 0, _longest(pool)
     folder = tempfile.TemporaryDirectory(prefix="neuronselect-")
     log_path = Path(folder.name) / "scores.parquet"
     log: pq.ParquetWriter | None = None
@@ -86,11 +98,20 @@ def select_from_stream(
         log = log or pq.ParquetWriter(log_path, table.schema)
         log.write_table(table)
         assert part.rows is not None
+        check_free(list(dict.fromkeys(chain(*part.rows))))
+        read += len(part.rows)
+        if budget.ratio is not None and read > (most or 0):
+            raise NeuronSelectError(
+                f"the stream has more rows than its source states ({most}): their share is not known; use k",
+                option="ratio", value=budget.ratio,
+            )  # fmt: skip
         for i in np.flatnonzero(part.excluded == 0):
             best.offer(int(part.index[i]), {name: float(scores[name][i]) for name in scores}, part.rows[i])
     if log is not None:
         log.close()
     heaps, kept, valid = best.heaps, best.kept, best.offered
+    if budget.ratio is not None:
+        k = budget.rows(read)
     if not valid:
         return StreamPicks(Dataset.from_list([]), np.zeros(0, np.int64), log_path, folder, 0)
     # Rows kept only for another target rank last for this one.
@@ -116,16 +137,24 @@ def select_from_stream(
 
 
 def _dataset(pool: IterableDataset, rows: list[Row]) -> Dataset:
-    """Kept rows with their own columns."""
-    own = list(pool.column_names or (rows[0] if rows else {}))
-    drop = set(added_columns(own))
-    features = None if pool.features is None else pool.features.copy()
-    if features is not None:
-        for name in drop:
-            features.pop(name)
-    return Dataset.from_list(
-        [{key: value for key, value in row.items() if key not in drop} for row in rows], features=features
-    )
+    """Kept rows with their own columns; rows of a stream without known types may have different ones."""
+    drop = set(added_columns(list(pool.column_names or dict.fromkeys(chain(*rows)))))
+    rows = [{key: value for key, value in row.items() if key not in drop} for row in rows]
+    if pool.features is None:
+        return as_dataset(rows)
+    features = Features({name: feature for name, feature in pool.features.items() if name not in drop})
+    return as_stored(rows, features)
+
+
+def check_free(names: Sequence[str]) -> None:
+    """Refuse a pool that has a column which the selection adds.
+
+    Raises:
+        NeuronSelectError: it has one.
+    """
+    for name in PICK_COLUMNS:
+        if name in names:
+            raise NeuronSelectError(f"the pool already has the column {name!r}; remove or rename it", option="pool")
 
 
 class _Best:

@@ -15,7 +15,7 @@ from ..core.sources import Source
 from ..core.writing import put
 from ..models.loss import answer_losses
 from ..rows.formats import Conversation, read_row, row_format
-from ..rows.leakage import Leakage, key, normalised
+from ..rows.leakage import Leakage, normalised
 from .figures import results_figure
 from .models import adapted, adapter_source, check_base, load_for_evaluation, load_tokenizer
 
@@ -41,11 +41,11 @@ def without_trained(data: Dataset, trained: Sequence[Dataset]) -> tuple[Dataset,
     found = conversations(data)
     seen, asked = Leakage.of(learnt), Leakage.of(found)
     # Conversely: training rows that contain an evaluation question inside a longer text.
-    holding = [normalised(row.content()) for row in learnt if asked.find(row, key(row.content()))]
+    holding = [normalised(row.content()) for row in learnt if asked.find(row)]
 
     def occurs(row: Conversation) -> bool:
         questions = Leakage.of([row]).texts
-        return seen.find(row, key(row.content())) or any(question in text for text in holding for question in questions)
+        return seen.find(row) or any(question in text for text in holding for question in questions)
 
     keep = [i for i, row in enumerate(found) if not occurs(row)]
     return data.select(keep), len(data) - len(keep)

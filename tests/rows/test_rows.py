@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+from datetime import date, datetime, time
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +17,9 @@ from hypothesis import strategies as st
 
 from hf_neuronselect.core.errors import NeuronSelectError
 from hf_neuronselect.rows.encode import Sample, SampleEncoder
-from hf_neuronselect.rows.formats import ROLES, Conversation, read_row, row_format, rows_of
+from hf_neuronselect.rows.formats import Conversation, read_row, row_format, rows_of
+from hf_neuronselect.rows.leakage import exact_key
+from hf_neuronselect.rows.turns import RESULTS, ROLES
 
 TOKENIZER = tiny_tokenizer()
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
@@ -108,6 +113,98 @@ def test_formats(row: dict[str, Any], want: list | None) -> None:
     assert got.messages == (row["messages"] if want is None else want)
 
 
+ADD = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+WRITTEN = '{"name": "add", "arguments": {"a": 1}}'
+THOUGHT = "<think>\nHm.\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("turn", "want"),
+    [
+        ({"role": "user", "content": "q"}, {"role": "user", "content": "q"}),
+        ({"from": " User ", "value": "q"}, {"role": "user", "content": "q"}),
+        ({"from": "HUMAN", "value": "q", "weight": 1}, {"role": "user", "content": "q"}),
+        ({"from": "Gpt", "value": 5}, {"role": "assistant", "content": "5"}),
+        ({"role": "Assistant", "content": "a", "weight": 1}, {"role": "assistant", "content": "a", "weight": 1}),
+        ({"from": "function_call", "value": WRITTEN}, {"role": "assistant", "content": "", "tool_calls": [ADD]}),
+        ({"from": "Tool_Call", "value": f"[{WRITTEN}, {WRITTEN}]"},
+         {"role": "assistant", "content": "", "tool_calls": [ADD, ADD]}),
+        ({"from": "function_call", "value": f"{THOUGHT}[{WRITTEN}]"},
+         {"role": "assistant", "content": THOUGHT, "tool_calls": [ADD]}),
+        ({"from": "function_call", "value": f"Well.<tool_call>{WRITTEN}</tool_call>"},
+         {"role": "assistant", "content": "Well.", "tool_calls": [ADD]}),
+        ({"from": "function_call", "value": "add(1)"}, {"role": "assistant", "content": "add(1)"}),
+        ({"from": "observation", "value": 2.5}, {"role": "tool", "content": "2.5"}),
+        ({"role": "assistant", "content": None, "tool_calls": [{"name": "add", "arguments": '{"a": 1}'}]},
+         {"role": "assistant", "content": "", "tool_calls": [ADD]}),
+        ({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": "no"}}]},
+         {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": "no"}}]}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_turns_however_they_are_written(turn: dict[str, Any], want: dict[str, Any], column: str) -> None:
+    first = {"role": "user", "content": "q"}
+    for written in ([first, turn], json.dumps([first, turn])):
+        got = _read({column: written})
+        assert got.messages == [first, want] and not got.skip, got
+        assert list(got.messages[1])[:2] == list(want)[:2]  # templates that print a whole turn keep its order
+
+
+def test_joined_results_of_tools_are_told_apart() -> None:
+    turns = [{"from": "human", "value": "q"}, {"from": "observation", "value": f"1{RESULTS}2"}]
+    assert _read({"conversations": turns}).messages == [*_m("user: q"), *_m("tool: 1", "tool: 2")]
+    plain = [{"role": "tool", "content": f"1{RESULTS}2"}]
+    assert _read({"messages": plain}).messages == plain
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3, "3"), (1.5, "1.5"), (True, "true"), (np.float32(2), "2.0"), (Decimal("1.10"), "1.10"),
+        (date(2024, 3, 1), "2024-03-01"), (datetime(2024, 3, 1, 10), "2024-03-01 10:00:00"), (time(9, 30), "09:30:00"),
+        ("null", "null"), ("None", "None"),
+    ],
+)  # fmt: skip
+def test_single_values_are_texts(value: Any, text: str) -> None:
+    assert _read({"question": "q", "answer": value}).messages == _m("user: q", f"assistant: {text}")
+    assert _read({"prompt": value, "completion": "a"}).messages == _m(f"user: {text}", "assistant: a")
+    assert _read({"instruction": "q", "output": value}).messages == _m("user: q", f"assistant: {text}")
+    assert _read({"text": value}).text == text
+    assert _read({"messages": [{"role": "user", "content": value}]}).messages == _m(f"user: {text}")
+    assert _read({"instruction": "q", "output": "a", "system": value}).messages[0]["content"] == text
+
+
+@pytest.mark.parametrize("tools", ["", "  ", "[]", "null", None, [], [None], float("nan")])
+def test_rows_without_tools(tools: Any) -> None:
+    got = _read({"messages": QA, "tools": tools})
+    assert got.messages == QA and got.tools is None and not got.skip
+
+
+def test_tools_however_they_are_written() -> None:
+    inner = TOOLS[0]["function"]
+    typed = [{**TOOLS[0], "function": {**inner, "parameters": json.dumps(inner["parameters"])}}]
+    for tools in (TOOLS, json.dumps(TOOLS), TOOLS[0], json.dumps(TOOLS[0]), [json.dumps(TOOLS[0])], typed):
+        assert _read({"messages": QA, "tools": tools}).tools == TOOLS
+
+
+def test_only_rows_equal_to_the_letter_are_the_same() -> None:
+    rows = [
+        {"messages": QA},
+        {"messages": _m("user: Q", "assistant: a")},
+        {"messages": _m("user: q ", "assistant: a")},
+        {"messages": _m("system: ", "user: q", "assistant: a")},
+        {"messages": QA, "tools": TOOLS},
+        {"messages": QA, "tools": [TOOLS[0] | {"type": "other"}]},
+        {"messages": [QA[0], QA[1] | {"tool_calls": [CALL]}]},
+        {"messages": [QA[0], QA[1] | {"name": "n"}]},
+        {"text": "q"},
+        {"text": "Q"},
+    ]
+    assert len({exact_key(_read(row)) for row in rows}) == len(rows)
+    same = [{"question": "q", "answer": "a"}, {"messages": json.dumps(QA), "tools": "[]"}]
+    assert {exact_key(_read(row)) for row in same} == {exact_key(_read(rows[0]))}
+
+
 def test_text_and_renamed_columns() -> None:
     assert _read({"text": "just text", "url": "u"}).text == "just text"
     row = {"question": "q", "response": "a", "context": "more"}
@@ -161,22 +258,22 @@ def test_tools_column() -> None:
         ({"messages": _m("wizard: q")}, "unknown role 'wizard'"),
         ({"messages": [{"content": "q"}]}, "unknown role None"),
         ({"messages": [{"role": 3, "content": "q"}]}, "unknown role 3"),
-        ({"messages": [{"role": "user", "content": 3}]}, r"messages\[0\].content is int"),
         ({"messages": [*QA, {"role": "user", "content": None}]}, r"messages\[2\].content is NoneType"),
         ({"messages": [{"role": "user", "content": {"text": "q"}}]}, "content is dict"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}, "part of type 'image'"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]}, "part of type 'text'"),
         ({"messages": [{"role": "user", "content": ["q"]}]}, "part of type 'str'"),
-        ({"prompt": 5, "completion": "a"}, "prompt is int"),
-        ({"question": "q", "answer": 5}, "answer is int"),
-        ({"instruction": "q", "output": 7}, "output is int"),
         ({"instruction": "q", "output": None}, "output is NoneType"),
-        ({"instruction": "q", "output": "a", "system": 7}, "system is int"),
+        ({"instruction": "q", "output": "a", "system": ["s"]}, "system holds a part"),
+        ({"text": {"a": 1}}, "text is dict"),
+        ({"question": "q", "answer": float("inf")}, "answer is float"),
+        ({"question": "q", "answer": float("nan")}, "empty"),
+        ({"messages": '{"role": "user"}'}, "messages is str"),
+        ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "tool_calls is int"),
+        ({"messages": _m("user: q"), "tools": "5"}, "tools is int"),
         ({"conversations": [{"from": "wizard", "value": "q"}]}, "unknown role 'wizard'"),
-        ({"conversations": [{"role": "user", "content": "q"}]}, "unknown role None"),
         ({"conversations": [{"from": "human", "value": None}]}, "content is NoneType"),
         ({"conversations": "x"}, "conversations is str"),
-        ({"text": 5}, "text is int"),
     ],
 )
 def test_rows_that_cannot_be_used_say_why(row: dict[str, Any], reason: str) -> None:

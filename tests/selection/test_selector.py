@@ -97,7 +97,8 @@ def test_duplicates_and_exemplars_are_left_out(
     exemplars = Dataset.from_list([*target.select_columns(["messages"]), {"messages": chat(question, "5")}])
     texts = [
         chat("Something else", "yes"),
-        chat("Something  ELSE", "yes"),  # the same but for case and spaces
+        chat("Something  ELSE", "yes"),  # not the same to the letter
+        chat("Something else", "yes"),
         exemplars[0]["messages"],  # an exemplar itself
         chat(question, "another answer"),  # its question
         chat(f"Here is a riddle. {question} Think.", "five"),  # holds its question
@@ -107,10 +108,10 @@ def test_duplicates_and_exemplars_are_left_out(
     selector = NeuronSelector("mona").fit({"t": exemplars}, extractor=extractor)
     selection = selector.select(small, ratio=1.0)
     excluded = selection.scores.column("excluded").to_pylist()
-    assert excluded == [None, "duplicate", "leak", "leak", "leak", None]
-    assert sorted(selection.indices.tolist()) == [0, 5]
+    assert excluded == [None, None, "duplicate", "leak", "leak", "leak", None]
+    assert sorted(selection.indices.tolist()) == [0, 1, 6]
     kept = selector.select(small, ratio=1.0, exclude=())
-    assert len(kept) == 6
+    assert len(kept) == 7
     assert selection.provenance.counts.leak == 3
 
 

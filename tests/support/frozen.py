@@ -124,11 +124,10 @@ def _planted(rows: Sequence[Row], exemplars: Sequence[Row]) -> list[tuple[str, l
     texts = [turn["content"] for row in rows for turn in row["messages"]]
     long = "\n\n".join(texts[:20])
     ask, other = exemplars[0]["messages"][0]["content"], exemplars[1]["messages"][0]["content"]
-    upper = [turn | {"content": turn["content"].upper()} for turn in rows[2]["messages"]]
     return [
         ("duplicate", rows[0]["messages"]),  # rows[0] is before it, rows[100] after it
         ("duplicate_ahead", rows[100]["messages"]),
-        ("duplicate_but_for_case", upper),
+        ("duplicate_again", rows[2]["messages"]),
         ("exemplar", exemplars[2]["messages"]),
         ("question", _chat(ask, "I do not know.")),
         ("question_inside", _chat(f"Solve this.\n\n{other}\n\nShow your work.", "I would rather not.")),

@@ -1,0 +1,180 @@
+"""Rows as Arrow columns without loss: a column whose values have no common type is kept as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets import Dataset
+
+from .formats import Row
+
+CHUNK_ROWS = 4000
+_HAS_JSON = hasattr(datasets, "Json") and hasattr(pa, "json_")  # older versions have no such type: JSON as text
+JSON: pa.DataType = pa.json_(pa.utf8()) if _HAS_JSON else pa.large_string()
+JSON_LIST: pa.DataType = pa.list_(JSON) if _HAS_JSON else JSON
+_BIG = re.compile(r"\d{19}")
+_MIXED = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
+
+
+class Columns:
+    """Names and types of columns, each as narrow as the values seen so far allow.
+
+    Attributes:
+        types: by name, in the order of their first row. widened: whether batches made before have narrower types.
+    """
+
+    def __init__(self) -> None:
+        self.types: dict[str, pa.DataType] = {}
+        self.widened = False
+        self._rows = 0
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema(list(self.types.items()))
+
+    def batch(self, rows: Sequence[Row]) -> pa.RecordBatch:
+        """Rows as columns; a key that a row lacks is null."""
+        before = dict(self.types)
+        arrays: dict[str, pa.Array] = {}
+        for name in dict.fromkeys(chain(self.types, *rows)):
+            values = [row.get(name) for row in rows]
+            found, array = _infer(values)
+            kind = _merge(self.types[name], found) if name in self.types else found
+            self.types[name] = kind
+            arrays[name] = array if array is not None and array.type == kind else _array(values, kind)
+        self.widened |= self._rows > 0 and before != self.types
+        self._rows += len(rows)
+        return pa.RecordBatch.from_arrays([arrays[name] for name in self.types], schema=self.schema)
+
+
+def chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows in lists."""
+    rows = iter(rows)
+    while part := list(islice(rows, CHUNK_ROWS)):
+        yield part
+
+
+def as_dataset(rows: Sequence[Row]) -> Dataset:
+    """A dataset of rows that may have different keys and values of several types."""
+    columns = Columns()
+    try:
+        batches = [columns.batch(part) for part in chunks(rows)]
+        if columns.widened:
+            batches = [columns.batch(part) for part in chunks(rows)]
+    except TypeError:  # values that are no JSON, as images: `datasets` knows their types
+        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in dict.fromkeys(chain(*rows))})
+    return Dataset(pa.Table.from_batches(batches, columns.schema))
+
+
+def _infer(values: list[Any]) -> tuple[pa.DataType, pa.Array | None]:
+    """The type of some values, and the array if they are in it."""
+    try:
+        array = pa.array(values)
+    except _MIXED:
+        return (JSON_LIST if all(value is None or isinstance(value, list) for value in values) else JSON), None
+    if pa.types.is_nested(array.type) and (_is_empty_struct(array.type) or (_HAS_JSON and _ragged(array, values))):
+        return (JSON_LIST if pa.types.is_list(array.type) else JSON), None
+    return array.type, array
+
+
+def _is_empty_struct(kind: pa.DataType) -> bool:
+    """Whether a type has a mapping without keys in it, which a Parquet file cannot hold."""
+    if pa.types.is_struct(kind):
+        return kind.num_fields == 0 or any(_is_empty_struct(kind.field(i).type) for i in range(kind.num_fields))
+    return pa.types.is_list(kind) and _is_empty_struct(kind.value_type)
+
+
+def _ragged(array: pa.Array, values: Iterable[Any]) -> bool:
+    """Whether Arrow filled keys that a mapping lacks with nulls."""
+    return _has_nulls(array) and not all(_fits(value, array.type) for value in values)
+
+
+def _has_nulls(array: pa.Array) -> bool:
+    if pa.types.is_struct(array.type):
+        fields = [array.field(i) for i in range(array.type.num_fields)]
+        return any(field.null_count or _has_nulls(field) for field in fields)
+    return pa.types.is_list(array.type) and _has_nulls(array.values)
+
+
+def _fits(value: Any, kind: pa.DataType) -> bool:
+    if value is None:
+        return True
+    if pa.types.is_struct(kind):
+        return len(value) == kind.num_fields and all(_fits(value[field.name], field.type) for field in kind)
+    return not pa.types.is_list(kind) or all(_fits(one, kind.value_type) for one in value)
+
+
+def _merge(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The narrowest type that holds the values of both."""
+    if one == other or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    if {one, other} == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        inner = _merge(one.value_type, other.value_type)
+        return JSON_LIST if _is_json(inner) or _holds_json(inner) else pa.list_(inner)
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        fields, more = ({field.name: field.type for field in kind} for kind in (one, other))
+        if fields.keys() == more.keys() or not _HAS_JSON:
+            merged = {
+                name: _merge(fields.get(name, pa.null()), more.get(name, pa.null())) for name in {**fields, **more}
+            }
+            if not any(_is_json(kind) or _holds_json(kind) for kind in merged.values()):
+                return pa.struct(list(merged.items()))
+    return JSON
+
+
+def _is_json(kind: pa.DataType) -> bool:
+    return bool(kind == JSON or kind == JSON_LIST)
+
+
+def _holds_json(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(_is_json(field.type) or _holds_json(field.type) for field in kind)
+    return pa.types.is_list(kind) and (_is_json(kind.value_type) or _holds_json(kind.value_type))
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if kind == JSON:
+        return _json(values)
+    if kind == JSON_LIST:
+        offsets: list[int | None] = []
+        flat: list[Any] = []
+        for value in values:
+            offsets.append(None if value is None else len(flat))
+            flat += value or ()
+        return pa.ListArray.from_arrays(pa.array([*offsets, len(flat)], pa.int32()), _json(flat))
+    return pa.array(values, kind)
+
+
+def _json(values: Iterable[Any]) -> pa.Array:
+    if not _HAS_JSON:
+        texts = [value if value is None or isinstance(value, str) else _dumps(value) for value in values]
+        return pa.array(texts, pa.large_string())
+    texts = [None if value is None else _dumps(value) for value in values]
+    return pa.ExtensionArray.from_storage(JSON, pa.array(texts, pa.utf8()))
+
+
+def _dumps(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return json.dumps(_without_big(value), ensure_ascii=False) if _BIG.search(text) else text
+
+
+def _without_big(value: Any) -> Any:
+    """Whole numbers of more than 64 bits as texts: `datasets` reads no such JSON."""
+    if isinstance(value, dict):
+        return {key: _without_big(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_big(one) for one in value]
+    return str(value) if isinstance(value, int) and not -(2**63) <= value < 2**63 else value
+
+
+__all__ = ["CHUNK_ROWS", "Columns", "as_dataset", "chunks"]
