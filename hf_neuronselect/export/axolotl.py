@@ -90,7 +90,7 @@ def _typed_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
         calls = []
         for call in turn["tool_calls"]:
             name, arguments = call_arguments(call)
-            rest = {k: v for k, v in call.items() if k not in ("function", "name", "arguments")}
+            rest = {k: v for k, v in call.items() if k not in ("name", "arguments")}
             calls.append({"type": "function", **rest, "function": {"name": name, "arguments": to_json(arguments)}})
         turn["tool_calls"] = calls
     return turn

@@ -31,11 +31,13 @@ from versions import before
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
 from hf_neuronselect.core import bundled
 from hf_neuronselect.core.configs import Trainer
+from hf_neuronselect.core.errors import NeuronSelectWarning
 from hf_neuronselect.core.options import NumberOptions
 from hf_neuronselect.core.provenance import ExtractionRecord, SourceRecord
 from hf_neuronselect.export.export import FORMATS, export_selection
 from hf_neuronselect.rows.encode import SampleEncoder
-from hf_neuronselect.rows.formats import Conversation
+from hf_neuronselect.rows.formats import Conversation, read_row, row_format
+from hf_neuronselect.rows.load import load_rows
 
 MODEL = "org/base"
 POOL = {"id": "who/pool", "commit": "a" * 40, "config": None, "split": "train", "license": "apache-2.0"}
@@ -85,6 +87,7 @@ ADD = {
     },
 }
 # Arguments of no common type; text beside calls; results of two calls at once; a system turn; several turns.
+WRITTEN = '{"x": {"z": "3"}}'
 TALKS: list[dict[str, Any]] = [
     {"messages": chat("plain?", "yes")},
     {
@@ -104,7 +107,7 @@ TALKS: list[dict[str, Any]] = [
                 "role": "assistant",
                 "content": "Let me see.",
                 "reasoning_content": "Two sums.",
-                "tool_calls": [call("add", {"town": 7, "y": [1, 2.5]}), call("add", '{"x": {"z": "3"}}')],
+                "tool_calls": [call("add", {"town": 7, "y": [1, 2.5]}), call("add", WRITTEN)],
             },
             {"role": "tool", "content": "3.5"},
             {"role": "tool", "content": "3"},
@@ -126,7 +129,14 @@ def talks() -> Selection:
 
 
 def originals(selection: Selection) -> list[dict[str, Any]]:
-    return [TALKS[i] for i in selection.indices]
+    """The rows as they are read: arguments that were written as JSON text are objects."""
+    return [_with_objects(TALKS[i]) for i in selection.indices]
+
+
+def _with_objects(row: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(row)
+    assert text.count(json.dumps(WRITTEN)) <= 1
+    return json.loads(text.replace(json.dumps(WRITTEN), WRITTEN))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -436,6 +446,27 @@ def test_what_trl_reads_is_what_was_selected(talks: Selection, tmp_path: Path) -
         ) == tokenizer.apply_chat_template(original["messages"], tools=original.get("tools"), tokenize=False)
 
 
+@pytest.mark.parametrize("trainer", ["trl", "axolotl", "llamafactory", "unsloth"])
+def test_every_export_is_read_back(talks: Selection, tmp_path: Path, trainer: str) -> None:
+    """As file and as folder, whole and as a stream: the same text, with the same calls and tools."""
+    data = export_selection(talks, trainer, tmp_path / "out", base_model=MODEL)[0]
+    tokenizer = tiny_tokenizer()
+    want = [
+        tokenizer.apply_chat_template(o["messages"], tools=o.get("tools"), tokenize=False) for o in originals(talks)
+    ]
+    if trainer == "llamafactory":  # no place for numbers of calls, nor for reasoning but the answer itself
+        want = [text.replace(', "id": "c1"', "") for text in want]
+        want = [text.replace("Let me see.<call>", "<think>\nTwo sums.\n</think>\n\nLet me see.<call>") for text in want]
+    for source, streaming in ((data, False), (tmp_path / "out", False), (data, True)):
+        with pytest.warns(NeuronSelectWarning, match="source_index"):
+            rows = list(load_rows(str(source), streaming=streaming).data)
+        fmt = row_format(dict.fromkeys(name for row in rows for name in row))
+        found = [read_row(row, fmt) for row in rows]
+        texts = [tokenizer.apply_chat_template(o.messages, tools=o.tools, tokenize=False) for o in found]
+        for text, wanted in zip(texts, want, strict=True):
+            assert text == wanted
+
+
 def test_turns_of_another_kind_far_down_the_file(tmp_path: Path) -> None:
     """``datasets`` types a JSON-lines file by its first 10 MB: calls that come later must not break it."""
     filler = "lorem ipsum " * 3000
@@ -447,7 +478,10 @@ def test_turns_of_another_kind_far_down_the_file(tmp_path: Path) -> None:
     out = export_selection(selection, "trl", tmp_path / "trl", base_model=MODEL)[0]
     assert out.stat().st_size > 10 << 20
     read = load_dataset("json", data_files=str(out), split="train", cache_dir=str(tmp_path / "cache"))
-    assert read[311]["messages"] == TALKS[2]["messages"] and json.loads(read[311]["tools"]) == TALKS[2]["tools"]
+    assert (
+        read[311]["messages"] == _with_objects(TALKS[2])["messages"]
+        and json.loads(read[311]["tools"]) == TALKS[2]["tools"]
+    )
     assert read[0]["messages"][0] == {"role": "user", "content": "0", "source_index": 0} and read[0]["tools"] == "null"
 
     files = export_selection(selection, "axolotl", tmp_path / "axolotl", base_model=MODEL)
