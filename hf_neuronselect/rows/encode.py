@@ -135,17 +135,46 @@ class SampleEncoder:
         return (self.tokenizer.bos_token or "") + "".join(turns)
 
     def spans(self, conversation: Conversation, rendered: str, roles: Iterable[str]) -> list[tuple[int, int]]:
-        """Character spans ``[start, end)`` in ``rendered`` of the turns of ``roles``."""
+        """Character spans ``[start, end)`` in ``rendered`` of the turns of ``roles``, in their order."""
         if conversation.text is not None:
             return [(0, len(rendered))]
-        roles, found = set(roles), []
-        sentinel = next(s for s in _SENTINELS if s not in rendered)
-        for i, message in enumerate(conversation.messages):
-            if message["role"] in roles:
-                start, end = _difference(rendered, self._render_replaced(conversation, i, sentinel))
-                if end > start:
-                    found.append((start, end))
-        return found
+        roles = set(roles)
+        turns = [i for i, message in enumerate(conversation.messages) if message["role"] in roles]
+        found = self._spans_at_once(conversation, rendered)
+        if found is None:
+            sentinel = next(s for s in _SENTINELS if s not in rendered)
+            found = {i: _difference(rendered, self._render_replaced(conversation, i, sentinel)) for i in turns}
+        return [found[i] for i in turns if found[i][1] > found[i][0]]
+
+    def _spans_at_once(self, conversation: Conversation, rendered: str) -> dict[int, tuple[int, int]] | None:
+        """The span of every turn by one more rendering, in which all turns are replaced.
+
+        What stands between the turns there must stand between their texts in ``rendered``, too, as they are or
+        stripped. None where it does not: turns with calls or reasoning, or a template that treats texts differently.
+        """
+        if any(set(turn) & {"tool_calls", "reasoning_content"} for turn in conversation.messages):
+            return None
+        free = (s for s in _SENTINELS if s not in rendered)
+        mark = next(free) + next(free)  # a template that strips or looks for a word sees a text
+        replaced = [turn | {"content": mark} for turn in conversation.messages]
+        try:
+            around = self.render(Conversation(messages=replaced, tools=conversation.tools)).split(mark)
+        except _TEMPLATE_ERRORS:
+            return None
+        if len(around) != len(replaced) + 1 or not rendered.startswith(around[0]):
+            return None
+        found, position = {}, len(around[0])
+        for i, (turn, behind) in enumerate(zip(conversation.messages, around[1:], strict=True)):
+            text = turn["content"]
+            for form in (text, text.strip(), text.lstrip(), text.rstrip()):
+                end = position + len(form)
+                if rendered.startswith(form, position) and rendered.startswith(behind, end):
+                    break
+            else:
+                return None
+            found[i] = (position, end)
+            position = end + len(behind)
+        return found if position == len(rendered) else None
 
     def _render_replaced(self, conversation: Conversation, i: int, sentinel: str) -> str:
         """Render with the text of turn ``i`` replaced; the turn's other keys (ids, names) stay."""
@@ -236,7 +265,9 @@ class SampleEncoder:
 
 def _inside(offsets: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
     """Bool ``[n]``: tokens, with character offsets ``[n, 2]``, that overlap any of the spans."""
-    inside = np.zeros(len(offsets), bool)
-    for start, end in spans:
-        inside |= (offsets[:, 0] < end) & (offsets[:, 1] > start) & (offsets[:, 1] > offsets[:, 0])
-    return inside
+    if not spans:
+        return np.zeros(len(offsets), bool)
+    starts, ends = np.asarray(sorted(spans), np.int64).T
+    reach = np.concatenate([[-1], np.maximum.accumulate(ends)])  # where the spans that begin before a place end
+    first, last = offsets[:, 0], offsets[:, 1]
+    return np.asarray((last > first) & (reach[np.searchsorted(starts, last, side="left")] > first))

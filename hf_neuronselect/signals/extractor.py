@@ -24,6 +24,7 @@ from ..models.backbone import Backbone, resolve_layer
 from ..models.loading import remember
 from ..models.sae import SparseAutoencoder
 from ..models.sae_formats import load_sae
+from ..rows.batch import plain_batch
 from ..rows.formats import Conversation, read_row, row_format, rows_of
 from . import activations, loss, text  # noqa: F401 (registers the signals and engines)
 from .base import BOOKKEEPING, VERSION, Signal, digest, pack_identities, signals_of
@@ -227,6 +228,7 @@ class NeuronFeatureExtractor:
         """
         if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
             raise TypeError(f"rank must be an int or None, got {type(rank).__name__}: use with_rank=True, not indices")
+        batch, single = plain_batch(batch)
         if taken := [name for name in self.column_types if name in batch]:
             ours = taken[0] in (*BOOKKEEPING, "n_tokens", "truncated")
             raise NeuronSelectError(
@@ -235,7 +237,7 @@ class NeuronFeatureExtractor:
             )
         options = self.extraction.options
         fmt = row_format(batch, options.row_format, options.columns)
-        single = _is_single(batch[fmt.used[0]])
+        single = _is_single(batch[fmt.used[0]]) if single is None else single
         columns = {name: [batch[name]] if single else batch[name] for name in fmt.used}
         result = self.extract([read_row(row, fmt) for row in rows_of(columns)], rank)
         return {name: column[0] for name, column in result.items()} if single else result

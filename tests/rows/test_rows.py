@@ -522,3 +522,29 @@ def test_reasoning_belongs_to_its_turn() -> None:
     template = CHATML.replace("{{ m['content'] }}", "{{ m['reasoning_content'] or '' }}{{ m['content'] }}")
     chat = [*_m("user: q"), {"role": "assistant", "content": "a", "reasoning_content": "hm, "}]
     assert _span_texts(chat, ["assistant"], tiny_tokenizer(template)) == ["hm, a"]
+
+
+@pytest.mark.parametrize("template", [CHATML, STRIPPING], ids=["chatml", "stripping"])
+def test_a_row_of_many_turns_is_rendered_twice(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = _m(*(f"{('user', 'assistant')[i % 2]}:  turn {i} " for i in range(600)))
+    encoder = SampleEncoder(tiny_tokenizer(template), pool_tokens="assistant")
+    conversation = Conversation(messages=chat)
+    rendered = encoder.render(conversation)
+    calls: list[Conversation] = []
+    render = encoder.render
+    monkeypatch.setattr(encoder, "render", lambda one: calls.append(one) or render(one))
+    spans = encoder.spans(conversation, rendered, ["assistant"])
+    want = [turn["content"].strip() if template == STRIPPING else turn["content"] for turn in chat[1::2]]
+    assert [rendered[start:end] for start, end in spans] == want and len(calls) == 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(TURNS, st.sampled_from([CHATML, STRIPPING]))
+def test_spans_found_at_once_are_those_found_alone(turns: list[tuple[str, str]], template: str) -> None:
+    conversation = Conversation(messages=[{"role": role, "content": content} for role, content in turns])
+    encoder = SampleEncoder(tiny_tokenizer(template), content_spans=True)
+    rendered = encoder.render(conversation)
+    at_once = encoder.spans(conversation, rendered, ROLES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "_spans_at_once", lambda *_: None)
+        assert encoder.spans(conversation, rendered, ROLES) == at_once
