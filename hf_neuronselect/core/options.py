@@ -18,6 +18,7 @@ from .errors import NeuronSelectError, unknown
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 PoolTokens = Literal["all", "no_special", "assistant", "user"]
+RowFormatName = Literal["auto", "messages", "prompt", "alpaca", "sharegpt", "qa", "text"]
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 Drift = Literal["endpoints", "mean", "per_token"]
 
@@ -125,7 +126,10 @@ def _pairs(value: Any, option: Option) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {str(name): one for name, one in value.items()}
     found: dict[str, Any] = {}
-    for text in [value] if isinstance(value, str) else value or ():
+    texts = [value] if isinstance(value, str) else list(value or ())
+    if option.metavar.endswith(",..."):  # several in one text
+        texts = [part for text in texts for part in str(text).split(",")]
+    for text in texts:
         name, equals, one = str(text).partition("=")
         if not equals or not name:
             raise _error(option, f"{option.metavar or 'NAME=VALUE'} is needed", text)
@@ -332,9 +336,11 @@ class PrecisionOptions(Options):
 class RowOptions(Options):
     """How a row becomes tokens."""
 
-    row_format: str = opt("auto", "auto, messages, prompt, alpaca, sharegpt, qa or text.")
+    row_format: RowFormatName = opt("auto", "Format of the rows; auto: by the names of their columns.")
     columns: dict[str, str] = opt(
-        default_factory=dict, help="Column of the format = column of the data; repeatable.", metavar="OURS=THEIRS"
+        default_factory=dict,
+        help="Column of the format = column of the data; repeatable.",
+        metavar="OURS=THEIRS,...",
     )
     chat_template: str | None = opt(None, "Chat template (Jinja text) used instead of the tokenizer's own.")
     max_length: int = opt(2048, "Tokens kept of a row.", unit="tokens", minimum=1)

@@ -136,10 +136,10 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet) -> Compa
     if fitted := [spec for spec in specs.values() if spec.startswith(CAPABILITY)]:
         raise NeuronSelectError("belongs to one method; name rows", option="target", value=fitted[0])
     related = _related(config, specs)
-    rows = load_rows(config.pool)
+    rows = load_rows(config.pool, texts=config.columns.values())
     assert isinstance(rows.data, Dataset)
     sources = _sources(rows.data, config) if related else None
-    targets = load_named(specs, "target")
+    targets = load_named(specs, "target", config.columns.values())
     check_rows([rows, *targets.values()], config)
     signals = list(dict.fromkeys(signal for chosen in methods for signal in chosen.signals))
     extractor = extractor_of(config, signals, note)

@@ -33,7 +33,8 @@ def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> Fe
     """
     names = [name for chosen in methods_to_extract(config) for name in chosen.signals]
     check_folder(config.out, STORE)
-    rows = load_rows(config.pool)
+    texts = tuple(config.columns.values())
+    rows = load_rows(config.pool, texts=texts)
     assert isinstance(rows.data, Dataset)
     check_rows([rows], config)
     extractor = extractor_of(config, list(dict.fromkeys(names)), note)
@@ -49,7 +50,7 @@ def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> Fe
         shard=config.part,
         num_workers=None if config.num_workers == "auto" else config.num_workers,
         backend=config.backend,
-        load_pool=partial(load_again, str(path.resolve()) if path.exists() else config.pool, rows.about),
+        load_pool=partial(load_again, str(path.resolve()) if path.exists() else config.pool, rows.about, texts),
         say=note,
     )
     rate = f", {done['tokens'] / done['seconds']:,.0f} tokens/s" if done["tokens"] else ""

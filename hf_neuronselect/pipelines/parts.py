@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -43,13 +43,16 @@ def named_specs(specs: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
-def load_named(specs: Mapping[str, str], option: str) -> dict[str, Rows]:
+def load_named(specs: Mapping[str, str], option: str, texts: Iterable[str] = ()) -> dict[str, Rows]:
     """Rows by name.
+
+    Args:
+        texts: columns that are texts, besides those of the row formats.
 
     Raises:
         NeuronSelectError: as :func:`~hf_neuronselect.rows.load.load_rows`.
     """
-    return {name: load_rows(spec, option=option) for name, spec in specs.items()}
+    return {name: load_rows(spec, option=option, texts=texts) for name, spec in specs.items()}
 
 
 # ----------------------------------------------------------------------------------------- folders

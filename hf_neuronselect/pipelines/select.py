@@ -62,8 +62,8 @@ def prepare(config: SelectConfig, *, like: Job | None = None) -> Job:
     chosen = _method(config, capability)
     specs = specs if capability is None else {}
     check_pick(config, list(capability.targets if capability else specs), config.streaming)
-    rows = like.rows if like else load_rows(config.pool, streaming=config.streaming)
-    targets = like.targets if like and capability is None else load_named(specs, "target")
+    rows = like.rows if like else load_rows(config.pool, streaming=config.streaming, texts=config.columns.values())
+    targets = like.targets if like and capability is None else load_named(specs, "target", config.columns.values())
     check_rows([rows, *targets.values()], config)
     store = None if config.features is None else FeatureStore(config.features)
     return Job(chosen, rows, targets, capability, store)

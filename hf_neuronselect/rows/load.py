@@ -134,13 +134,13 @@ def load_rows(
     return Rows(data, {"id": match["id"], "commit": commit, "config": config, "split": split} | terms)
 
 
-def load_again(spec: str, about: Mapping[str, Any]) -> Dataset:
+def load_again(spec: str, about: Mapping[str, Any], texts: Sequence[str] = ()) -> Dataset:
     """Load a spec's rows on another machine.
 
     Raises:
         NeuronSelectError: they cannot be loaded there, or are not the rows described by ``about``.
     """
-    rows = load_rows(spec)
+    rows = load_rows(spec, texts=texts)
     if any(rows.about.get(name) != about.get(name) for name in ("id", "commit", "config", "split")):
         raise NeuronSelectError(
             f"the node {platform.node()} has other rows there: {rows.about}, not {dict(about)}", option="pool",

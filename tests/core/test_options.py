@@ -14,7 +14,7 @@ from option_values import CONFIGS, EVERY, bad, needed, other
 from hf_neuronselect.cli.flags import command as command_of
 from hf_neuronselect.core.configs import ExtractConfig, SelectConfig
 from hf_neuronselect.core.errors import NeuronSelectError
-from hf_neuronselect.core.options import ExtractionOptions, Options, flag_words, opt, options_of, part_of
+from hf_neuronselect.core.options import ExtractionOptions, Options, RowOptions, flag_words, opt, options_of, part_of
 
 ONE = pytest.mark.parametrize(("command", "name"), EVERY)
 
@@ -149,3 +149,13 @@ def test_a_frozen_value_is_converted_once() -> None:
     with pytest.raises(AttributeError):
         made.k = 6  # type: ignore[misc]
     assert opt(3, "Help.").metadata["help"] == "Help."
+
+
+def test_several_columns_in_one_text() -> None:
+    want = {"question": "ask", "answer": "reply"}
+    for given in ("question=ask,answer=reply", ["question=ask", "answer=reply"], ["question=ask,answer=reply"], want):
+        assert RowOptions(columns=given).columns == want
+    with pytest.raises(NeuronSelectError, match="columns='x'"):
+        RowOptions(columns="question=ask,x")
+    with pytest.raises(NeuronSelectError, match="row_format='alpacca'"):
+        RowOptions(row_format="alpacca")
