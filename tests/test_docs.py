@@ -15,7 +15,7 @@ import yaml
 from hub import Hub
 from typer.main import get_command
 
-from hf_neuronselect.cli.main import app
+from hf_neuronselect.cli.app import app
 from hf_neuronselect.core import bundled
 from hf_neuronselect.core.configs import SelectConfig
 from hf_neuronselect.core.options import options_of

@@ -12,19 +12,21 @@ import typer
 from ..core.errors import NeuronSelectError
 from ..core.options import MISSING, Option, Options, options_of
 from ..core.recipes import read_section
+from ..core.text import shown
 
+STOPPED = 130  # as shells have it: 128 and the number of SIGINT
 C = TypeVar("C", bound=Options)
 _RECIPE = typer.Option("--config", metavar="RECIPE", help="YAML file with a section of this command; flags win.")
 
 
 def say(text: str) -> None:
     """Print a result on stdout."""
-    typer.echo(text)
+    typer.echo(shown(text, lines=True))
 
 
 def note(text: str) -> None:
     """Print a remark on stderr."""
-    typer.echo(text, err=True)
+    typer.echo(shown(text, lines=True), err=True)
 
 
 def command(
@@ -51,7 +53,10 @@ def command(
         for name in positional:
             if name not in values and options_of(kind)[name].required:
                 raise NeuronSelectError(f"{name.upper()} is needed: {options_of(kind)[name].help}")
-        return work(kind.from_mapping(values))
+        try:
+            return work(kind.from_mapping(values))
+        except KeyboardInterrupt as cause:  # typer would print an empty line and hide it
+            raise SystemExit(STOPPED) from cause
 
     parameters = [
         inspect.Parameter(

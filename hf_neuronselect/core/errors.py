@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from .text import shown
+
 
 class NeuronSelectError(ValueError):
     """Bad input: what was given, what was seen, and the mend.
@@ -16,8 +18,8 @@ class NeuronSelectError(ValueError):
     """
 
     def __init__(self, message: str, *, option: str | None = None, value: object = None) -> None:
-        self.message, self.option, self.value = message, option, value
-        super().__init__(message)
+        self.message, self.option, self.value = shown(message), option, value
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         if self.option is None:
@@ -28,12 +30,15 @@ class NeuronSelectError(ValueError):
         """``--option VALUE: message``, as ``neuronselect`` prints it."""
         if self.option is None:
             return self.message
-        shown = "" if self.value is None else f" {self.value}"
-        return f"--{self.option.replace('_', '-')}{shown}: {self.message}"
+        value = "" if self.value is None else f" {shown(self.value)}"
+        return f"--{self.option.replace('_', '-')}{value}: {self.message}"
 
 
 class NeuronSelectWarning(UserWarning):
     """Something that does not stop the run but that its reader should know."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shown(message))
 
 
 def unknown(kind: str, name: object, known: Iterable[str], option: str) -> NeuronSelectError:

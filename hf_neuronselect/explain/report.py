@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from ..core.provenance import Provenance
+from ..core.text import replaced, shown
 from ..rows.formats import Conversation
 
 _STYLE = """
@@ -37,6 +38,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of plain text: the first column aligned left, the others right."""
+    header, rows = [shown(cell) for cell in header], [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [
         "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
@@ -47,7 +49,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def page(title: str, *parts: str) -> str:
     """An HTML page of finished parts."""
-    return (
+    return replaced(
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>"
         f"<h1>{escape(title)}</h1>{''.join(parts)}</html>\n"
     )

@@ -25,6 +25,7 @@ from ..core.provenance import (
     TrainingRecord,
 )
 from ..core.sources import bundled_folder
+from ..core.text import replaced
 from ..core.writing import put
 from .command import select_command
 from .markdown import BEGIN, END, README, cell, facts, fenced, merge_card, read_text
@@ -55,7 +56,7 @@ class CardTemplate(CardData):
 
     def render(self) -> str:
         text = _environment().get_template(self.template).render(**self.values())
-        return f"---\n{self.to_yaml()}\n---\n{BEGIN}\n{text.strip()}\n{END}\n"
+        return replaced(f"---\n{self.to_yaml()}\n---\n{BEGIN}\n{text.strip()}\n{END}\n")
 
 
 def write_card(folder: Path, card: CardTemplate, before: Path | None = None) -> None:

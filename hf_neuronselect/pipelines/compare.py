@@ -17,6 +17,7 @@ from ..core import bundled
 from ..core.configs import CAPABILITY, CompareConfig
 from ..core.errors import NeuronSelectError
 from ..core.folders import COMPARISON
+from ..core.text import shown
 from ..core.writing import reserve, writing
 from ..explain.report import text_table
 from ..rows.load import BUNDLED, Rows, load_rows
@@ -102,7 +103,7 @@ class Comparison:
             writer.writeheader()
             writer.writerows(asdict(line) for line in self.lines)
         rows = [HEADER, ("---", "---", *["--:"] * (len(HEADER) - 2)), *(line.cells() for line in self.lines)]
-        text = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+        text = "\n".join(f"| {' | '.join(shown(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
         (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
 
 

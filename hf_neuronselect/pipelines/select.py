@@ -8,6 +8,7 @@ from ..core.configs import SelectConfig
 from ..core.errors import NeuronSelectError
 from ..core.folders import SELECTION
 from ..core.options import ExtractionOptions, options_of
+from ..core.text import shown
 from ..hub.push import check_write_access, push_folder
 from ..rows.load import load_rows
 from ..selection.selection import Selection
@@ -108,4 +109,4 @@ def report(selection: Selection, config: SelectConfig, *, say: Say, note: Say) -
     if left_out:
         note("Left out or noted: " + ", ".join(f"{value} {kind}" for kind, value in left_out.items()))
     for reason in counts.reasons:
-        note(f"  {reason}")
+        note(f"  {shown(reason)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,7 +250,7 @@ class Selection(PushToHub):
         if set(FITTED) <= (provenance.files or {}).keys():
             fitted = Capability.load(folder / CAPABILITY_FOLDER, str(source), provenance.capability)
             selector = NeuronSelector.of(fitted)
-        dataset = Dataset.from_parquet(str(folder / DATA_FILE))
+        dataset = Dataset.from_parquet(escape(str(folder / DATA_FILE)))
         assert isinstance(dataset, Dataset)
         return cls(
             dataset,

@@ -15,7 +15,7 @@ import threading
 import traceback
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -96,7 +96,8 @@ class _Worker:
         self.process = context.Process(
             target=_work, args=(end, rank, threads), name=f"neuronselect-{rank}", daemon=True
         )
-        self.process.start()
+        with _no_interrupts():
+            self.process.start()
         end.close()  # the worker alone holds that end, so its death closes the pipe
         self.numbers: list[int] = []
         self._send(maker)
@@ -129,6 +130,19 @@ class _Worker:
             self.process.join()
         code = self.process.exitcode
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back while a worker is started: it inherits that, from its first import on."""
+    if os.name == "nt":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # ----------------------------------------------------------------------------------- in the worker
