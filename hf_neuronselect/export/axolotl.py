@@ -22,22 +22,27 @@ from .base import (
     Files,
     Rows,
     call_arguments,
+    comment,
+    labelled,
     to_json,
     to_json_lines,
     to_yaml,
+    unmarked,
 )
 
 _CHUNK = 10 << 20  # bytes from whose rows `datasets` takes the types of a JSON-lines file
 
 
 def _write(rows: Rows, base: BaseModel, length: int) -> Files:
+    if rows.samples is not None:
+        dataset: dict[str, Any] = {"path": "train.jsonl", "ds_type": "json", "split": "train", "type": None}
+        text = to_json_lines([labelled(sample) for sample in rows.samples])
+        return {"train.jsonl": text, "axolotl.yaml": _config(rows, base, length, _template(base), dataset)}
     data = _data(rows)
     text = to_json_lines(data)
     table = None if len(text.encode()) <= _CHUNK else _late_types(data)
     name, kind = ("train.jsonl", "json") if table is None else ("train.parquet", "parquet")
-    template: dict[str, Any] = {"chat_template": "tokenizer_default_fallback_chatml"}
-    if base.template is not None:
-        template = {"chat_template": "jinja", "chat_template_jinja": base.template}
+    template = _template(base)
     dataset = {
         "path": name,
         "ds_type": kind,
@@ -50,13 +55,24 @@ def _write(rows: Rows, base: BaseModel, length: int) -> Files:
         "roles_to_train": ["assistant"],
         "train_on_eos": "turn",
     }
-    config = to_yaml(
+    config = _config(rows, base, length, template, dataset)
+    return {name: text if table is None else table, "axolotl.yaml": config}
+
+
+def _template(base: BaseModel) -> dict[str, Any]:
+    if base.template is not None:
+        return {"chat_template": "jinja", "chat_template_jinja": base.template}
+    return {"chat_template": "tokenizer_default_fallback_chatml"}
+
+
+def _config(rows: Rows, base: BaseModel, length: int, template: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
+    return to_yaml(
         ("The model. Adapt: load_in_4bit: true with adapter: qlora saves memory.\n"
          "A tokenizer without a padding token needs special_tokens: {pad_token: ...}.",
          {"base_model": base.name, "revision_of_model": base.revision}),
         ("The chat template: the model's own; if it has none, the form in which rows were scored, or ChatML.",
          template),
-        ("The rows, relative to this folder; only the answers and their ends are trained on.",
+        (comment("The rows, relative to this folder. " + _learnt(rows, base)),
          {"datasets": [dataset], "dataset_prepared_path": "prepared", "val_set_size": 0.0}),
         ("Tokens of a row; longer rows are cut. Adapt: sample_packing is faster with flash attention.",
          {"sequence_len": length, "excess_length_strategy": "truncate", "sample_packing": False}),
@@ -67,7 +83,15 @@ def _write(rows: Rows, base: BaseModel, length: int) -> Files:
                           "optimizer": "adamw_torch_fused", "bf16": "auto", "gradient_checkpointing": True}),
         ("Output.", {"output_dir": "out", "logging_steps": 10, "saves_per_epoch": 1}),
     )  # fmt: skip
-    return {name: text if table is None else table, "axolotl.yaml": config}
+
+
+def _learnt(rows: Rows, base: BaseModel) -> str:
+    if rows.samples is not None:
+        return (
+            "Only the answers and their ends are trained on. The model's chat template does not mark them, so the rows "
+            "are written as token ids, with labels -100 for all other tokens, which Axolotl takes as it is."
+        )
+    return "Only the answers and their ends are trained on, which Axolotl finds by itself (roles_to_train)."
 
 
 def _data(rows: Rows) -> list[dict[str, Any]]:
@@ -117,4 +141,12 @@ def _late_types(data: list[dict[str, Any]]) -> pa.Table | None:
         return None
 
 
-AXOLOTL = Exporter("axolotl", "axolotl.yaml", ("train.jsonl", "train.parquet"), "axolotl train axolotl.yaml", _write)
+AXOLOTL = Exporter(
+    "axolotl",
+    "axolotl.yaml",
+    ("train.jsonl", "train.parquet"),
+    "axolotl train axolotl.yaml",
+    unmarked,
+    _learnt,
+    _write,
+)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import yaml
 
 from ..core.errors import NeuronSelectError
+from ..rows.encode import Sample
 from ..rows.formats import Conversation
 
 Files = dict[str, str | pa.Table]
@@ -28,23 +31,28 @@ class BaseModel:
 
     Attributes:
         name: Hub id or folder. revision: the commit the selection was made with, if it was made with this model.
-        known: whether its tokenizer is on this machine. template: the chat template it lacks, or None.
-        marks_answers: whether TRL can tell the answers from the rest by the chat template.
+        tokenizer: None if it is not on this machine. template: the chat template it lacks, or that its rows were scored
+            with instead of its own; else None. marked: whether its chat template marks the answers.
     """
 
     name: str
     revision: str | None
-    known: bool
-    template: str | None
-    marks_answers: bool
+    tokenizer: Any = None
+    template: str | None = None
+    marked: bool = False
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The selected rows, best first: ``conversations[i]`` is row ``index[i]`` of the pool."""
+    """The selected rows, best first: ``conversations[i]`` is row ``index[i]`` of the pool.
+
+    Attributes:
+        samples: their token ids with the answers marked, for a trainer that cannot find the answers by itself.
+    """
 
     conversations: list[Conversation]
     index: list[int]
+    samples: list[Sample] | None = None
 
     @property
     def any_tools(self) -> bool:
@@ -66,8 +74,10 @@ class Exporter:
 
     Attributes:
         name: the trainer, as ``--format`` calls it.
-        config: its configuration file. data: every data file it may write.
+        config: its configuration file. data: every other file it may write.
         command: starts the training inside the export's folder.
+        tokens: whether a model's rows are written as token ids.
+        learnt: says what is trained on.
         write: returns all files for the rows, the base model and the tokens kept of a row.
     """
 
@@ -75,7 +85,21 @@ class Exporter:
     config: str
     data: tuple[str, ...]
     command: str
+    tokens: Callable[[BaseModel], bool]
+    learnt: Callable[[Rows, BaseModel], str]
     write: Callable[[Rows, BaseModel, int], Files]
+
+
+def unmarked(base: BaseModel) -> bool:
+    """Whether the answers can be found in the model's chat template, but are not marked there."""
+    return base.tokenizer is not None and not base.marked
+
+
+def labelled(sample: Sample) -> dict[str, list[int]]:
+    """A row as most trainers take token ids: ``labels`` are -100 except for the answers."""
+    ids = sample.input_ids.tolist()
+    labels = np.where(sample.pooled, sample.input_ids, -100).tolist()
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -96,6 +120,11 @@ def to_yaml(*sections: tuple[str, Mapping[str, Any]]) -> str:
         dumped = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=1000) if keys else ""
         parts.append("".join(f"# {line}\n" for line in comment.split("\n")) + dumped)
     return "\n" + "\n".join(parts)
+
+
+def comment(text: str) -> str:
+    """Text in lines short enough for a comment."""
+    return "\n".join(textwrap.wrap(text, 118))
 
 
 def call_arguments(call: Mapping[str, Any]) -> tuple[str, Any]:

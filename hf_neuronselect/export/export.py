@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from ..core.errors import NeuronSelectError, one_of
+from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
 from ..core.options import NumberOptions
 from ..core.writing import FolderKind, reserve, writing
-from ..rows.formats import RowFormat, read_row, row_format
+from ..hub.markdown import cell as escaped
+from ..rows.answers import AnswerEncoder, answered, left_out
 from ..selection.selection import Selection
 from .axolotl import AXOLOTL
-from .base import Exporter, Files, Rows
+from .base import BaseModel, Exporter, Files, Rows
 from .llamafactory import LLAMAFACTORY
 from .model import base_model_of
 from .trl import TRL
@@ -22,13 +25,14 @@ from .unsloth import UNSLOTH
 EXPORTERS: dict[str, Exporter] = {exporter.name: exporter for exporter in (TRL, AXOLOTL, LLAMAFACTORY, UNSLOTH)}
 FORMATS: tuple[str, ...] = tuple(EXPORTERS)
 
+README = "README.md"
 DEFAULT_LENGTH = 2048  # tokens of a training row, where none were counted
 _MARK = "# neuronselect export for "
 EXPORT = FolderKind(
     "an export",
     tuple(exporter.config for exporter in EXPORTERS.values()),
     _MARK,
-    tuple(name for exporter in EXPORTERS.values() for name in (exporter.config, *exporter.data)),
+    tuple(name for exporter in EXPORTERS.values() for name in (exporter.config, README, *exporter.data)),
 )
 
 
@@ -67,9 +71,19 @@ def _files_of(selection: Selection, exporter: Exporter, base_model: str | None) 
     rows = _read(selection, exporter.name)
     base = base_model_of(selection, base_model, has_tools=rows.any_tools or rows.any_calls)
     settings = _settings(selection)
-    files = exporter.write(rows, base, settings.max_length if settings else DEFAULT_LENGTH)
-    header = "".join(f"# {line}\n" for line in _header(selection, exporter))
-    files[exporter.config] = header + str(files[exporter.config])
+    length = settings.max_length if settings else DEFAULT_LENGTH
+    if exporter.tokens(base):
+        rows = _tokenised(rows, base, length)
+    elif base.tokenizer is None and exporter in (TRL, UNSLOTH):
+        warnings.warn(
+            f"the tokenizer of {base.name} is not on this machine, and the rows cannot be written as token ids. "
+            f"{exporter.learnt(rows, base)}",
+            NeuronSelectWarning, stacklevel=3,
+        )  # fmt: skip
+    files = exporter.write(rows, base, length)
+    head = _header(selection, exporter, len(rows.index))
+    config = "".join(f"# {line}\n" for line in head) + str(files.pop(exporter.config))
+    files |= {README: _readme(exporter, head, exporter.learnt(rows, base)), exporter.config: config}
     return files
 
 
@@ -79,24 +93,10 @@ def _settings(selection: Selection) -> NumberOptions | None:
     return extractor.options if extractor else None
 
 
-def _format_of(selection: Selection) -> RowFormat:
-    """How the selected rows were read when they were scored."""
-    columns = selection.dataset.column_names
-    settings = _settings(selection)
-    # Columns after `source_index` are the package's: the `messages` that a saved selection has there lack the tool
-    # calls a prompt and completion may hold.
-    own = columns[: columns.index("source_index")] if "source_index" in columns else columns
-    own = [name for name in own if not name.startswith("neuron_")]
-    scored = row_format(own, settings.row_format, settings.columns) if settings else row_format(own)
-    return row_format(columns) if scored.name == "text" and "messages" in columns else scored
-
-
 def _read(selection: Selection, trainer: str) -> Rows:
     if not len(selection):
         raise NeuronSelectError("the selection has no rows", option="format", value=trainer)
-    fmt = _format_of(selection)
-    data = selection.dataset.with_format(None).select_columns(fmt.used)
-    rows = Rows([read_row(row, fmt) for row in data], [int(i) for i in selection.indices])
+    rows = Rows(selection.conversations(), [int(i) for i in selection.indices])
     for i, row in enumerate(rows.conversations):
         if row.skip:
             raise rows.error(i, f"cannot be read ({row.skip})", "leave it out and select again", trainer)
@@ -108,13 +108,38 @@ def _read(selection: Selection, trainer: str) -> Rows:
                 "texts: load_dataset opens the selection folder",
                 trainer,
             )
-        if not any(m["role"] == "assistant" and (m["content"].strip() or m.get("tool_calls")) for m in row.messages):
+        if not answered(row):
             raise rows.error(i, "has no assistant turn: there is nothing to learn", "leave it out and select again",
                              trainer)  # fmt: skip
     return rows
 
 
-def _header(selection: Selection, exporter: Exporter) -> list[str]:
+def _tokenised(rows: Rows, base: BaseModel, length: int) -> Rows:
+    """The rows with their token ids; rows that cannot be trained on are left out, with a warning."""
+    samples = AnswerEncoder(base.tokenizer, max_length=length, chat_template=base.template).encode(rows.conversations)
+    kept = [i for i, sample in enumerate(samples) if not sample.skip]
+    reasons = left_out(samples)
+    if not kept:
+        raise NeuronSelectError(f"none of the {len(samples)} rows can be trained on: {reasons}", option="base_model",
+                                value=base.name)  # fmt: skip
+    if reasons:
+        warnings.warn(
+            f"{len(samples) - len(kept)} of {len(samples)} rows cannot be trained on and are left out: {reasons}",
+            NeuronSelectWarning, stacklevel=4,
+        )  # fmt: skip
+    return Rows([rows.conversations[i] for i in kept], [rows.index[i] for i in kept], [samples[i] for i in kept])
+
+
+def _readme(exporter: Exporter, head: Sequence[str], learnt: str) -> str:
+    """What the folder holds, for people."""
+    facts = "".join(f"- {escaped(line)}\n" for line in head[2:])
+    return (
+        f"# Training rows for {exporter.name}\n\n```bash\n{exporter.command}\n```\n\n"
+        f"starts the training in this folder. Adapt the settings marked so in `{exporter.config}`.\n\n{learnt}\n\n{facts}"
+    )
+
+
+def _header(selection: Selection, exporter: Exporter, written: int) -> list[str]:
     """Comments at the top of the configuration: how to run it, and where the rows come from."""
     made = selection.provenance
     pool = made.pool
@@ -128,7 +153,7 @@ def _header(selection: Selection, exporter: Exporter) -> list[str]:
         "Adapt the settings marked so; another export into this folder overwrites this file.",
         f"dataset: {pool.id or 'rows in memory'} at {pool.commit or pool.fingerprint or '?'} {where}",
         f"method: {made.method.name} {f'({options})' if options else ''} {f'for {targets}' if targets else ''}",
-        f"rows: {len(selection)} of {made.counts.rows}, best first",
+        f"rows: {written} of {made.counts.rows}, best first",
         f"licence of the dataset: {stated}{restricted}",
     ]
     return [_one_line(line) for line in lines]

@@ -21,6 +21,7 @@ from .base import (
     Files,
     Rows,
     call_arguments,
+    comment,
     to_json,
     to_yaml,
 )
@@ -32,9 +33,7 @@ def _write(rows: Rows, base: BaseModel, length: int) -> Files:
     config = to_yaml(
         ("The model. Adapt: quantization_bit: 4 saves memory (needs bitsandbytes).",
          {"model_name_or_path": base.name, "model_revision": base.revision}),
-        ("The rows, described by dataset_info.json in this folder; only the answers are trained on. Adapt: name the\n"
-         "model's template (template: llama3, qwen3, ...); without it the tokenizer's chat template is used, if it has\n"
-         "one, with tools in a general form.",
+        (comment("The rows, described by dataset_info.json in this folder. " + _learnt(rows, base)),
          {"dataset": "selection", "dataset_dir": ".", "cutoff_len": length, "train_on_prompt": False}),
         (ADAPT_LORA, {"stage": "sft", "do_train": True, "finetuning_type": "lora", "lora_rank": LORA_RANK,
                       "lora_alpha": LORA_ALPHA, "lora_dropout": LORA_DROPOUT, "lora_target": "all"}),
@@ -46,6 +45,14 @@ def _write(rows: Rows, base: BaseModel, length: int) -> Files:
     )  # fmt: skip
     body = "[\n" + ",\n".join(to_json(line) for line in _data(rows)) + "\n]\n"
     return {"train.json": body, "dataset_info.json": to_json(info, indent=2) + "\n", "llamafactory.yaml": config}
+
+
+def _learnt(rows: Rows, base: BaseModel) -> str:
+    return (
+        "Only the answers are trained on (train_on_prompt: false). LLaMA-Factory renders rows by templates of its own, "
+        "which can differ from the one they were scored with. Adapt: name the model's (template: llama3, qwen3, ...); "
+        "without it the tokenizer's chat template is used, if it has one, with tools in a general form."
+    )
 
 
 def _data(rows: Rows) -> list[dict[str, Any]]:
@@ -111,5 +118,7 @@ LLAMAFACTORY = Exporter(
     "llamafactory.yaml",
     ("train.json", "dataset_info.json"),
     "llamafactory-cli train llamafactory.yaml",
+    lambda base: False,
+    _learnt,
     _write,
 )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from ..core.errors import NeuronSelectError
+from ..rows.answers import AnswerEncoder
 from ..rows.encode import PLAIN_TEMPLATE
 from ..selection.selection import Selection
 from .base import BaseModel
@@ -26,9 +26,11 @@ def base_model_of(selection: Selection, base_model: str | None, *, has_tools: bo
     Raises:
         NeuronSelectError: no model is named and the selection's own is not on the Hub.
     """
-    name, revision = base_model, None
+    name, revision, template = base_model, None, None
     if name is None:
         name, revision = _scoring_model(selection)
+        extractor = selection.provenance.extractor
+        template = extractor.options.chat_template if extractor and extractor.options else None
     elif not name.strip() or any(not c.isprintable() for c in name):
         raise NeuronSelectError("must be a Hub id (ORG/NAME) or a folder", option="base_model", value=name)
     if os.path.isdir(name):
@@ -38,10 +40,12 @@ def base_model_of(selection: Selection, base_model: str | None, *, has_tools: bo
             name, revision=revision, local_files_only=True, trust_remote_code=False
         )
     except Exception:  # not on this machine, or it needs remote code: write the configuration without it
-        return BaseModel(name, revision, False, None, True)
-    if tokenizer.chat_template is None:
-        return BaseModel(name, revision, True, None if has_tools else PLAIN_TEMPLATE, True)
-    return BaseModel(name, revision, True, None, _marks_answers(tokenizer))
+        tokenizer = None
+    if tokenizer is None or not tokenizer.is_fast:  # answers are found by offsets
+        return BaseModel(name, revision, template=template)
+    if template is None and not tokenizer.chat_template and not has_tools:
+        template = PLAIN_TEMPLATE
+    return BaseModel(name, revision, tokenizer, template, AnswerEncoder(tokenizer, chat_template=template).marked)
 
 
 def _scoring_model(selection: Selection) -> tuple[str, str | None]:
@@ -55,15 +59,3 @@ def _scoring_model(selection: Selection) -> tuple[str, str | None]:
             option="base_model",
         )
     return name, commit or None
-
-
-def _marks_answers(tokenizer: Any) -> bool:
-    """Whether TRL can train on answers alone: the template marks them, or TRL knows a variant that does."""
-    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
-
-    template = tokenizer.chat_template
-    template = template.get("default", "") if isinstance(template, Mapping) else template
-    try:
-        return bool(has_generation_markers(template) or get_training_chat_template(tokenizer))
-    except ValueError:
-        return False

@@ -20,9 +20,11 @@ from .base import (
     Exporter,
     Files,
     Rows,
+    comment,
     to_json,
     to_json_lines,
     to_yaml,
+    unmarked,
 )
 
 # The name depends on the version; a machine that trains has mostly the version of the one that selects.
@@ -40,8 +42,9 @@ def _write(rows: Rows, base: BaseModel, length: int) -> Files:
          {"model_name_or_path": base.name, "model_revision": base.revision, "dtype": "bfloat16", "bf16": False}),
         ("The rows, relative to this folder.",
          {"datasets": [{"path": "json", "data_files": "train.jsonl", "split": "train"}]}),
-        (_about_loss(base), {"chat_template_path": "chat_template.jinja" if base.template is not None else None,
-                             "assistant_only_loss": base.marks_answers}),
+        (comment(_learnt(rows, base)),
+         {"chat_template_path": "chat_template.jinja" if base.template is not None else None,
+          "assistant_only_loss": rows.samples is None}),
         ("Tokens of a row; longer rows are cut, as they were when they were scored.", {"max_length": length}),
         (ADAPT_LORA, {"use_peft": True, "lora_r": LORA_RANK, "lora_alpha": LORA_ALPHA,
                       "lora_dropout": LORA_DROPOUT, "lora_target_modules": ["all-linear"]}),
@@ -54,6 +57,11 @@ def _write(rows: Rows, base: BaseModel, length: int) -> Files:
 
 
 def _data(rows: Rows) -> list[dict[str, Any]]:
+    if rows.samples is not None:
+        return [
+            {"input_ids": row.input_ids.tolist(), "assistant_masks": row.pooled.astype(int).tolist(), "source_index": i}
+            for row, i in zip(rows.samples, rows.index, strict=True)
+        ]
     data: list[dict[str, Any]] = []
     for row, index in zip(rows.conversations, rows.index, strict=True):
         line: dict[str, Any] = {"messages": row.messages}
@@ -70,20 +78,31 @@ def _data(rows: Rows) -> list[dict[str, Any]]:
     return data
 
 
-def _about_loss(base: BaseModel) -> str:
-    if base.template is not None:
-        return "The model has no chat template: this is the plain form in which its rows were scored."
-    if not base.known:
+def _learnt(rows: Rows, base: BaseModel) -> str:
+    if rows.samples is not None:
         return (
-            "Only the answers are trained on. If TRL calls the chat template not training-compatible, or the model has\n"
-            "none (base models), name a template that marks answers ({% generation %}) with chat_template_path."
+            "Only the answers are trained on. The model's chat template does not mark them, so the rows are written as "
+            "token ids, with assistant_masks 1 for the tokens of answers, which TRL takes as it is."
         )
-    if base.marks_answers:
-        return "Only the answers are trained on."
+    if base.template is not None and base.marked:
+        return (
+            "Only the answers are trained on, which the chat template marks: chat_template.jinja is the form in which "
+            "the rows were scored."
+        )
+    if base.marked:
+        return "Only the answers are trained on, which the model's chat template marks."
     return (
-        "The model's chat template does not mark the answers, so whole rows are trained on. Better: name one that\n"
-        "does ({% generation %}) with chat_template_path, and set this to true."
+        "Only the answers are trained on if the model's chat template marks them ({% generation %}) or TRL knows it; "
+        "else TRL stops."
     )
 
 
-TRL = Exporter("trl", "sft.yaml", ("train.jsonl", "chat_template.jinja"), "trl sft --config sft.yaml", _write)
+TRL = Exporter(
+    "trl",
+    "sft.yaml",
+    ("train.jsonl", "chat_template.jinja"),
+    "trl sft --config sft.yaml",
+    unmarked,
+    _learnt,
+    _write,
+)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ import torch
 from torch.nn import functional as F
 
 from ..core.errors import NeuronSelectError
-from ..rows.encode import Sample, SampleEncoder
+from ..rows.answers import AnswerEncoder
+from ..rows.encode import Sample
 from ..rows.formats import Conversation
 from .batching import plan_batches
 
-_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _CHUNK = 1 << 25  # float32 logits in memory at once for the cross entropy: 128 MB
 
 
@@ -54,10 +53,8 @@ def answer_losses(
 ) -> AnswerLoss:
     """Compute the loss of a causal LM on the answers of conversations, each given the turns before it.
 
-    Answer tokens are the tokens that TRL trains with ``assistant_only_loss=True``: tokens that the chat template, or
-    TRL's training variant of it, marks with ``{% generation %}``. Without such markers they are the tokens of the
-    assistant turns and the special token that ends each turn (which ``pool_tokens="assistant"`` leaves out). A token at
-    position 0 is never predicted, so it does not count.
+    Answer tokens are the tokens that training learns: those of the assistant turns and the token that ends each turn,
+    or what the chat template marks (see :class:`~hf_neuronselect.rows.answers.AnswerEncoder`).
 
     Args:
         model: a loaded causal LM or a ``PeftModel`` of one; it is in eval mode during the call.
@@ -79,7 +76,8 @@ def answer_losses(
             option="model",
             value=str(peft_config.peft_type),
         )
-    rows, skips = _tokenise(tokenizer, conversations, max_length)
+    rows = AnswerEncoder(tokenizer, max_length=max_length).encode(conversations)
+    skips = [row.skip for row in rows]
     usable = [i for i, skip in enumerate(skips) if not skip]
     if not usable:
         first = next((f"; row {i}: {skip}" for i, skip in enumerate(skips)), "")
@@ -114,72 +112,6 @@ def sample_losses(model: Any, samples: Sequence[Sample], batch_tokens: int) -> t
         for batch in plan_batches([len(sample.input_ids) for sample in samples], batch_tokens):
             nll[batch], tokens[batch] = _batch_losses(model, [samples[i] for i in batch])
     return nll, tokens
-
-
-def _tokenise(tokenizer: Any, conversations: Sequence[Conversation], max_length: int) -> tuple[list[Sample], list[str]]:
-    """Tokenise rows into samples whose ``pooled`` tokens are the answers, with the reasons of unusable rows."""
-    if not tokenizer.is_fast:
-        raise NeuronSelectError(
-            "finding the answers needs a fast tokenizer (offsets)", option="tokenizer", value=type(tokenizer).__name__
-        )
-    template, marked = _template(tokenizer)
-    encoder = SampleEncoder(
-        tokenizer,
-        pool_tokens="all" if marked else "assistant",
-        max_length=max_length,
-        chat_template=template,
-    )
-    ends = np.asarray(sorted({*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}), dtype=np.int64)
-    samples, skips = [], []
-    for conversation, sample in zip(conversations, encoder.encode(conversations), strict=True):
-        skip = sample.skip
-        if not skip and not any(message["role"] == "assistant" for message in conversation.messages):
-            skip = "error: no assistant turn"
-        if not skip:
-            if marked:
-                answer = _generated(tokenizer, template, conversation)[: len(sample.input_ids)]
-            else:
-                answer = _with_ends(sample, ends)
-            answer[0] = False
-            skip = "" if answer.any() else f"error: no answer token within max_length={max_length}"
-            sample = Sample(sample.input_ids, answer, sample.content, sample.n_total)
-        samples.append(sample)
-        skips.append(skip)
-    return samples, skips
-
-
-def _template(tokenizer: Any) -> tuple[str | None, bool]:
-    """The chat template, or TRL's training variant of it, and whether it marks the assistant's tokens."""
-    if not tokenizer.chat_template:
-        return None, False
-    template = tokenizer.get_chat_template()
-    if _GENERATION.search(template):
-        return template, True
-    from trl import get_training_chat_template  # takes seconds to import and is rarely needed
-
-    try:
-        return get_training_chat_template(tokenizer), True
-    except ValueError:  # TRL does not know the template
-        return template, False
-
-
-def _generated(tokenizer: Any, template: str | None, conversation: Conversation) -> np.ndarray:
-    """Bool ``[n]``: tokens inside the template's ``{% generation %}`` blocks."""
-    encoded = tokenizer.apply_chat_template(
-        conversation.messages,
-        tools=conversation.tools,
-        chat_template=template,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
-    return np.asarray(encoded["assistant_masks"], dtype=bool)
-
-
-def _with_ends(sample: Sample, ends: np.ndarray) -> np.ndarray:
-    """Bool ``[n]``: pooled tokens, and the special token right after each run of them."""
-    answer = sample.pooled.copy()
-    answer[1:] |= sample.pooled[:-1] & np.isin(sample.input_ids[1:], ends)
-    return answer
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from ..core.provenance import EvaluationRecord, EvaluationRow, SourceRecord
 from ..core.sources import Source
 from ..core.writing import reserve
 from ..explain.report import text_table
+from ..rows.formats import Conversation
 from ..rows.load import load_rows
 from ..training.evaluation import BASE, METRIC, evaluate_models, evaluation_table, write_evaluation
 from ..training.models import base_source
@@ -70,7 +71,7 @@ def measure(
     options: EvaluateOptions,
     held_out: Mapping[str, Dataset],
     *,
-    trained: Sequence[Dataset] = (),
+    trained: Sequence[Sequence[Conversation]] = (),
     chat_template: str | None = None,
 ) -> EvaluationRecord:
     """Losses on held-out rows, then tasks.

@@ -27,7 +27,8 @@ from ..core.provenance import SelectionSummary, plain
 from ..core.sources import Source, content_hash, hub_errors
 from ..core.writing import reserve
 from ..hub.push import check_write_access
-from ..rows.load import load_rows
+from ..rows.formats import Conversation
+from ..rows.load import conversations_of, load_rows
 from ..selection.selection import Selection
 from ..training.evaluation import EVALUATION_RECORD, read_evaluation, write_evaluation
 from ..training.models import base_source
@@ -99,7 +100,7 @@ class _Run:
     held_out: Mapping[str, Dataset]
     say: Say
     note: Say
-    rows: dict[str, tuple[Dataset, SelectionSummary]] = field(default_factory=dict)  # name -> rows, their record
+    rows: dict[str, tuple[list[Conversation], SelectionSummary]] = field(default_factory=dict)  # by adapter
     keys: list[str] = field(default_factory=list)
 
     @property
@@ -140,7 +141,7 @@ class _Run:
 
             self.steps.run(f"select {name}", inputs[name], work, folder / SELECTION_RECORD)
             selection = Selection.from_pretrained(folder)
-            self.rows[name] = selection.dataset, selection.provenance.summary()
+            self.rows[name] = selection.conversations(), selection.provenance.summary()
         shutil.rmtree(self.out / STORE, ignore_errors=True)
 
     def _jobs(self, configs: Mapping[str, SelectConfig]) -> dict[str, Job]:
@@ -177,7 +178,10 @@ class _Run:
             ]
 
             def work(
-                rows: Dataset = rows, record: SelectionSummary = record, folder: Path = folder, name: str = name
+                rows: list[Conversation] = rows,
+                record: SelectionSummary = record,
+                folder: Path = folder,
+                name: str = name,
             ) -> None:
                 train_adapter(rows, folder, train, selection=record, name=name)
 
@@ -238,7 +242,7 @@ class _Run:
 
 
 # ------------------------------------------------------------------------------------------- helpers
-def load_training_rows(spec: str, token: str | bool | None = None) -> tuple[Dataset, SelectionSummary]:
+def load_training_rows(spec: str, token: str | bool | None = None) -> tuple[list[Conversation], SelectionSummary]:
     """Rows and where they come from: a selection (folder or Hub id) or any rows ``--pool`` takes."""
     path = Path(spec)
     is_selection = (path / SELECTION_RECORD).is_file()
@@ -253,10 +257,10 @@ def load_training_rows(spec: str, token: str | bool | None = None) -> tuple[Data
                 is_selection = False
     if is_selection:
         selection = Selection.from_pretrained(spec, token=token)
-        return selection.dataset, selection.provenance.summary(None if path.exists() else spec)
+        return selection.conversations(), selection.provenance.summary(None if path.exists() else spec)
     rows = load_rows(spec, option="data", token=token)
     assert isinstance(rows.data, Dataset)
-    return rows.data, SelectionSummary(pool=rows.source)
+    return conversations_of(rows.data), SelectionSummary(pool=rows.source)
 
 
 def _read_by(config: SelectConfig) -> list[str | Path]:

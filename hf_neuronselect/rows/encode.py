@@ -74,6 +74,12 @@ def _difference(text: str, other: str) -> tuple[int, int]:
     return start, len(text) - tail
 
 
+def _whole(rendered: str, start: int, end: int, text: str) -> tuple[int, int]:
+    """The turn's whole text around the part that differs: a template can print its beginning (a thought's mark) anyway."""
+    at = rendered.find(text, max(0, end - len(text)), start + len(text)) if text else -1
+    return (start, end) if at < 0 else (min(start, at), max(end, at + len(text)))
+
+
 class SampleEncoder:
     r"""Turns conversations into token ids, through the tokenizer's chat template or the plain form.
 
@@ -143,7 +149,11 @@ class SampleEncoder:
         found = self._spans_at_once(conversation, rendered)
         if found is None:
             sentinel = next(s for s in _SENTINELS if s not in rendered)
-            found = {i: _difference(rendered, self._render_replaced(conversation, i, sentinel)) for i in turns}
+            found = {}
+            for i in turns:
+                start, end = _difference(rendered, self._render_replaced(conversation, i, sentinel))
+                text = conversation.messages[i]["content"].strip() if end > start else ""
+                found[i] = _whole(rendered, start, end, text)
         return [found[i] for i in turns if found[i][1] > found[i][0]]
 
     def _spans_at_once(self, conversation: Conversation, rendered: str) -> dict[int, tuple[int, int]] | None:

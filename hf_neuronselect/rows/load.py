@@ -23,7 +23,7 @@ from ..core.errors import NeuronSelectError, unknown
 from ..core.provenance import SourceRecord, record_of
 from ..core.sources import content_hash, hub_errors
 from .files import PACKED, read_files, stream_files
-from .formats import RowFormat, read_row, row_format, selection_columns
+from .formats import Conversation, RowFormat, read_row, row_format, selection_columns
 
 BUNDLED = "bundled:"
 """Prefix of rows that come with the package."""
@@ -283,22 +283,27 @@ def without_selection(data: Dataset | IterableDataset) -> Dataset | IterableData
     return data.remove_columns(drop) if drop else data
 
 
-def with_messages(data: Dataset, fmt: RowFormat | None = None) -> Dataset:
-    """Rows of any format with a ``messages`` column (roles and contents); an existing one is kept.
-
-    Raises:
-        NeuronSelectError: columns missing, or plain texts, which have no turns.
-    """
-    if "messages" in data.column_names:
-        return data
+def conversations_of(data: Dataset | Sequence[Conversation], fmt: RowFormat | None = None) -> list[Conversation]:
+    """Read all rows, of a format that is found by the column names unless it is given; read rows stay as they are."""
+    if not isinstance(data, Dataset):
+        return list(data)
     fmt = fmt or row_format(data.column_names)
-    if fmt.name == "text":
-        raise NeuronSelectError("plain texts have no turns; name columns with messages, or prompt and completion",
-                                option="row_format", value="text")  # fmt: skip
-    turns = [
-        [{"role": m["role"], "content": m["content"]} for m in read_row(row, fmt).messages]
-        for row in data.with_format(None).select_columns(fmt.used)
-    ]
+    return [read_row(row, fmt) for row in data.with_format(None).select_columns(fmt.used)]
+
+
+def with_messages(data: Dataset, fmt: RowFormat | None = None) -> Dataset:
+    """Rows with a column ``messages`` (roles and contents), where that says all of each row.
+
+    Rows that have one keep it. None is added to plain texts, nor to rows with tools or tool calls: their own columns
+    say more.
+    """
+    fmt = fmt or row_format(data.column_names)
+    if "messages" in data.column_names or fmt.name == "text":
+        return data
+    rows = conversations_of(data, fmt)
+    if any(row.tools or any(set(m) != {"role", "content"} for m in row.messages) for row in rows):
+        return data
+    turns = [row.messages for row in rows]
     return data.add_column("messages", turns, feature=List({"role": Value("string"), "content": Value("string")}))
 
 

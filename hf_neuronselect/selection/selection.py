@@ -24,8 +24,8 @@ from ..core.writing import put, writing
 from ..explain.report import ReportRow, excerpt, selection_report
 from ..hub.cards import SelectionCard, write_card
 from ..hub.pushable import PushToHub
-from ..rows.formats import PICK_COLUMNS, RowFormat, read_row, row_format
-from ..rows.load import with_messages
+from ..rows.formats import PICK_COLUMNS, Conversation, RowFormat, read_row, row_format
+from ..rows.load import conversations_of, with_messages
 from ..rows.media import with_bytes
 from ..signals.extractor import NeuronFeatureExtractor
 from .capability import Capability
@@ -165,9 +165,19 @@ class Selection(PushToHub):
     @property
     def row_format(self) -> RowFormat:
         """How the selected rows were read when they were scored."""
-        own = [c for c in self.dataset.column_names if not c.startswith("neuron_") and c != "source_index"]
+        names = self.dataset.column_names
+        # Columns after `source_index` are ours: a saved selection may have a column `messages` there.
+        own = names[: names.index("source_index")] if "source_index" in names else names
+        own = [name for name in own if not name.startswith("neuron_")]
         settings = self.provenance.extractor.options if self.provenance.extractor else None
         return row_format(own, settings.row_format, settings.columns) if settings else row_format(own)
+
+    def conversations(self) -> list[Conversation]:
+        """The rows as they were read when they were scored; of rows scored as plain text, the turns if there are any."""
+        fmt = self.row_format
+        if fmt.name == "text" and "messages" in self.dataset.column_names:
+            fmt = row_format(self.dataset.column_names, "messages")
+        return conversations_of(self.dataset, fmt)
 
     def excerpt(self, i: int, characters: int = 600) -> str:
         """The beginning of the i-th selected row's text."""
@@ -220,10 +230,7 @@ class Selection(PushToHub):
         )
 
     def _with_messages(self) -> Dataset:
-        if "messages" in self.dataset.column_names:
-            return self.dataset
-        fmt = self.row_format
-        return self.dataset if fmt.name == "text" else with_messages(self.dataset, fmt)
+        return with_messages(self.dataset, self.row_format)
 
     @classmethod
     def from_pretrained(

@@ -56,7 +56,6 @@ _NOT_HERE = {
 def _defaults(on_cpu: bool) -> dict[str, Any]:
     """Our defaults where they differ from TRL's, and why."""
     return {
-        "assistant_only_loss": True,  # a selection is meant to teach answers
         "max_length": 2048,  # as in extraction
         "packing": not on_cpu,  # without a variable-length kernel, attention over a packed row costs its whole square
         "train_sampling_strategy": "group_by_length" if on_cpu else "random",  # without packing, padding costs
@@ -127,7 +126,7 @@ class TrainConfig:
             if key not in _OURS | _SFT | _MODEL:
                 raise unknown("key of section train", key, _OURS | _SFT | _MODEL, "config")
         values = {key: _read(key, value) for key, value in values.items()}
-        if values.get("assistant_only_loss") is False:
+        if not values.pop("assistant_only_loss", True):
             raise NeuronSelectError("questions would be trained on; remove it", option="assistant_only_loss",
                                     value=False)  # fmt: skip
         controls = values.get("controls") or ()

@@ -14,8 +14,9 @@ from ..core.provenance import EvaluationRecord, EvaluationRow, decode, encode, p
 from ..core.sources import Source
 from ..core.writing import put
 from ..models.loss import answer_losses
-from ..rows.formats import Conversation, read_row, row_format
+from ..rows.formats import Conversation
 from ..rows.leakage import Leakage, normalised
+from ..rows.load import conversations_of
 from .figures import results_figure
 from .models import adapted, adapter_source, check_base, load_for_evaluation, load_tokenizer
 
@@ -26,19 +27,14 @@ METRIC = "target_loss"
 EVALUATION_RECORD = "evaluation.json"
 
 
-def conversations(data: Dataset) -> list[Conversation]:
-    fmt = row_format(data.column_names)
-    return [read_row(row, fmt) for row in data.select_columns(fmt.used)]
-
-
-def without_trained(data: Dataset, trained: Sequence[Dataset]) -> tuple[Dataset, int]:
+def without_trained(data: Dataset, trained: Sequence[Dataset | Sequence[Conversation]]) -> tuple[Dataset, int]:
     """Leave out evaluation rows whose text or question occurs in the training rows.
 
     Returns:
         The other rows, and how many were left out.
     """
-    learnt = [conversation for rows in trained for conversation in conversations(rows)]
-    found = conversations(data)
+    learnt = [conversation for rows in trained for conversation in conversations_of(rows)]
+    found = conversations_of(data)
     seen, asked = Leakage.of(learnt), Leakage.of(found)
     # Conversely: training rows that contain an evaluation question inside a longer text.
     holding = [normalised(row.content()) for row in learnt if asked.find(row)]
@@ -56,7 +52,7 @@ def evaluate_models(
     adapters: Mapping[str, str | Path],
     data: Mapping[str, Dataset],
     *,
-    trained: Sequence[Dataset] = (),
+    trained: Sequence[Dataset | Sequence[Conversation]] = (),
     max_length: int = 2048,
     max_rows: int | None = None,
     chat_template: str | None = None,
@@ -93,7 +89,7 @@ def evaluate_models(
             )  # fmt: skip
         if not len(kept):
             raise NeuronSelectError("no held-out row is left", option="data", value=name)
-        cleaned[name] = conversations(kept.select(range(min(max_rows or len(kept), len(kept))))), taken
+        cleaned[name] = conversations_of(kept.select(range(min(max_rows or len(kept), len(kept))))), taken
     model = load_for_evaluation(base, dtype, device, token)
     tokenizer = load_tokenizer(base, token)
     tokenizer.chat_template = chat_template or tokenizer.chat_template

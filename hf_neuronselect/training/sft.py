@@ -7,8 +7,7 @@ import json
 import logging
 import shutil
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -16,14 +15,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import PrinterCallback, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import ModelConfig, SFTTrainer, get_quantization_config
 
-from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.errors import NeuronSelectError
 from ..core.folders import ADAPTER, TRAINING_RECORD
 from ..core.provenance import SelectionSummary, SourceRecord, TrainingRecord, decode, encode, plain
 from ..core.sources import Source
@@ -31,44 +29,20 @@ from ..core.writing import put, reserve, settle, writing
 from ..hub.cards import AdapterCard, write_card
 from ..hub.markdown import check_readme
 from ..models.loading import quiet_peft
-from ..rows.load import with_messages
+from ..rows.formats import Conversation
+from ..rows.load import conversations_of
 from .callback import CardCallback
 from .config import TrainConfig
-from .models import base_source, load_causal_lm, load_tokenizer
+from .data import encoder_of, learnt, tokenizer_for, training_rows
+from .models import base_source, load_causal_lm
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("hf-neuronselect", "trl", "peft", "transformers", "torch", "datasets")
 
 
-def training_rows(data: Dataset) -> Dataset:
-    """Prepare rows for SFTTrainer: ``messages`` (and ``tools``), each with an answer.
-
-    Raises:
-        NeuronSelectError: no row has an assistant turn.
-    """
-    data = with_messages(data)
-    data = data.select_columns([name for name in ("messages", "tools") if name in data.column_names])
-    answered = [
-        i
-        for i, turns in enumerate(data["messages"])
-        if any(turn["role"] == "assistant" and (turn.get("content") or turn.get("tool_calls")) for turn in turns or [])
-    ]
-    if not answered:
-        raise NeuronSelectError(
-            f"none of the {len(data)} rows has an assistant turn: there is nothing to learn", option="data"
-        )
-    if len(answered) < len(data):
-        warnings.warn(
-            f"{len(data) - len(answered)} of {len(data)} rows have no assistant turn and are left out",
-            NeuronSelectWarning,
-            stacklevel=3,
-        )
-    return data.select(answered).flatten_indices()
-
-
 def train_adapter(
-    data: Dataset,
+    data: Dataset | Sequence[Conversation],
     out: str | Path,
     config: TrainConfig,
     *,
@@ -76,19 +50,19 @@ def train_adapter(
     name: str = "adapter",
     token: str | bool | None = None,
 ) -> TrainingRecord:
-    """Fine-tune a LoRA adapter on rows of any format; the loss is on assistant tokens alone.
+    """Fine-tune a LoRA adapter on rows of any format; the loss is on the answers alone, with any chat template.
 
     A stopped run continues from its last whole checkpoint, if rows and settings are the same.
 
     Args:
-        data: the rows. out: adapter folder; checkpoints are in ``out/checkpoints`` meanwhile.
+        data: the rows, or conversations read from them. out: adapter folder; checkpoints are in ``out/checkpoints`` meanwhile.
         selection: how the rows were selected, for the card. name: the adapter's name in the card.
 
     Returns:
         ``training.json``: base model, settings, rows, steps, tokens, losses, seconds.
 
     Raises:
-        NeuronSelectError: no answers, a chat template that cannot mark them, modules that the model lacks.
+        NeuronSelectError: no row can be trained on, or modules that the model lacks.
     """
     out = Path(out)
     with reserve(out, ADAPTER):
@@ -97,14 +71,15 @@ def train_adapter(
 
 
 def _train(
-    data: Dataset, out: Path, config: TrainConfig, selection: SelectionSummary | None, name: str,
+    data: Dataset | Sequence[Conversation], out: Path, config: TrainConfig, selection: SelectionSummary | None, name: str,
     token: str | bool | None,
 ) -> TrainingRecord:  # fmt: skip
     base = base_source(config.model, config.revision, token)
-    rows = training_rows(data)
-    tokenizer = load_tokenizer(base, token)
     checkpoints = out / "checkpoints"
     arguments = config.arguments(checkpoints)
+    tokenizer = tokenizer_for(base, config, token)
+    conversations = conversations_of(data)
+    rows = training_rows(conversations, encoder_of(tokenizer, arguments))
     set_seed(arguments.seed)
     options = ModelConfig(**config.model_options)
     model = load_causal_lm(
@@ -117,7 +92,7 @@ def _train(
     lora = config.lora()
     _check_target_modules(model, lora)
     log = CardCallback()
-    with _plain_errors(base):
+    with _plain_errors():
         trainer = _Trainer(
             model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=lora,
             callbacks=[log],
@@ -125,15 +100,7 @@ def _train(
     trainer.remove_callback(PrinterCallback)  # where no bar is shown it prints every log
     prepared = trainer.train_dataset
     assert isinstance(prepared, Dataset)
-    tokens, trained = _count_labels(prepared)
-    used = len(rows) if arguments.packing else len(prepared)
-    if used < len(rows):
-        warnings.warn(
-            f"{len(rows) - used} of {len(rows)} rows have no answer within max_length={arguments.max_length} and are "
-            "left out",
-            NeuronSelectWarning,
-            stacklevel=2,
-        )
+    trainer.train_dataset, tokens, trained = learnt(prepared)
     key = _run_key(rows, base, config)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=_last_whole(checkpoints, key))
@@ -151,7 +118,7 @@ def _train(
         hyperparameters=plain(
             {f"LoRA {key}": getattr(lora, key) for key in ("r", "lora_alpha", "lora_dropout")} | log.hyperparameters
         ),
-        results={"rows": used, "tokens": tokens, "answer_tokens": trained, "seconds": seconds, "steps": log.steps},
+        results={"rows": len(rows), "tokens": tokens, "answer_tokens": trained, "seconds": seconds, "steps": log.steps},
         losses=tuple(log.losses),
         packages={package: version(package) for package in _PACKAGES},
     )
@@ -216,45 +183,13 @@ def _check_target_modules(model: torch.nn.Module, lora: LoraConfig) -> None:
 
 
 @contextmanager
-def _plain_errors(base: Source) -> Iterator[None]:
+def _plain_errors() -> Iterator[None]:
     """Errors of SFTTrainer in one line with the mend."""
     try:
         with quiet_peft():
             yield
-    except TemplateError as cause:
-        raise NeuronSelectError(
-            f"its chat template refuses a row: {cause}; mend the rows or give another: chat_template_path: "
-            "FILE.jinja in the section train", option="model", value=base.id,
-        ) from cause  # fmt: skip
     except (ValueError, RuntimeError) as cause:
-        text = " ".join(str(cause).split())
-        if "template" in text or "generation %}" in text:
-            raise NeuronSelectError(
-                "its chat template does not mark the answers ({% generation %} … {% endgeneration %}); give one that "
-                "does: chat_template_path: FILE.jinja in the section train",
-                option="model", value=base.id,
-            ) from cause  # fmt: skip
-        raise NeuronSelectError(f"TRL refuses it: {text[:300]}", option="train") from cause
-
-
-def _count_labels(prepared: Dataset) -> tuple[int, int]:
-    """Count the tokens of one pass, and those trained on.
-
-    Raises:
-        NeuronSelectError: every token or none is trained on: the answers could not be told from the rest.
-    """
-    tokens = trained = 0
-    for labels in prepared.select_columns(["labels"]).with_format("numpy").iter(1000):
-        for row in labels["labels"]:
-            tokens += len(row)
-            trained += int((row != -100).sum())
-    if trained == 0 or trained == tokens:
-        raise NeuronSelectError(
-            f"{trained} of {tokens} tokens would be trained on: the chat template does not tell answers from the rest, "
-            "or max_length cuts all answers off",
-            option="train",
-        )  # fmt: skip
-    return tokens, trained
+        raise NeuronSelectError(f"TRL refuses it: {' '.join(str(cause).split())[:300]}", option="train") from cause
 
 
 # -------------------------------------------------------------------------------------------- resume

@@ -20,6 +20,7 @@ from typing import Any, get_args
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from chats import CHATS, Chat
 from datasets import Dataset, load_dataset
 from families import tiny_model, tiny_tokenizer
 from hypothesis import HealthCheck, given, settings
@@ -152,10 +153,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def test_rows_keep_their_order_and_their_number_in_the_pool(pool: Dataset, tmp_path: Path) -> None:
     selection = selected(pool, 9)
     names = {
-        "trl": ["train.jsonl", "sft.yaml"],
-        "axolotl": ["train.jsonl", "axolotl.yaml"],
-        "llamafactory": ["train.json", "dataset_info.json", "llamafactory.yaml"],
-        "unsloth": ["train.jsonl", "train_unsloth.py"],
+        "trl": ["train.jsonl", "README.md", "sft.yaml"],
+        "axolotl": ["train.jsonl", "README.md", "axolotl.yaml"],
+        "llamafactory": ["train.json", "dataset_info.json", "README.md", "llamafactory.yaml"],
+        "unsloth": ["train.jsonl", "README.md", "train_unsloth.py"],
     }
     assert set(names) == set(FORMATS)
     for trainer in FORMATS:
@@ -229,12 +230,12 @@ def test_alpaca_rows_become_turns_and_saved_rows_are_read_as_they_were_scored(tm
     turns = [{"role": "system", "content": "s"}, *chat("Name it.\n\n7", "seven")]
     assert read_lines(files[0]) == [{"messages": turns, "source_index": 0}]
 
-    # A saved selection has a column `messages` without the calls; the rows' own columns have them.
+    # A saved selection has no column `messages` where it would lack the calls; the rows' own columns have them.
     talk = TALKS[1]["messages"]
     selection = selected([{"prompt": talk[1:2], "completion": talk[2:], "tools": TALKS[1]["tools"]}])
     selection.save_pretrained(tmp_path / "saved")
     saved = Selection.from_pretrained(tmp_path / "saved")
-    assert "messages" in saved.dataset.column_names
+    assert "messages" not in saved.dataset.column_names
     (line,) = read_lines(export_selection(saved, "unsloth", tmp_path / "prompt", base_model=MODEL)[0])
     assert line["conversations"] == talk[1:] and line["tools"] == TALKS[1]["tools"]
 
@@ -313,7 +314,11 @@ def test_folders(talks: Selection, tmp_path: Path) -> None:
     (mine / "out" / "adapter.bin").write_text("trained")
     files = export_selection(talks, "axolotl", mine, base_model=MODEL)  # its own
     left = {p.relative_to(mine).as_posix() for p in mine.rglob("*") if p.is_file()}
-    assert left == {"train.jsonl", "axolotl.yaml", "out/adapter.bin"} == {f.name for f in files} | {"out/adapter.bin"}
+    assert (
+        left
+        == {"train.jsonl", "README.md", "axolotl.yaml", "out/adapter.bin"}
+        == {f.name for f in files} | {"out/adapter.bin"}
+    )
     text = error_of(selected(Dataset.from_dict({"text": ["x"]})), "trl", mine, base_model=MODEL)
     assert "plain text" in str(text) and (mine / "axolotl.yaml").exists()  # nothing is lost to a failed export
 
@@ -485,8 +490,8 @@ def test_turns_of_another_kind_far_down_the_file(tmp_path: Path) -> None:
     assert read[0]["messages"][0] == {"role": "user", "content": "0", "source_index": 0} and read[0]["tools"] == "null"
 
     files = export_selection(selection, "axolotl", tmp_path / "axolotl", base_model=MODEL)
-    assert [file.name for file in files] == ["train.parquet", "axolotl.yaml"]
-    (about,) = read_yaml(files[1])["datasets"]
+    assert [file.name for file in files] == ["train.parquet", "README.md", "axolotl.yaml"]
+    (about,) = read_yaml(files[-1])["datasets"]
     assert (about["path"], about["ds_type"]) == ("train.parquet", "parquet")
     table = pq.read_table(files[0])
     assert table.num_rows == 312 and table.column("source_index").to_pylist() == list(range(312))
@@ -499,7 +504,7 @@ def test_a_model_without_a_template_gets_the_one_its_rows_were_scored_in(pool: D
     tiny_tokenizer(None).save_pretrained(tmp_path / "base")
     selection = selected(pool, 3)
     files = export_selection(selection, "trl", tmp_path / "trl", base_model=str(tmp_path / "base"))
-    assert [file.name for file in files] == ["train.jsonl", "chat_template.jinja", "sft.yaml"]
+    assert [file.name for file in files] == ["train.jsonl", "chat_template.jinja", "README.md", "sft.yaml"]
     _, sft, _, _ = parse_trl(files[-1])
     assert (sft.chat_template_path, sft.assistant_only_loss) == ("chat_template.jinja", True)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
@@ -517,21 +522,116 @@ def test_a_model_without_a_template_gets_the_one_its_rows_were_scored_in(pool: D
     assert axolotl["chat_template_jinja"] == axolotl["datasets"][0]["chat_template_jinja"] == template
     script = export_selection(selection, "unsloth", tmp_path / "u", base_model=str(tmp_path / "base"))[-1]
     assert f"TEMPLATE = {template!r}" in script.read_text()
-    # The plain form knows no tools: no template is put in their place.
+    # The plain form shows no tools: no template is put in their place, and the rows are token ids.
     tools = export_selection(selected(TALKS), "trl", tmp_path / "t", base_model=str(tmp_path / "base"))
-    assert [file.name for file in tools] == ["train.jsonl", "sft.yaml"]
+    assert [file.name for file in tools] == ["train.jsonl", "README.md", "sft.yaml"]
+    assert {frozenset(line) for line in read_lines(tools[0])} == {
+        frozenset({"input_ids", "assistant_masks", "source_index"})
+    }
 
 
-def test_answers_alone_where_the_template_can_tell_them(talks: Selection, tmp_path: Path) -> None:
-    mute = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
-    tiny_model("llama").save_pretrained(tmp_path / "mute")
-    tiny_tokenizer(mute).save_pretrained(tmp_path / "mute")
-    found = {}
-    for name, model in {"mute": str(tmp_path / "mute"), "marked": str(bundled.MODEL), "unknown": MODEL}.items():
-        config = export_selection(talks, "trl", tmp_path / f"out-{name}", base_model=model)[-1]
-        found[name] = parse_trl(config)[1].assistant_only_loss
-    assert found == {"mute": False, "marked": True, "unknown": True}
-    assert "chat_template_path" in (tmp_path / "out-mute" / "sft.yaml").read_text()
+def based_on(folder: Path, kind: Chat) -> str:
+    tiny_model("llama").save_pretrained(folder)
+    kind.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def conversed(kind: Chat) -> list[dict[str, Any]]:
+    """Rows that the template takes: several turns, calls, a system turn, and one that is cut off."""
+    found: list[dict[str, Any]] = [{"messages": [*chat("one?", "First."), *chat("two?", "Second one.")]}]
+    found.append({"messages": chat("long " * 500, "cut off")})
+    if kind.system:
+        found.append({"messages": [SYSTEM, *chat("q", "a")]})
+    if kind.call is not None:
+        turns = [
+            USER,
+            ANSWER | {"content": "", "tool_calls": [call("f", {"x": 1})]},
+            {"role": "tool", "content": "2"},
+            ANSWER,
+        ]
+        found.append({"messages": turns, "tools": [ADD]})
+    return found
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_token_ids_are_what_was_scored_with_the_answers_marked(name: str, tmp_path: Path) -> None:
+    """In every export that writes them: the ids of scoring, the loss on the answers and their ends alone."""
+    kind = CHATS[name]
+    data, model = conversed(kind), based_on(tmp_path / "base", kind)
+    selection = selected(data)
+    wanted = {0: f"First.{kind.end}Second one.{kind.end}", 2: f"a{kind.end}", 3: f"{kind.call}{kind.end}a{kind.end}"}
+    for trainer in ("trl", "axolotl", "unsloth"):
+        with pytest.warns(
+            NeuronSelectWarning, match=r"^1 of \d rows .* no assistant token within max_length=2048 \(1\)$"
+        ):
+            files = export_selection(selection, trainer, tmp_path / trainer, base_model=model)
+        lines, left = read_lines(files[0]), [i for i in selection.indices.tolist() if i != 1]
+        assert len(lines) == len(data) - 1
+        for line, i in zip(lines, left, strict=True):
+            ids = line["input_ids"]
+            row = Conversation(data[i]["messages"], data[i].get("tools"))
+            assert ids == SampleEncoder(kind.tokenizer).encode([row])[0].input_ids.tolist()
+            if trainer == "trl":
+                answers = [t for t, m in zip(ids, line["assistant_masks"], strict=True) if m]
+                assert line["source_index"] == i
+            else:
+                assert line["attention_mask"] == [1] * len(ids)
+                answers = [t for t in line["labels"] if t != -100]
+            assert kind.tokenizer.decode(answers) == wanted[i]
+        readme = (tmp_path / trainer / "README.md").read_text()
+        assert "written as token ids" in readme and f"rows: {len(lines)} of {len(data)}" in readme
+    script = (tmp_path / "unsloth" / "train_unsloth.py").read_text()
+    compile(script, "train_unsloth.py", "exec")
+    assert "train_on_responses_only" not in script and "turn_marks" not in script
+    (about,) = read_yaml(tmp_path / "axolotl" / "axolotl.yaml")["datasets"]
+    assert about == {"path": "train.jsonl", "ds_type": "json", "split": "train", "type": None}
+    assert parse_trl(tmp_path / "trl" / "sft.yaml")[1].assistant_only_loss is False
+
+
+def test_trl_learns_the_answers_of_a_template_without_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real SFTTrainer, from the configuration as it is: labels are the answers and their ends."""
+    from trl import SFTTrainer, get_dataset
+
+    kind = CHATS["llama3"]
+    model = based_on(tmp_path / "base", kind)
+    with pytest.warns(NeuronSelectWarning, match="^1 of 4 rows"):
+        config = export_selection(selected(conversed(kind)), "trl", tmp_path / "out", base_model=model)[-1]
+    monkeypatch.chdir(tmp_path / "out")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for packing in (False, True):
+        _, sft, options, data = parse_trl(config)
+        sft.packing, sft.packing_strategy = packing, "bfd"
+        trainer = SFTTrainer(model=options.model_name_or_path, args=sft, train_dataset=get_dataset(data)["train"])
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(trainer.train_dataset))])
+        learned = [kind.tokenizer.decode([t for t in row.tolist() if t != -100]) for row in batch["labels"]]
+        assert sorted("".join(learned)) == sorted("First.Second one.aa" + kind.call + kind.end * 5)
+
+
+def test_a_template_given_for_scoring_is_trained_with(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = "{% for m in messages %}{{ m.role + '> ' + m.content + '</s>' }}{% endfor %}"
+    selection = selected([{"messages": chat("q", "a")}])
+    scored_by(selection, "org/scorer", "c" * 40, chat_template=shown)
+    monkeypatch.setattr("hf_neuronselect.export.model.AutoTokenizer.from_pretrained", lambda *a, **b: tiny_tokenizer())
+    files = export_selection(selection, "trl", tmp_path)
+    assert [file.name for file in files] == ["train.jsonl", "chat_template.jinja", "README.md", "sft.yaml"]
+    (line,) = read_lines(files[0])
+    assert tiny_tokenizer().decode(line["input_ids"]) == "user> q</s>assistant> a</s>"
+
+
+def test_what_is_not_known_to_work_is_said(talks: Selection, tmp_path: Path) -> None:
+    for trainer, said in (("trl", "else TRL stops"), ("unsloth", "whatever follows them")):
+        with pytest.warns(NeuronSelectWarning, match=f"the tokenizer of org/base is not on this machine.*{said}"):
+            export_selection(talks, trainer, tmp_path / trainer, base_model=MODEL)
+        assert said in (tmp_path / trainer / "README.md").read_text()
+    for trainer, said in (("axolotl", "roles_to_train"), ("llamafactory", "templates of its own")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            export_selection(talks, trainer, tmp_path / trainer, base_model=MODEL)
+        assert said in (tmp_path / trainer / "README.md").read_text()
+    found = export_selection(talks, "trl", tmp_path / "marked", base_model=str(bundled.MODEL))[-1]
+    assert parse_trl(found)[1].assistant_only_loss is True
 
 
 # -------------------------------------------------------------------------- the others' documented keys
@@ -569,7 +669,7 @@ AXOLOTL = {
             "path": str,
             "ds_type": {"json", "parquet"},
             "split": str,
-            "type": {"chat_template"},
+            "type": {"chat_template", None},
             "chat_template": TEMPLATE,
             "chat_template_jinja": str,
             "field_messages": str,
@@ -604,7 +704,7 @@ AXOLOTL = {
 
 
 def test_axolotl(talks: Selection, tmp_path: Path) -> None:
-    data, config = export_selection(talks, "axolotl", tmp_path, base_model=MODEL)
+    data, _, config = export_selection(talks, "axolotl", tmp_path, base_model=MODEL)
     found = read_yaml(config)
     check(found, AXOLOTL)
     (about,) = found["datasets"]
@@ -672,7 +772,7 @@ DATASET_INFO = {"file_name": str, "formatting": {"alpaca", "sharegpt"},
 
 
 def test_llamafactory(talks: Selection, tmp_path: Path) -> None:
-    data, info, config = export_selection(talks, "llamafactory", tmp_path, base_model=MODEL)
+    data, info, _, config = export_selection(talks, "llamafactory", tmp_path, base_model=MODEL)
     found = read_yaml(config)
     check(found, LLAMAFACTORY)
     about = json.loads(info.read_text())[found["dataset"]]
@@ -722,7 +822,7 @@ UNSLOTH = {
 def test_the_unsloth_script_calls_what_is_documented(talks: Selection, tmp_path: Path) -> None:
     import trl
 
-    data, script = export_selection(talks, "unsloth", tmp_path, base_model='quo"te/back\\slash')
+    data, _, script = export_selection(talks, "unsloth", tmp_path, base_model='quo"te/back\\slash')
     tree = ast.parse(script.read_text())
     known = UNSLOTH | {
         "SFTTrainer": set(inspect.signature(trl.SFTTrainer.__init__).parameters),
@@ -781,19 +881,22 @@ def test_the_unsloth_script_finds_the_turns(
     assert space["turn_marks"](tokenizer) == marks
 
 
+@pytest.mark.parametrize("known", [True, False])
 def test_the_unsloth_script_runs_up_to_unsloth_itself(
-    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    known: bool, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unsloth needs a GPU: its functions are stood in for; TRL, datasets and the tokenizer are the real ones."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     masked: dict[str, Any] = {}
+    folder = str(tiny_folder / "model")
 
     class FastLanguageModel:
         @staticmethod
         def from_pretrained(model_name, revision, max_seq_length, load_in_4bit):
-            return AutoModelForCausalLM.from_pretrained(model_name), AutoTokenizer.from_pretrained(model_name)
+            assert model_name == (folder if known else MODEL)
+            return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
         @staticmethod
         def get_peft_model(model, r, lora_alpha, lora_dropout, bias, target_modules, use_gradient_checkpointing,
@@ -811,13 +914,23 @@ def test_the_unsloth_script_runs_up_to_unsloth_itself(
     for module in parts:
         monkeypatch.setitem(sys.modules, module.__name__, module)
     talks = selected(TALKS)
-    script = export_selection(talks, "unsloth", tmp_path, base_model=str(tiny_folder / "model"))[-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = export_selection(talks, "unsloth", tmp_path, base_model=folder if known else MODEL)[-1]
     monkeypatch.chdir(tmp_path)
+    if known:
+        monkeypatch.setattr("trl.SFTTrainer.train", lambda self: masked.update(trainer=self))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         runpy.run_path(str(script), run_name="__main__")
-    assert masked["parts"] == ("<|im_start|>user\n", "<|im_start|>assistant\n")
     tokenizer = tiny_tokenizer()
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    if known:
+        labels = [[t for t in row if t != -100] for row in masked["trainer"].train_dataset["labels"]]
+        said = {i: tokenizer.decode(row) for i, row in zip(talks.indices.tolist(), labels, strict=True)}
+        assert (said[0], said[3]) == ("yes", "12") and said[1].endswith("</call>Rain.")
+        return
+    assert masked["parts"] == ("<|im_start|>user\n", "<|im_start|>assistant\n")
     texts = [
         tokenizer.apply_chat_template(o["messages"], tools=o.get("tools"), tokenize=False) for o in originals(talks)
     ]

@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import SFTConfig, SFTTrainer, get_training_chat_template
-from trl.chat_template_utils import qwen2_5_chat_template
+from trl import SFTConfig, SFTTrainer
 
 from hf_neuronselect.core import bundled as paths
 from hf_neuronselect.core.errors import NeuronSelectError
-from hf_neuronselect.models.loss import AnswerLoss, _tokenise, answer_losses
+from hf_neuronselect.models.loss import AnswerLoss, answer_losses
 from hf_neuronselect.pipelines import bundled
+from hf_neuronselect.rows.answers import AnswerEncoder, answered
 from hf_neuronselect.rows.encode import SampleEncoder
 from hf_neuronselect.rows.formats import Conversation
 
@@ -232,9 +232,9 @@ def test_the_model_is_left_as_it_was() -> None:
 # --------------------------------------------------------------------------------- which tokens count
 def _counted(tokenizer: Any, conversation: Conversation, **options: Any) -> str:
     """The text of the tokens that count."""
-    rows, skips = _tokenise(tokenizer, [conversation], options.pop("max_length", 2048))
-    assert not skips[0]
-    return "".join(tokenizer.convert_ids_to_tokens(rows[0].input_ids[rows[0].pooled].tolist()))
+    (row,) = AnswerEncoder(tokenizer, **options).encode([conversation])
+    assert not row.skip
+    return "".join(tokenizer.convert_ids_to_tokens(row.input_ids[row.pooled].tolist()))
 
 
 def test_the_end_of_the_turn_counts() -> None:
@@ -252,16 +252,14 @@ def test_the_end_of_the_turn_counts() -> None:
     assert _counted(tiny_tokenizer(no_end), _c("user: q", "assistant: a")) == "a"
 
 
-def test_a_template_that_trl_knows_counts_as_trl_trains_it() -> None:
-    tokenizer = tiny_tokenizer(qwen2_5_chat_template)
-    marked = tiny_tokenizer(get_training_chat_template(tokenizer))
+def test_a_template_without_marks_counts_what_the_same_with_marks_does() -> None:
+    plain = tiny_tokenizer("{{ bos_token }}" + PLAIN)
     for conversation in CONVERSATIONS[:4]:
-        ids, mask = _mask(marked, conversation)
-        want = "".join(tokenizer.convert_ids_to_tokens([i for i, inside in zip(ids, mask, strict=True) if inside]))
-        assert _counted(tokenizer, conversation) == want and "<|im_end|>" in want
+        ids, mask = _mask(TOKENIZER, conversation)
+        (found,) = AnswerEncoder(plain).encode([conversation])
+        assert (found.input_ids.tolist(), found.pooled.tolist()) == (ids, mask)
     np.testing.assert_array_equal(
-        answer_losses(_model(), tokenizer, CONVERSATIONS[:4]).nll,
-        answer_losses(_model(), marked, CONVERSATIONS[:4]).nll,
+        answer_losses(_model(), plain, CONVERSATIONS[:4]).nll, answer_losses(_model(), TOKENIZER, CONVERSATIONS[:4]).nll
     )
 
 
@@ -297,7 +295,7 @@ def test_any_turns_of_any_length(turns: list[tuple[str, str]], max_length: int) 
     ids, mask = _mask(TOKENIZER, conversation)
     mask = mask[:max_length]
     good = CONVERSATIONS[7]
-    wanted = sum(mask[1:])
+    wanted = sum(mask[1:]) * answered(conversation)  # an end alone is no answer
     room = len(_mask(TOKENIZER, good)[0]) <= max_length
     if not wanted and not room:
         with pytest.raises(NeuronSelectError, match="no row has an answer"):
@@ -318,7 +316,7 @@ def test_the_first_token_is_never_predicted() -> None:
         "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}"
     )
     got = answer_losses(_model(), tokenizer, [_c("assistant: abc"), _c("assistant: a"), _c("assistant: b", "user: c")])
-    assert got.tokens.tolist() == [2, 0, 1] and "no answer token" in got.skips[1]
+    assert got.tokens.tolist() == [2, 0, 1] and "no assistant token" in got.skips[1]
     ids, mask = _mask(tokenizer, _c("assistant: abc"))
     assert all(mask) and got.nll[0] == pytest.approx(_slow(_model(), ids, mask)[0], rel=1e-5)
 
@@ -352,10 +350,10 @@ def test_rows_without_an_answer_are_skipped_with_a_reason() -> None:
     assert got.skips == [
         "empty",
         "",
-        "error: no assistant turn",
-        "error: no assistant turn",
+        "error: no assistant turn with an answer",
+        "error: no assistant turn with an answer",
         "error: the chat template refused the row: no system",
-        "error: no answer token within max_length=60",
+        "error: no assistant token within max_length=60",
         "",
     ]
     used = [1, 6]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from chats import CHATS
 from datasets import Dataset, concatenate_datasets
 from families import CHATML, tiny_model, tiny_tokenizer
 from hub import Hub
@@ -33,9 +35,11 @@ from hf_neuronselect.core.provenance import MethodRecord, SelectionSummary, Sour
 from hf_neuronselect.models.loss import answer_losses
 from hf_neuronselect.rows.encode import SampleEncoder
 from hf_neuronselect.rows.formats import Conversation
+from hf_neuronselect.rows.load import conversations_of
 from hf_neuronselect.training import sft
 from hf_neuronselect.training.config import TrainConfig
-from hf_neuronselect.training.evaluation import conversations, evaluate_models, without_trained
+from hf_neuronselect.training.data import encoder_of, tokenizer_for, training_rows
+from hf_neuronselect.training.evaluation import evaluate_models, without_trained
 from hf_neuronselect.training.figures import results_figure
 from hf_neuronselect.training.models import base_source, load_tokenizer
 from hf_neuronselect.training.sft import read_record, train_adapter
@@ -118,7 +122,8 @@ def test_defaults_make_no_warning(tmp_path: Path) -> None:
         config = TrainConfig.from_section({})
         arguments = config.arguments(tmp_path)
     assert (config.model, config.data, config.controls) == (None, None, ())
-    assert arguments.assistant_only_loss and arguments.max_length == 2048 and arguments.report_to == []
+    assert not arguments.assistant_only_loss  # the rows say what is learnt
+    assert arguments.max_length == 2048 and arguments.report_to == []
     assert (arguments.learning_rate, arguments.lr_scheduler_type, arguments.warmup_steps) == (2e-4, "cosine", 0.03)
     assert (arguments.save_strategy, arguments.save_total_limit) == ("steps", 1) and not arguments.push_to_hub
     assert arguments.output_dir == str(tmp_path)
@@ -169,13 +174,14 @@ def test_names_of_modules_are_no_patterns(given: Any, expected: Any) -> None:
 def prepared(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[list[int], list[int]]]]:
     """Trains, and gives the rows as SFTTrainer fed them: ids and labels."""
     seen: list[Dataset] = []
-    count = sft._count_labels
+    count = sft.learnt
 
-    def look(data: Dataset) -> tuple[int, int]:
-        seen.append(data)
-        return count(data)
+    def look(data: Dataset) -> tuple[Dataset, int, int]:
+        found = count(data)
+        seen.append(found[0])
+        return found
 
-    monkeypatch.setattr(sft, "_count_labels", look)
+    monkeypatch.setattr(sft, "learnt", look)
 
     def run(model: Path, out: Path, data: Dataset, **changes: Any) -> list[tuple[list[int], list[int]]]:
         record = train(model, out, data, **changes)
@@ -257,44 +263,78 @@ def test_tools_and_a_given_template(prepared: Any, tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path / "a").chat_template == CHATML
 
 
-def test_a_template_trl_knows_is_marked_by_it(prepared: Any, tmp_path: Path) -> None:
-    from trl.chat_template_utils import qwen2_5_chat_template
-
-    assert "generation %}" not in qwen2_5_chat_template
-    folder = with_tokenizer(tmp_path / "qwen", tiny_tokenizer(qwen2_5_chat_template))
-    got = prepared(folder, tmp_path / "a", Dataset.from_list([{"messages": t} for t in TURNS[:2]]))
-    text = [tiny_tokenizer().decode([i for i in labels if i != -100]).split() for _, labels in got]
-    assert text == [["4<|im_end|>"], ["because<|im_end|>", "that", "is", "all<|im_end|>"]]
+@pytest.mark.parametrize("name", CHATS)
+def test_a_template_without_marks_is_trained_on_its_answers(name: str, prepared: Any, tmp_path: Path) -> None:
+    kind = CHATS[name]
+    folder = with_tokenizer(tmp_path / "base", kind.tokenizer)
+    turns = [*chat("First?", "One."), *chat("Then?", "Two of them.")]
+    (ids, labels), *_ = prepared(folder, tmp_path / "a", Dataset.from_list([{"messages": turns}] * 2))
+    assert kind.tokenizer.decode(ids) == kind.tokenizer.apply_chat_template(turns, tokenize=False)
+    assert kind.tokenizer.decode([i for i in labels if i != -100]) == f"One.{kind.end}Two of them.{kind.end}"
 
 
 def test_rows_without_answers_are_left_out_and_said(base: Path, tmp_path: Path, prepared: Any) -> None:
     asked = [{"messages": chat("why?", "so")[:1]}, {"messages": chat("why?", "")}, {"messages": None}, {"messages": []}]
     data = Dataset.from_list([*asked, {"messages": chat("why?", "so")}])
-    with pytest.warns(NeuronSelectWarning, match="^4 of 5 rows have no assistant turn and are left out$"):
+    reasons = re.escape("no assistant turn with an answer (2), empty (2)")
+    with pytest.warns(NeuronSelectWarning, match=f"^4 of 5 rows cannot be trained on and are left out: {reasons}$"):
         assert len(prepared(base, tmp_path / "a", data)) == 1
-    with pytest.raises(NeuronSelectError, match="none of the 4 rows has an assistant turn"):
+    with pytest.raises(NeuronSelectError, match="none of the 4 rows can be trained on: .*no assistant turn"):
         train(base, tmp_path / "b", Dataset.from_list(asked[::-1]))
     assert not (tmp_path / "b").exists()
     long = Dataset.from_list([{"messages": chat("q" * 90, "a")}] * 2 + [{"messages": chat("q", "a")}])
-    with pytest.warns(NeuronSelectWarning, match="^2 of 3 rows have no answer within max_length=60 and are left out$"):
-        assert len(prepared(base, tmp_path / "c", long, max_length=60)) == 1
-    assert json.loads((tmp_path / "c" / "training.json").read_text())["results"]["rows"] == 1
-    with pytest.raises(NeuronSelectError, match="0 of 0 tokens would be trained on.*max_length cuts all answers off"):
+    for packing in (False, True):
+        with pytest.warns(NeuronSelectWarning, match=r"^2 of 3 rows .* no assistant token within max_length=60 \(2\)$"):
+            assert len(prepared(base, tmp_path / f"c{packing}", long, max_length=60, packing=packing)) == 1
+        assert json.loads((tmp_path / f"c{packing}" / "training.json").read_text())["results"]["rows"] == 1
+    with pytest.raises(NeuronSelectError, match=r"none of the 3 rows can be trained on.*max_length=9 \(3\)"):
         train(base, tmp_path / "d", long, max_length=9)
 
 
+def test_packed_rows_without_an_answer_are_left_out_and_said(base: Path, tmp_path: Path) -> None:
+    """Wrapped packing cuts rows anywhere: pieces of a long question alone have no loss."""
+    data = Dataset.from_list([{"messages": chat("q" * 200, "an answer")}, {"messages": chat("short", "yes")}])
+    with pytest.warns(NeuronSelectWarning, match=r"packed rows hold no token of an answer and are left out"):
+        record = train(base, tmp_path / "a", data, packing=True, packing_strategy="wrapped", max_length=64)
+    assert record.results["rows"] == 2 and record.results["tokens"] == 69  # of the two pieces with answers
+    for name, no in (("labels", -100), ("assistant_masks", 0)):  # as new and old TRL have them
+        rows = Dataset.from_dict({name: [[no, no, no], [no, 1, 1, no], [1, no], [1, 1]]})
+        with pytest.warns(NeuronSelectWarning, match="^2 of 4 packed rows"):
+            kept, tokens, answers = sft.learnt(rows)
+        assert (kept[name], tokens, answers) == ([[no, 1, 1, no], [1, 1]], 6, 3)
+        with pytest.raises(NeuronSelectError, match="no token would be trained on"):
+            sft.learnt(rows.select([0, 2]))
+
+
 # ----------------------------------------------------------------------------------------------- other guards
-def test_a_template_without_marks_is_one_clear_line(tmp_path: Path) -> None:
-    folder = with_tokenizer(tmp_path / "base", tiny_tokenizer(UNMARKED))
-    with pytest.raises(NeuronSelectError) as caught:
-        train(folder, tmp_path / "a")
-    assert caught.value.option == "model" and caught.value.value == "base"
-    assert "does not mark the answers" in str(caught.value) and "chat_template_path: FILE.jinja" in str(caught.value)
-    strict = CHATML.replace("{% for m in messages %}", "{% for m in messages %}{% if m.role == 'system' %}"
-                            "{{ raise_exception('no system turns') }}{% endif %}")  # fmt: skip
-    folder = with_tokenizer(tmp_path / "strict", tiny_tokenizer(strict))
-    with pytest.raises(NeuronSelectError, match="model='strict'.*refuses a row: no system turns; mend the rows"):
-        train(folder, tmp_path / "b", Dataset.from_list([{"messages": TURNS[1]}]))
+def test_a_template_that_refuses_rows_says_so(prepared: Any, tmp_path: Path) -> None:
+    folder = with_tokenizer(tmp_path / "base", CHATS["gemma"].tokenizer)
+    data = [{"messages": TURNS[1]}, {"messages": chat("q", "a")}]
+    with pytest.warns(NeuronSelectWarning, match=r"^1 of 2 rows .* the chat template refused the row: no system role"):
+        assert len(prepared(folder, tmp_path / "a", Dataset.from_list(data))) == 1
+    with pytest.raises(NeuronSelectError, match="none of the 1 rows can be trained on: .*no system role"):
+        train(folder, tmp_path / "b", Dataset.from_list(data[:1]))
+
+
+def test_tool_calls_are_learnt_from_every_format(base: Path, tmp_path: Path) -> None:
+    """Lists of prompt and completion keep their calls; null arguments, as Arrow fills them in, are none."""
+    config = TrainConfig.from_section(section(base))
+    tokenizer = tokenizer_for(base_source(str(base)), config)
+    encoder = encoder_of(tokenizer, config.arguments(tmp_path))
+    function = {"name": "look", "arguments": {"town": "Ulm", "unit": None}}
+    said, asked = ([{"type": "text", "text": text}] for text in ("I look.", "Weather?"))
+    answer = {
+        "role": "assistant", "content": said, "tool_calls": [{"type": "function", "function": function}]
+    }  # fmt: skip
+    question = {"role": "user", "content": asked}
+    shown = '<call>{"type": "function", "function": {"name": "look", "arguments": {"town": "Ulm"}}}</call>'
+    for columns in ({"prompt": [question], "completion": [answer]}, {"messages": [question, answer]}):
+        for tools in (None, "", "null", "[]", []):
+            data = Dataset.from_list([columns | {"tools": tools}])
+            (row,) = training_rows(conversations_of(data), encoder)
+            ids = np.asarray(row["input_ids"])
+            assert tokenizer.decode(ids[np.asarray(row["assistant_masks"]) == 1]) == "I look." + shown
+            assert "user\nWeather?<|im_end|>" in tokenizer.decode(ids) and "tools" not in tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(
@@ -461,7 +501,7 @@ def test_the_callback_filled_the_card(tuned: Path) -> None:
 def test_peft_loads_it_and_the_loss_falls(tuned: Path, base: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base)
     tokenizer = AutoTokenizer.from_pretrained(tuned)
-    held_out = conversations(HELD_OUT)
+    held_out = conversations_of(HELD_OUT)
     before = answer_losses(model, tokenizer, held_out).mean
     after = answer_losses(PeftModel.from_pretrained(model, tuned), tokenizer, held_out).mean
     assert after < before - 1
@@ -657,7 +697,7 @@ def test_base_and_adapters_beside_each_other(tuned: Path, zero: Path, base: Path
     assert list(value) == [(model, name) for model in ("base", "mona", "zero") for name in data]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     for name, some in data.items():
-        loss = answer_losses(model, tokenizer, conversations(some))
+        loss = answer_losses(model, tokenizer, conversations_of(some))
         assert value["base", name] == pytest.approx(loss.mean, abs=1e-6)
         # The one with B = 0 comes after the other, and has fewer layers: an adapter leaves nothing behind.
         assert value["zero", name] == value["base", name] != value["mona", name]
@@ -666,7 +706,7 @@ def test_base_and_adapters_beside_each_other(tuned: Path, zero: Path, base: Path
     assert value["mona", "sevens"] < value["base", "sevens"] - 1
     assert {(row.metric, row.taken_out) for row in found} == {("target_loss", 0)}
     fewer = evaluate_models(base_source(str(base)), {}, {"sevens": HELD_OUT}, max_rows=2)
-    first = answer_losses(model, tokenizer, conversations(HELD_OUT.select(range(2)))).mean
+    first = answer_losses(model, tokenizer, conversations_of(HELD_OUT.select(range(2)))).mean
     assert [(row.rows, row.value) for row in fewer] == [(2, pytest.approx(first, abs=1e-6))]
 
 
@@ -674,7 +714,7 @@ def test_with_the_template_it_was_trained_with(base: Path) -> None:
     shorter = CHATML.replace("<|im_start|>", "")
     found = evaluate_models(base_source(str(base)), {}, {"sevens": HELD_OUT}, chat_template=shorter)
     tokenizer = tiny_tokenizer(shorter)
-    loss = answer_losses(AutoModelForCausalLM.from_pretrained(base), tokenizer, conversations(HELD_OUT))
+    loss = answer_losses(AutoModelForCausalLM.from_pretrained(base), tokenizer, conversations_of(HELD_OUT))
     assert found[0].value == pytest.approx(loss.mean, abs=1e-6)
 
 

@@ -1,0 +1,100 @@
+"""Rows as SFTTrainer takes them: token ids, with the answers marked in TRL's own column."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from trl import SFTConfig
+
+from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.sources import Source
+from ..rows.answers import AnswerEncoder, left_out
+from ..rows.formats import Conversation
+from .config import TrainConfig
+from .models import load_tokenizer
+
+_CHUNK = 1000  # rows that are tokenised at once
+
+
+def tokenizer_for(base: Source, config: TrainConfig, token: str | bool | None = None) -> Any:
+    """The base's tokenizer with the chat template and the end of text that ``config`` gives it."""
+    tokenizer = load_tokenizer(base, token)
+    tokenizer.chat_template = config.chat_template() or tokenizer.chat_template
+    end = config.sft.get("eos_token")
+    if end in tokenizer.get_vocab():  # SFTTrainer refuses another
+        tokenizer.eos_token = end
+    return tokenizer
+
+
+def encoder_of(tokenizer: Any, arguments: SFTConfig) -> AnswerEncoder:
+    """Tokenises rows as they are trained on."""
+    # These ways of packing cut rows into pieces and keep all of them; else what is too long is cut off.
+    keeps_all = arguments.packing and arguments.packing_strategy in ("wrapped", "bfd_split")
+    return AnswerEncoder(
+        tokenizer,
+        max_length=None if keeps_all else arguments.max_length,
+        truncation_side="left" if getattr(arguments, "truncation_mode", "") == "keep_end" else "right",
+    )
+
+
+def training_rows(conversations: Sequence[Conversation], encoder: AnswerEncoder) -> Dataset:
+    """Tokenise rows: ``input_ids``, and ``assistant_masks``, which is 1 for the tokens of answers.
+
+    Rows that cannot be trained on are left out, with a warning that counts them by reason.
+
+    Raises:
+        NeuronSelectError: no row is left.
+    """
+    samples = []
+    for start in range(0, len(conversations), _CHUNK):
+        samples += encoder.encode(conversations[start : start + _CHUNK])
+    usable = [sample for sample in samples if not sample.skip]
+    reasons = left_out(samples)
+    if not usable:
+        raise NeuronSelectError(f"none of the {len(samples)} rows can be trained on: {reasons}", option="data")
+    if reasons:
+        warnings.warn(
+            f"{len(samples) - len(usable)} of {len(samples)} rows cannot be trained on and are left out: {reasons}",
+            NeuronSelectWarning, stacklevel=3,
+        )  # fmt: skip
+    return Dataset.from_dict(
+        {
+            "input_ids": [sample.input_ids.astype(np.int32) for sample in usable],
+            "assistant_masks": [sample.pooled.astype(np.int8) for sample in usable],
+        }
+    )
+
+
+def learnt(prepared: Dataset) -> tuple[Dataset, int, int]:
+    """What SFTTrainer will train on: rows with a label, their tokens, and those learnt.
+
+    Packing can cut an answer off its question: a row of questions alone has no loss, and is left out with a warning.
+
+    Raises:
+        NeuronSelectError: no token would be learnt.
+    """
+    name = "labels" if "labels" in prepared.column_names else "assistant_masks"
+    none = -100 if name == "labels" else 0
+    kept, tokens, answers = [], 0, 0
+    position = 0
+    for batch in prepared.select_columns([name]).with_format("numpy").iter(_CHUNK):
+        for row in batch[name]:
+            found = int((row[1:] != none).sum())  # the first token of a row is never predicted
+            if found:
+                kept.append(position)
+                tokens, answers = tokens + len(row), answers + found
+            position += 1
+    if not answers:
+        raise NeuronSelectError("no token would be trained on: max_length cuts all answers off", option="train")
+    if len(kept) == position:
+        return prepared, tokens, answers
+    warnings.warn(
+        f"{position - len(kept)} of {position} packed rows hold no token of an answer and are left out; "
+        "packing_strategy: bfd keeps rows whole",
+        NeuronSelectWarning, stacklevel=3,
+    )  # fmt: skip
+    return prepared.select(kept), tokens, answers
