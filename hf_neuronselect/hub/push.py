@@ -5,13 +5,15 @@ Neither ``upload_folder`` (several commits with Xet on) nor ``Trainer.push_to_hu
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from ..core.errors import NeuronSelectError
+from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.folders import SELECTION_RECORD, TRAINING_RECORD, read_selection
 from ..core.provenance import Origin, SourceRecord, decode
 from ..core.sources import hub_errors
@@ -79,8 +81,8 @@ def push_folder(
     """
     folder = Path(folder)
     kind = folder_kind(folder)
-    if kind.name == "selection":
-        read_selection(folder, folder.name)
+    listed = read_selection(folder, folder.name).files if kind.name == "selection" else None
+    ours = _own_files(folder, kind, listed)
     if kind.name == "metric" and not (folder / f"{repo_id.split('/')[-1]}.py").is_file():
         module = next((p.stem for p in sorted(folder.glob("*.py")) if p.stem == folder.resolve().name), "the module")
         raise NeuronSelectError(f"evaluate looks for a script named like the repository; name it {module}",
@@ -100,7 +102,7 @@ def push_folder(
         repo_id = made.repo_id
         info = _look(api, repo_id, kind, revision, private)
         there = [sibling.rfilename for sibling in info.siblings or []]
-        operations = _operations(folder, kind, there, repo_id, info.sha, token)
+        operations = _operations(folder, kind, ours, there, repo_id, info.sha, token)
         commit = api.create_commit(
             repo_id,
             operations,
@@ -147,10 +149,38 @@ def _look(api: HfApi, repo_id: str, kind: Kind, revision: str | None, private: b
         return info(revision)
 
 
+def _own_files(folder: Path, kind: Kind, listed: Mapping[str, str] | None) -> list[str]:
+    """Regular files inside the folder that belong to its kind; the others are left out, and said.
+
+    Args:
+        listed: the data files that the folder's record lists; None: it lists none.
+
+    Raises:
+        NeuronSelectError: one that belongs to it is a link.
+    """
+    ours: list[str] = []
+    others: list[str] = []
+    for name in names_in(folder):
+        data = name.startswith("data/") and listed is not None
+        (ours if kind.owns(name) and not (data and name not in (listed or ())) else others).append(name)
+    root = folder.resolve()
+    if links := [name for name in ours if (folder / name).resolve() != root / name]:
+        raise NeuronSelectError(f"{links[0]} is a link, which could push any file of this machine; put the file itself "
+                                "there", option="folder", value=folder.name)  # fmt: skip
+    if seen := [name for name in others if not name.rpartition("/")[2].startswith(".")]:
+        more = f" and {len(seen) - 5} more" if len(seen) > 5 else ""
+        warnings.warn(
+            f"left out, since its record does not list them: {', '.join(seen[:5])}{more}",
+            NeuronSelectWarning,
+            stacklevel=4,
+        )
+    return ours
+
+
 def _operations(
-    folder: Path, kind: Kind, there: list[str], repo_id: str, commit: str | None, token: str | bool | None
-) -> list[CommitOperationAdd | CommitOperationDelete]:
-    ours = [name for name in names_in(folder) if kind.owns(name)]
+    folder: Path, kind: Kind, ours: list[str], there: list[str], repo_id: str, commit: str | None,
+    token: str | bool | None,
+) -> list[CommitOperationAdd | CommitOperationDelete]:  # fmt: skip
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for name in ours:
         content: str | bytes = str(folder / name)

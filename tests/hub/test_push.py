@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM
 from versions import before
 
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelector, Selection
-from hf_neuronselect.core.errors import NeuronSelectError
+from hf_neuronselect.core.errors import NeuronSelectError, NeuronSelectWarning
 from hf_neuronselect.core.folders import DATA_FILE, FITTED
 from hf_neuronselect.core.provenance import SourceRecord
 from hf_neuronselect.hub.push import check_write_access, push_folder
@@ -375,6 +375,21 @@ def test_only_what_belongs_is_pushed_or_deleted(hub: Hub, name: str, tmp_path: P
 
 
 # -- where to
+
+
+def test_only_files_of_the_record_are_pushed_and_no_links(hub: Hub, name: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "s")
+    (tmp_path / "secret").write_text("key")
+    (folder / "data" / "extra.parquet").write_bytes((folder / "scores.parquet").read_bytes())
+    (folder / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.warns(NeuronSelectWarning, match="left out, since .*: data/extra.parquet, notes.txt$"):
+        push_folder(folder, name)
+    assert not {"data/extra.parquet", "notes.txt"} & set(hub.files("datasets", name))
+    (folder / "report.html").unlink()
+    (folder / "report.html").symlink_to(tmp_path / "secret")
+    with pytest.raises(NeuronSelectError, match="report.html is a link"):
+        push_folder(folder, name)
+    assert b"key" not in hub.files("datasets", name)["report.html"]
 
 
 def test_private_message_and_own_namespace(hub: Hub, tmp_path: Path) -> None:
