@@ -344,7 +344,7 @@ def decode(text: str | bytes, kind: type[Record], *, what: str, option: str, val
     """
     try:
         return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, UnicodeError) as cause:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as cause:
         reason = " ".join(str(cause).split())[:160]
         raise NeuronSelectError(f"not {what} ({reason})", option=option, value=value) from cause
 

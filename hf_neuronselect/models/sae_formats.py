@@ -38,7 +38,7 @@ def _json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _refuse(path, "is missing; download the SAE again") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise _refuse(path, f"not valid JSON ({error}); download the SAE again") from error
     if not isinstance(found, dict):
         raise _refuse(path, "a JSON object was expected")
@@ -333,6 +333,8 @@ def load_sae(source: str | os.PathLike[str], *, layer: int | None = None) -> Spa
     if sae.W_enc.ndim != 2:
         raise _refuse(folder, f"the encoder weight has shape {tuple(sae.W_enc.shape)}; two dimensions are needed")
     m, d = sae.W_enc.shape
+    if sae.k is not None and sae.k > m:
+        raise _refuse(folder, f"k is {sae.k} in its configuration; the SAE has {m} latents")
     shapes: list[tuple[str, torch.Tensor | None, set[tuple[int, ...]]]] = [
         ("encoder bias", sae.b_enc, {(m,)}),
         ("b_dec", sae.b_pre, {(d,)}),

@@ -1,0 +1,50 @@
+"""Damaged and hostile records: one line, exit status 2, nothing written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import rows, write_sae
+
+from hf_neuronselect import NeuronSelector
+from hf_neuronselect.cli import main as cli
+
+RECORDS = {"list": b"[]", "text": b'"x"', "null": b"null", "number": b"1e400", "empty": b"", "bad byte": b'{"a": "\xff"}',
+           "deep": b"[" * 100_000, "deep object": b'{"method":' * 100_000}  # fmt: skip
+
+
+def refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["neuronselect", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize("what", RECORDS)
+def test_a_selections_record(what: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    NeuronSelector("random").select(rows(20), k=3).save_pretrained(tmp_path / "s")
+    (tmp_path / "s" / "selection.json").write_bytes(RECORDS[what])
+    words = ["export", str(tmp_path / "s"), "--format", "trl", "--base-model", "a/b", "--out", str(tmp_path / "out")]
+    assert "not a selection folder" in refused(capsys, monkeypatch, *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", RECORDS)
+def test_an_saes_record(what: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    write_sae(tmp_path / "layers.1", 8)
+    (tmp_path / "layers.1" / "cfg.json").write_bytes(RECORDS[what])
+    assert "cfg.json" in refused(capsys, monkeypatch, "sae", "inspect", str(tmp_path))
+
+
+def test_an_sae_that_keeps_more_than_it_has(tmp_path: Path, capsys, monkeypatch) -> None:
+    folder = write_sae(tmp_path / "layers.1", 8)
+    cfg = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(cfg | {"k": 10**11}))
+    assert "k is 100000000000 in its configuration; the SAE has 96 latents" in refused(
+        capsys, monkeypatch, "sae", "inspect", str(tmp_path)
+    )
