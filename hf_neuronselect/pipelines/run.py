@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -27,9 +27,10 @@ from ..core.provenance import SelectionSummary, plain
 from ..core.sources import Source, content_hash, hub_errors
 from ..core.writing import reserve
 from ..hub.push import check_write_access
-from ..rows.formats import Conversation
+from ..rows.formats import Conversation, row_format
 from ..rows.load import conversations_of, load_rows
 from ..selection.selection import Selection
+from ..training.data import check_trainable
 from ..training.evaluation import EVALUATION_RECORD, read_evaluation, write_evaluation
 from ..training.models import base_source
 from ..training.sft import read_record, train_adapter, write_record
@@ -42,6 +43,7 @@ from .select import extractor_for, finish, prepare
 from .steps import Steps
 
 STORE = "features"
+_TRIED = 500  # rows of the pool that are tried before the pass
 
 
 def run(config: RunConfig, *, say: Say = quiet, note: Say = quiet) -> int:
@@ -153,11 +155,21 @@ class _Run:
         signals = [signal for job in jobs.values() for signal in job.chosen.signals]
         if jobs:
             config, job = next(iter(configs.values())), next(iter(jobs.values()))
+            self._check_trainable(job.rows.data, config)
             extractor = extractor_for(config, job, list(dict.fromkeys(signals)), self.note)
             for job in jobs.values():
                 job.extractor = extractor.with_features(job.chosen.signals)
             share_pass(list(jobs.values()), self.out / STORE, say=self.note)
         return jobs
+
+    def _check_trainable(self, pool: Dataset | IterableDataset, config: SelectConfig) -> None:
+        """Try rows from all over the pool with the base's chat template, before the pass over the pool."""
+        if not isinstance(pool, Dataset):
+            return
+        tried = pool.select(range(0, len(pool), len(pool) // _TRIED + 1))
+        rows = conversations_of(tried, row_format(pool.column_names, config.row_format, config.columns))
+        if reasons := check_trainable(rows, self.base, self.recipe.train):
+            self.note(f"Of {len(rows)} rows tried, some cannot be trained on and would be left out: {reasons}")
 
     def take(self, data: str) -> None:
         """Rows that were selected before, or elsewhere."""

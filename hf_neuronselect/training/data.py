@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,23 @@ def training_rows(conversations: Sequence[Conversation], encoder: AnswerEncoder)
             "assistant_masks": [sample.pooled.astype(np.int8) for sample in usable],
         }
     )
+
+
+def check_trainable(conversations: Sequence[Conversation], base: Source, config: TrainConfig) -> str:
+    """Find out before a selection whether its rows can be trained on.
+
+    Returns:
+        Why some of these rows cannot, with their numbers; "" if all can.
+
+    Raises:
+        NeuronSelectError: none of them can.
+    """
+    encoder = encoder_of(tokenizer_for(base, config), config.arguments(Path("unused")))
+    samples = encoder.encode(conversations)
+    reasons = left_out(samples)
+    if samples and all(sample.skip for sample in samples):
+        raise NeuronSelectError(f"cannot be trained on these rows: {reasons}", option="model", value=base.id)
+    return reasons
 
 
 def learnt(prepared: Dataset) -> tuple[Dataset, int, int]:

@@ -38,7 +38,7 @@ from hf_neuronselect.rows.formats import Conversation
 from hf_neuronselect.rows.load import conversations_of
 from hf_neuronselect.training import sft
 from hf_neuronselect.training.config import TrainConfig
-from hf_neuronselect.training.data import encoder_of, tokenizer_for, training_rows
+from hf_neuronselect.training.data import check_trainable, encoder_of, tokenizer_for, training_rows
 from hf_neuronselect.training.evaluation import evaluate_models, without_trained
 from hf_neuronselect.training.figures import results_figure
 from hf_neuronselect.training.models import base_source, load_tokenizer
@@ -314,6 +314,16 @@ def test_a_template_that_refuses_rows_says_so(prepared: Any, tmp_path: Path) -> 
         assert len(prepared(folder, tmp_path / "a", Dataset.from_list(data))) == 1
     with pytest.raises(NeuronSelectError, match="none of the 1 rows can be trained on: .*no system role"):
         train(folder, tmp_path / "b", Dataset.from_list(data[:1]))
+
+
+def test_what_would_be_left_out_is_known_before_a_selection(tmp_path: Path) -> None:
+    folder = with_tokenizer(tmp_path / "base", CHATS["gemma"].tokenizer)
+    config, source = TrainConfig.from_section(section(folder)), base_source(str(folder))
+    rows = [Conversation(messages=TURNS[1]), Conversation(messages=chat("q", "a"))]
+    assert check_trainable(rows[1:], source, config) == ""
+    assert check_trainable(rows, source, config).startswith("the chat template refused the row: no system role")
+    with pytest.raises(NeuronSelectError, match="model='base': cannot be trained on these rows: .*no system role"):
+        check_trainable(rows[:1], source, config)
 
 
 def test_tool_calls_are_learnt_from_every_format(base: Path, tmp_path: Path) -> None:
