@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .digests import checksum
 from .errors import NeuronSelectError
 from .provenance import Provenance, decode
-from .sources import content_hash
 from .writing import FolderKind, settle
 
 SELECTION_RECORD = "selection.json"
@@ -47,8 +47,8 @@ EVALUATION = FolderKind("an evaluation's folder", ("evaluation.json",), '"base"'
 
 
 def checksums(folder: Path, files: Iterable[str]) -> dict[str, str]:
-    """Content hashes of some files of a folder."""
-    return {name: content_hash(folder / name) for name in files}
+    """Checksums of some files of a folder."""
+    return {name: checksum(folder / name) for name in files}
 
 
 def read_selection(folder: Path, name: str) -> Provenance:

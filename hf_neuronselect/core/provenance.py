@@ -29,6 +29,7 @@ class SourceRecord:
         id: Hub id, ``bundled:NAME``, or the last part of a local path. name: entry of a feature library.
         commit: Hub commit hash, ``content:HASH`` of something local, ``state:HASH`` of a model in memory.
         config, split, rows: of a data set. fingerprint: the one ``datasets`` gives rows in memory.
+        base: of an adapter, the model that it changes.
         license: as the source states it. restricted: ``private`` or ``gated``.
         derived_from: the whole data set that these rows were taken from.
     """
@@ -43,6 +44,12 @@ class SourceRecord:
     fingerprint: str | None = None
     rows: int | None = None
     derived_from: SourceRecord | None = None
+    base: SourceRecord | None = None
+
+    @property
+    def pins(self) -> tuple[str | None, ...]:
+        """The commits that decide its content: its own and, of an adapter, its base's."""
+        return (self.commit, *(self.base.pins if self.base else ()))
 
     @property
     def on_hub(self) -> bool:
@@ -58,7 +65,7 @@ class SourceRecord:
     def of(cls, source: Any) -> SourceRecord:
         """A pinned :class:`~hf_neuronselect.core.sources.Source`, without its location."""
         known = source.id if not source.commit.startswith("state:") else source.id.rsplit("/", 1)[-1]
-        return cls(id=known, commit=source.commit)
+        return cls(id=known, commit=source.commit, base=None if source.base is None else cls.of(source.base))
 
 
 @dataclass(frozen=True, kw_only=True)

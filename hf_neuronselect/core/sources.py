@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -28,16 +25,8 @@ from huggingface_hub.errors import (
 )
 
 from . import bundled
+from .digests import model_hash, sae_hash
 from .errors import NeuronSelectError
-
-logger = logging.getLogger(__name__)
-
-_HASHED = (".safetensors", ".json", ".jinja", ".npz", ".model", ".txt", ".jsonl", ".parquet")
-
-
-def cache_dir() -> Path:
-    """``$HF_HOME/neuronselect``."""
-    return Path(constants.HF_HOME) / "neuronselect"
 
 
 @dataclass(frozen=True)
@@ -49,16 +38,24 @@ class Source:
         commit: Hub commit hash, or ``content:<hash>`` of a local folder, or ``state:<hash>`` of a
             model that lives in memory.
         location: the argument of ``from_pretrained``: the Hub id or the local folder.
+        base: of an adapter, the model that it changes.
     """
 
     id: str
     commit: str
     location: str
+    base: Source | None = None
 
     @property
     def revision(self) -> str | None:
         """The commit to load from the Hub; None for a local folder."""
         return None if ":" in self.commit else self.commit
+
+    @property
+    def key(self) -> str:
+        """All that pins it. A content hash says it all: the same files under another name are the same."""
+        own = self.commit if ":" in self.commit else f"{self.id}@{self.commit}"
+        return own if self.base is None else f"{own} on {self.base.key}"
 
 
 @contextmanager
@@ -148,7 +145,7 @@ def resolve(name: str, *, revision: str | None, token: str | bool | None, option
         NeuronSelectError: it cannot be found or read; the message says why.
     """
     if os.path.isdir(name):
-        return Source(Path(name).resolve().name, f"content:{content_hash(Path(name))}", str(Path(name).resolve()))
+        return Source(Path(name).resolve().name, f"content:{model_hash(Path(name))}", str(Path(name).resolve()))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise NeuronSelectError("no such folder", option=option, value=name)
     with hub_errors(option, name):
@@ -161,49 +158,22 @@ def resolve(name: str, *, revision: str | None, token: str | bool | None, option
             except EntryNotFoundError as error:
                 missing = error
                 continue
-            return Source(name, commit_of(path), name)
+            return Source(name, hub_commit(path), name)
         assert missing is not None
         raise missing
 
 
-def commit_of(path: str | os.PathLike[str]) -> str:
-    """The commit hash in a Hub cache path (``…/snapshots/<commit>/…``)."""
+def hub_commit(path: str | os.PathLike[str]) -> str:
+    """The commit hash in a path of the Hub's cache (``…/snapshots/<commit>/…``)."""
     found = re.search(r"/snapshots/([0-9a-f]{40})(/|$)", Path(path).as_posix())
-    return found[1] if found else f"content:{content_hash(Path(path))}"
+    assert found is not None
+    return found[1]
 
 
 def bundled_folder(commit: str | None) -> Path | None:
     """Folder of the bundled model or SAE with this content hash; None for anything else."""
     if not (commit or "").startswith("content:"):
         return None
-    own = (bundled.MODEL, *bundled.SAE.iterdir())
-    return next((path for path in own if f"content:{content_hash(path)}" == commit), None)
-
-
-def content_hash(path: Path) -> str:
-    """Hash of a file, or of the weight, config and tokenizer files of a folder; memoised by size and mtime.
-
-    Returns:
-        32 hex digits. They depend on file names but not on absolute paths.
-    """
-    root = path if path.is_dir() else path.parent
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in _HASHED)
-    stamp = [(p.relative_to(root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    key = hashlib.blake2b(json.dumps([str(path.resolve()), stamp]).encode(), digest_size=16).hexdigest()
-    memo = cache_dir() / "content_hashes" / key
-    if memo.is_file():
-        return memo.read_text()
-    digest = hashlib.blake2b(digest_size=16)
-    for file, (name, size, _) in zip(files, stamp, strict=True):
-        digest.update(f"{name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    try:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        part = memo.with_name(f"{memo.name}.{os.getpid()}")
-        part.write_text(digest.hexdigest())
-        part.replace(memo)
-    except OSError as error:  # with a read-only home, hash again next time
-        logger.debug("content hash not memoised: %s", error)
-    return digest.hexdigest()
+    if commit == f"content:{model_hash(bundled.MODEL)}":
+        return bundled.MODEL
+    return next((path for path in bundled.SAE.iterdir() if f"content:{sae_hash(path)}" == commit), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -22,7 +21,6 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import find_adapter_config_file
 
 from ..core.errors import NeuronSelectError
 from ..core.sources import Source, hub_errors
@@ -209,7 +207,7 @@ def _from_files(spec: ModelSpec, depth_of: Callable[[int], int] | None, options:
 def _plain(spec: ModelSpec) -> Any | None:
     """The configuration of a plain checkpoint; None for adapters, quantised models and unusual file names."""
     source = spec.source
-    if spec.quantize is not None or _is_adapter(source):
+    if spec.quantize is not None or source.base is not None:
         return None
     lm_config = AutoConfig.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
     parts = (lm_config, lm_config.get_text_config())
@@ -218,17 +216,14 @@ def _plain(spec: ModelSpec) -> Any | None:
 
 
 def _whole(source: Source, options: dict[str, Any], *, plain: bool) -> Any:
-    if not plain and _is_adapter(source) and fetched(source, "adapter_model.safetensors") is None:
+    if source.base is not None and fetched(source, "adapter_model.safetensors") is None:
         raise no_safetensors(source)  # PEFT would open the pickle
-    adapter = not plain and _is_adapter(source)
-    base = (
-        _base_of(source) if adapter else {"pretrained_model_name_or_path": source.location, "revision": source.revision}
-    )
+    base = source.base or source
     # Quantised models have other tensors: for them transformers' report says what is missing.
     with quiet_report() if plain else nullcontext():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                **base, trust_remote_code=False, use_safetensors=True,
+                base.location, revision=base.revision, trust_remote_code=False, use_safetensors=True,
                 output_loading_info=True, ignore_mismatched_sizes=plain, **options,
             )  # fmt: skip
         except OSError as cause:
@@ -242,7 +237,7 @@ def _whole(source: Source, options: dict[str, Any], *, plain: bool) -> Any:
             option="model",
             value=source.id,
         )
-    return load_adapter(model, source, source.id, "model") if adapter else model
+    return model if source.base is None else load_adapter(model, source, source.id, "model")
 
 
 @contextmanager
@@ -251,14 +246,6 @@ def quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         yield
-
-
-def _base_of(adapter: Source) -> dict[str, Any]:
-    """The base model of a PEFT adapter, as arguments of ``from_pretrained``."""
-    path = fetched(adapter, "adapter_config.json")
-    assert path is not None
-    stated = json.loads(path.read_text(encoding="utf-8"))
-    return {"pretrained_model_name_or_path": stated["base_model_name_or_path"], "revision": stated.get("revision")}
 
 
 def load_adapter(model: Any, adapter: Source, name: str, option: str, token: str | bool | None = None) -> Any:
@@ -281,10 +268,6 @@ def load_adapter(model: Any, adapter: Source, name: str, option: str, token: str
         raise NeuronSelectError(
             f"the adapter {name!r} does not fit the model: {reason}", option=option, value=adapter.id
         ) from cause
-
-
-def _is_adapter(source: Source) -> bool:
-    return find_adapter_config_file(source.location, revision=source.revision) is not None
 
 
 def _runs_on(block: nn.Module) -> torch.device:

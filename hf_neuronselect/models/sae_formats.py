@@ -22,11 +22,9 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..core.digests import SAE_FILES
 from ..core.errors import NeuronSelectError
 from .sae import Site, SparseAutoencoder
-
-_FILES = ("cfg.json", "sae.safetensors", "sae_weights.safetensors", "params.npz", "hyperparams.json",
-          "checkpoints/final.safetensors", "activation_scaler.json")  # fmt: skip
 
 
 def _refuse(path: Path, message: str) -> NeuronSelectError:
@@ -359,6 +357,6 @@ def download_sae(source: str, *, revision: str | None, layer: int | None, token:
         prefixes += [f"{prefix}*/" for prefix in prefixes[1:4]]
     else:
         prefixes = ["", "*/"]
-    patterns = [prefix + name for prefix in prefixes for name in _FILES]
+    patterns = [prefix + name for prefix in prefixes for name in SAE_FILES]
     local = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, token=token))
     return local / folder if folder else local

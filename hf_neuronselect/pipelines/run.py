@@ -21,14 +21,18 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..core.configs import CAPABILITY, RunConfig, SelectConfig
+from ..core.digests import tree_hash
 from ..core.errors import NeuronSelectError
 from ..core.folders import RUN, SELECTION_RECORD, TRAINING_RECORD
 from ..core.provenance import SelectionSummary, plain
-from ..core.sources import Source, content_hash, hub_errors
+from ..core.sources import Source, hub_errors
 from ..core.writing import reserve
 from ..hub.push import check_write_access
+from ..models.pin import pin_model
 from ..rows.formats import Conversation, row_format
+from ..rows.identity import pool_digest
 from ..rows.load import conversations_of, load_rows
+from ..selection.library import load_capability
 from ..selection.selection import Selection
 from ..training.data import check_trainable
 from ..training.evaluation import EVALUATION_RECORD, read_evaluation, write_evaluation
@@ -122,7 +126,7 @@ class _Run:
                                     value=main)  # fmt: skip
         folders = {main: self.out / "selection"}
         folders |= {name: self.out / "controls" / name for name in self.recipe.train.controls}
-        read = [_identity(spec) for spec in _read_by(config)]
+        read = _read_by(config)
         inputs = {
             name: [replace(config, out=Path("selection")).values(), read, None if name == main else name]
             for name in folders
@@ -202,9 +206,9 @@ class _Run:
     # ----------------------------------------------------------------------------------- evaluate
     def evaluate(self) -> None:
         options = self.recipe.evaluate
-        read: list[str | Path] = [*named_specs(options.data, "data").values()]
-        read += [options.include_path] if options.include_path else []
-        inputs = [options.values(), self.keys, [_identity(spec) for spec in read]]
+        read = [pool_digest(rows) for rows in self.held_out.values()]
+        read += [_place(options.include_path)] if options.include_path else []
+        inputs = [options.values(), self.keys, read]
 
         def work() -> None:
             found = measure(
@@ -275,13 +279,25 @@ def load_training_rows(spec: str, token: str | bool | None = None) -> tuple[list
     return conversations_of(rows.data), SelectionSummary(pool=rows.source)
 
 
-def _read_by(config: SelectConfig) -> list[str | Path]:
-    """Files, folders and Hub ids that decide a selection."""
-    exemplars = [spec.removeprefix(CAPABILITY) for spec in named_specs(config.target, "target").values()]
-    return [one for one in (config.pool, config.features, config.model, config.sae, *exemplars) if one]
+def _read_by(config: SelectConfig) -> list[str]:
+    """The content of all that decides a selection: rows, models, stored signals, saved capabilities."""
+    found = [_rows(config.pool, config.streaming)]
+    for spec in named_specs(config.target, "target").values():
+        if spec.startswith(CAPABILITY):
+            capability = load_capability(spec.removeprefix(CAPABILITY)).capability
+            found.append(str(capability and capability.commit))
+        else:
+            found.append(_rows(spec))
+    if config.model:
+        found.append(pin_model(config.model, revision=config.revision, token=None).key)
+    found += [_place(place) for place in (config.sae, config.features) if place]
+    return found
 
 
-def _identity(spec: str | Path) -> str:
-    """What decides rows or a model: the content of a local file or folder, the name of what is on the Hub."""
-    path = Path(spec)
-    return content_hash(path) if path.exists() else str(spec)
+def _rows(spec: str, streaming: bool = False) -> str:
+    return str(load_rows(spec, streaming=streaming).about["commit"])
+
+
+def _place(name: str | Path) -> str:
+    """A folder's content, or the name of what is on the Hub."""
+    return tree_hash(Path(name)) if Path(name).exists() else str(name)

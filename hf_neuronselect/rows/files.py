@@ -23,8 +23,8 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
+from ..core.digests import cache_dir, file_hash
 from ..core.errors import NeuronSelectError
-from ..core.sources import cache_dir, content_hash
 from .formats import TEXTS, Row, selection_columns
 from .table import Columns, as_dataset, chunks
 from .turns import as_text, is_missing
@@ -46,7 +46,7 @@ def read_files(files: Sequence[Path], *, option: str, texts: Iterable[str] = ())
         NeuronSelectError: a file cannot be read, or there are no rows.
     """
     names = tuple(sorted(TEXTS | set(texts)))
-    state = json.dumps([_VERSION, names, [content_hash(file) for file in files]])
+    state = json.dumps([_VERSION, names, [file_hash(file) for file in files]])
     kept = cache_dir() / "rows" / f"{hashlib.blake2b(state.encode(), digest_size=16).hexdigest()}.arrow"
     if not kept.is_file():
         paths = [os.fspath(file) for file in files]

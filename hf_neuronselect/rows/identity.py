@@ -12,6 +12,21 @@ from datasets import Dataset
 
 from .formats import RowFormat
 
+BLOCK = 4096  # rows hashed at once: memory does not grow with the data
+
+
+def pool_digest(data: Dataset) -> str:
+    """32 hex digits of all rows with all their columns: the identity of a pool or of exemplars.
+
+    The order of rows counts; that of columns, files and chunks does not, nor does a file's name or compression.
+    """
+    hashed = xxhash.xxh3_128(f"{len(data)}\0".encode())
+    columns = tuple((name, name) for name in sorted(data.column_names))
+    for start in range(0, len(data), BLOCK):
+        rows = range(start, min(start + BLOCK, len(data)))
+        hashed.update(rows_digest(data, RowFormat("", columns), rows).encode())
+    return hashed.hexdigest()
+
 
 def rows_digest(data: Dataset, fmt: RowFormat, rows: range) -> str:
     """32 hex digits of some rows: of the columns that their format reads, under the format's own names.

@@ -19,11 +19,13 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import DatasetInfo, HfApi, constants
 
 from ..core import bundled
+from ..core.digests import contents_hash, files_below
 from ..core.errors import NeuronSelectError, unknown
 from ..core.provenance import SourceRecord, record_of
-from ..core.sources import content_hash, hub_errors
+from ..core.sources import hub_errors
 from .files import PACKED, read_files, stream_files
 from .formats import Conversation, RowFormat, read_row, row_format, selection_columns
+from .identity import pool_digest
 
 BUNDLED = "bundled:"
 """Prefix of rows that come with the package."""
@@ -186,10 +188,16 @@ def source_of(data: Dataset | IterableDataset) -> SourceRecord | None:
     return about if whole else SourceRecord(derived_from=about)
 
 
+def _pinned(data: Dataset | IterableDataset, about: Mapping[str, Any], files: Iterable[Path]) -> Rows:
+    """Local rows with their identity: their content as read; of a stream, the bytes of its files."""
+    found = pool_digest(data) if isinstance(data, Dataset) else contents_hash(files)
+    return Rows(data, {**about, "commit": f"content:{found}"})
+
+
 def _load_local(
     path: Path, option: str, streaming: bool, *, split: str | None = None, texts: Iterable[str] = ()
 ) -> Rows:
-    about: dict[str, Any] = {"id": path.resolve().name, "commit": f"content:{content_hash(path)}"}
+    about: dict[str, Any] = {"id": path.resolve().name}
     if split is not None:
         about["split"] = split
     if (path / "dataset_dict.json").is_file():
@@ -206,6 +214,7 @@ def _load_local(
             loaded = load_from_disk(str(path))
             assert isinstance(loaded, Dataset)
             data: Dataset | IterableDataset = loaded.to_iterable_dataset() if streaming else loaded
+            files = list(files_below(path))
         else:
             files = [path] if path.is_file() else _files_of(path, split, option)
             kinds = {_kind(file) for file in files}
@@ -221,7 +230,7 @@ def _load_local(
         data = without_selection(data)
     if isinstance(data, Dataset) and not len(data):
         raise NeuronSelectError("there are no rows", option=option, value=path.name)
-    return Rows(data, about)
+    return _pinned(data, about, files)
 
 
 @contextmanager
@@ -271,7 +280,8 @@ def _read_parquet(files: Sequence[Path], streaming: bool) -> Dataset | IterableD
         return Dataset(pq.read_schema(files[0]).empty_table())
     # The names are patterns to `datasets`: brackets in them stand for themselves.
     names = [glob.escape(os.fspath(file.absolute())) for file in files]
-    return load_dataset("parquet", data_files=names, split="train", streaming=streaming)
+    # A configuration of its own: rows cached from these files while they had other bytes are not used.
+    return load_dataset("parquet", contents_hash(files), data_files=names, split="train", streaming=streaming)
 
 
 def without_selection(data: Dataset | IterableDataset) -> Dataset | IterableDataset:

@@ -12,11 +12,12 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from ..core.digests import files_hash
 from ..core.errors import NeuronSelectError
 from ..core.folders import CAPABILITY, CAPABILITY_FILE, CAPABILITY_RECORD
 from ..core.options import ExtractionOptions, check_names, part_of
 from ..core.provenance import CapabilityRecord, ExtractionRecord, SourceRecord, decode, encode
-from ..core.sources import bundled_folder, commit_of, hub_errors
+from ..core.sources import bundled_folder, hub_commit, hub_errors
 from ..core.writing import put, settle
 from ..methods.base import Target
 from ..rows.leakage import Leakage, as_array, from_array
@@ -92,18 +93,18 @@ class Capability:
         Raises:
             NeuronSelectError: it cannot be had, or is none.
         """
-        folder, known = Path(source), Path(source).resolve().name
+        folder, known, commit = Path(source), Path(source).resolve().name, None
         if not folder.is_dir():
             inside, known = f"{subfolder}/" if subfolder else "", str(source)
             with hub_errors("target", str(source)):
                 patterns = [f"{inside}{CAPABILITY_RECORD}", f"{inside}{CAPABILITY_FILE}"]
                 folder = Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
+            commit = hub_commit(folder)
         folder = folder / subfolder
         loaded = cls.load(folder, str(source))
         name = Path(subfolder).name or None
-        return cls(
-            loaded.record, loaded.targets, loaded.leakage, SourceRecord(id=known, commit=commit_of(folder), name=name)
-        )
+        commit = commit or f"content:{files_hash(folder, (CAPABILITY_RECORD, CAPABILITY_FILE))}"
+        return cls(loaded.record, loaded.targets, loaded.leakage, SourceRecord(id=known, commit=commit, name=name))
 
 
 def make_extractor(
@@ -149,9 +150,10 @@ def _named(option: str, revision: str, source: SourceRecord, given: Mapping[str,
 def _check_same(fitted: ExtractionRecord, made: ExtractionRecord, given: Mapping[str, object]) -> None:
     for option in ("model", "sae"):
         before, now = getattr(fitted, option), getattr(made, option)
-        if (before and before.commit) != (now and now.commit):
-            known = f"{before.id} at {before.commit}" if before else "none"
-            found = f"{now.id} at {now.commit}" if now else "none"
+        if (before and before.pins) != (now and now.pins):
+            known, found = (
+                f"{one.id} at {' on '.join(map(str, one.pins))}" if one else "none" for one in (before, now)
+            )
             raise NeuronSelectError(
                 f"the capability was fitted with {known}, this is {found}", option=option, value=given.get(option)
             )

@@ -12,7 +12,7 @@ from ..core.errors import NeuronSelectError, unknown
 from ..core.folders import LIBRARY
 from ..core.folders import LIBRARY_RECORD as INDEX
 from ..core.provenance import CapabilityRecord, LibraryRecord, decode, encode
-from ..core.sources import commit_of, hub_errors
+from ..core.sources import hub_commit, hub_errors
 from ..core.writing import put, settle, writing
 from ..hub.cards import LibraryCard, write_card
 from ..hub.pushable import PushToHub
@@ -115,7 +115,7 @@ class FeatureLibrary(PushToHub, MutableMapping[str, NeuronSelector]):
         if not Path(source).is_dir():
             with hub_errors("target", str(source)):
                 path = Path(hf_hub_download(str(source), INDEX, revision=revision, token=token))
-                revision = commit_of(path)  # capabilities come from the same commit
+                revision = hub_commit(path)  # capabilities come from the same commit
         else:
             settle(Path(source), LIBRARY, "target")
         library = cls()

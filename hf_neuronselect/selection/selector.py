@@ -19,10 +19,10 @@ from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..core.configs import DEFAULT_METHOD
 from ..core.cost import Cost
+from ..core.digests import cache_dir
 from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
 from ..core.folders import CAPABILITY
 from ..core.provenance import Budget, CapabilityRecord, ExtractionRecord, SourceRecord, TargetRecord
-from ..core.sources import cache_dir
 from ..core.writing import writing
 from ..hub.cards import CapabilityCard, write_card
 from ..hub.pushable import PushToHub

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,11 +12,13 @@ import torch
 from transformers import AutoConfig
 
 from ..core import bundled
+from ..core.digests import sae_hash
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.options import ExtractionOptions
-from ..core.sources import Source, commit_of, content_hash, hub_errors, resolve
+from ..core.sources import Source, hub_commit, hub_errors
 from ..models.backbone import resolve_layer
 from ..models.loading import DTYPES, ModelSpec
+from ..models.pin import pin_model
 from ..models.sae import SparseAutoencoder
 from ..models.sae_formats import download_sae, find_folder, load_sae
 
@@ -57,7 +58,7 @@ class Extraction:
         """What moves a row's token ids."""
         options = self.options
         return self.rows_state() | {
-            "model": None if self.model is None else _key(self.model),
+            "model": None if self.model is None else self.model.key,
             "chat_template": options.chat_template,
             "max_length": options.max_length,
             "truncation_side": options.truncation_side,
@@ -73,12 +74,7 @@ class Extraction:
         }
 
     def sae_state(self) -> str | None:
-        return None if self.sae is None else _key(self.sae)
-
-
-def _key(source: Source) -> str:
-    """What pins a source. A content hash says it all: the same files under another name give the same numbers."""
-    return source.commit if ":" in source.commit else f"{source.id}@{source.commit}"
+        return None if self.sae is None else self.sae.key
 
 
 def resolve_extraction(
@@ -97,7 +93,7 @@ def resolve_extraction(
             raise NeuronSelectError("belongs to a model: name the model, too", option="sae", value=options.sae)
         options = replace(options, model=str(bundled.MODEL), sae=str(bundled.SAE))
     assert options.model is not None
-    source = resolve(options.model, revision=options.revision, token=token, option="model")
+    source = pin_model(options.model, revision=options.revision, token=token)
     with hub_errors("model", options.model):
         lm_config = lm_config_of(source)
     layer = resolve_layer(options.layer, lm_config.get_text_config().num_hidden_layers)
@@ -157,7 +153,7 @@ def resolve_sae(sae: str, revision: str | None, layer: int, token: str | bool | 
     path = Path(sae)
     if path.is_dir():
         folder = find_folder(path, layer)
-        return Source(folder.name, f"content:{content_hash(folder)}", str(folder.resolve()))
+        return Source(folder.name, f"content:{sae_hash(folder)}", str(folder.resolve()))
     if sae.startswith((".", "/", "~")) or "/" not in sae or ".." in sae.split("/"):
         raise NeuronSelectError(
             "no such folder, and not a Hub id (org/repo or org/repo/folder)", option="sae", value=sae
@@ -165,7 +161,7 @@ def resolve_sae(sae: str, revision: str | None, layer: int, token: str | bool | 
     with hub_errors("sae", sae):
         root = download_sae(sae, revision=revision, layer=layer, token=token)
     folder = find_folder(root, layer)
-    return Source(sae, commit_of(folder), str(folder))
+    return Source(sae, hub_commit(folder), str(folder))
 
 
 def lm_config_of(source: Source) -> Any:
@@ -174,10 +170,7 @@ def lm_config_of(source: Source) -> Any:
     Raises:
         NeuronSelectError: not a model that transformers can load.
     """
-    adapter = Path(source.location) / "adapter_config.json"
-    if adapter.is_file() and not (Path(source.location) / "config.json").is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        return AutoConfig.from_pretrained(base, trust_remote_code=False)
+    source = source.base or source
     try:
         return AutoConfig.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
     except (ValueError, OSError) as cause:

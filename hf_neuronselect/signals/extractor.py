@@ -22,6 +22,7 @@ from ..core.options import ExtractionOptions, check_names, options_of
 from ..core.sources import Source
 from ..models.backbone import Backbone, resolve_layer
 from ..models.loading import remember
+from ..models.pin import check_adapters
 from ..models.sae import SparseAutoencoder
 from ..models.sae_formats import load_sae
 from ..rows.batch import plain_batch
@@ -114,7 +115,7 @@ class NeuronFeatureExtractor:
     ) -> NeuronFeatureExtractor:  # fmt: skip
         """An extractor around a model that is in memory (it is left as it is, in its dtype and on its device).
 
-        Its identity is a hash of the state dict, taken once here. It cannot be sent to other processes: save the model
+        Its identity is a hash of state dict, configuration and tokenizer, taken once here. It cannot be sent to other processes: save the model
         and use :meth:`from_pretrained` for ``num_proc``.
 
         Args:
@@ -122,6 +123,7 @@ class NeuronFeatureExtractor:
             features, options: as in :meth:`from_pretrained`.
         """
         check_names(ExtractionOptions, options, "option of an extractor", "option")
+        check_adapters(model)
         parameter, lm_config = next(model.parameters()), model.config
         asked = ExtractionOptions(**options)
         if asked.device_map is not None:
@@ -135,7 +137,7 @@ class NeuronFeatureExtractor:
             device=str(parameter.device),
             attn_implementation=getattr(lm_config, "_attn_implementation", None),
         )
-        digest_of_model = state_hash(model.state_dict().items())
+        digest_of_model = digest([state_hash(model.state_dict().items()), *_about(model, tokenizer)])
         source = Source(getattr(lm_config, "name_or_path", "") or "in-memory", f"state:{digest_of_model}", "")
         extraction, encoder = Extraction(asked, source), None
         if sae is not None:
@@ -168,6 +170,11 @@ class NeuronFeatureExtractor:
     def identities(self) -> dict[str, str]:
         """Signal -> 16 hex digits of everything that moves its numbers."""
         return {signal.name: self.identity(signal) for signal in self.computed}
+
+    @property
+    def hash(self) -> str:
+        """All its identities in 16 hex digits."""
+        return digest(self.identities)
 
     def identity(self, signal: str | Signal) -> str:
         """The identity of a signal as this extractor computes it."""
@@ -344,6 +351,17 @@ def state_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
         hashed.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()
+
+
+def _about(model: Any, tokenizer: Any) -> list[Any]:
+    """What else moves the numbers of a model in memory: its configuration, and how text becomes tokens."""
+    config = {
+        name: value for name, value in model.config.to_dict().items() if not name.startswith(("_", "transformers"))
+    }
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return [json.dumps(config, sort_keys=True, default=str), words, special, tokenizer.chat_template]
 
 
 def _in_memory(sae: SparseAutoencoder) -> Source:

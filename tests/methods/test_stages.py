@@ -233,7 +233,7 @@ class Prepared(Method):
 
 
 def test_prepare_is_called_once_with_a_folder_that_stays(registered: None) -> None:
-    from hf_neuronselect.core.sources import cache_dir
+    from hf_neuronselect.core.digests import cache_dir
 
     register_method(Prepared)
     pool = Dataset.from_dict({"text": ["a", "b", "c"]})

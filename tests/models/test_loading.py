@@ -17,7 +17,17 @@ import pytest
 import torch
 from families import BLOCKS, FAMILIES, tiny_model, tiny_tokenizer
 from hub import Hub
-from peft import LoraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import write_sae
@@ -27,6 +37,7 @@ from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError
 from hf_neuronselect.models import loading, prefix
 from hf_neuronselect.models.backbone import Backbone
 from hf_neuronselect.models.loading import quiet_peft
+from hf_neuronselect.rows.formats import Conversation
 from hf_neuronselect.signals.forward import ForwardSignal
 
 TEXTS = {"text": ["some words here", "others, and more of them", "x"]}
@@ -281,6 +292,93 @@ def test_an_adapter_is_loaded_whole(tmp_path: Path) -> None:
         NeuronSelectError, match="the adapter 'adapter' does not fit the model: Found missing adapter keys"
     ):
         features(extractor(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize("kind", [AdaLoraConfig, IA3Config, LoHaConfig, LoKrConfig, OFTConfig, VeraConfig, "DoRA"])
+def test_other_kinds_of_adapters_are_applied(tmp_path: Path, kind: Any) -> None:
+    """As the model with the adapter computes them itself."""
+    base, options = save(tmp_path / "base", tiny_model("llama")), {"target_modules": ["q_proj", "down_proj"]}
+    if kind is IA3Config:
+        config = IA3Config(**options, feedforward_modules=["down_proj"])
+    elif kind is AdaLoraConfig:
+        config = AdaLoraConfig(**options, total_step=1)
+    elif kind is OFTConfig:
+        config = OFTConfig(**options, oft_block_size=4)
+    else:
+        config = LoraConfig(**options, use_dora=True) if kind == "DoRA" else kind(**options)
+    with quiet_peft():
+        tuned = get_peft_model(tiny_model("llama"), config).eval()
+    for number, parameter in enumerate(tuned.parameters()):
+        if parameter.requires_grad:  # trained, as far as anyone can tell
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter.data += 0.3 * noise
+    tuned.save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer().save_pretrained(tmp_path / "adapter")
+    _based_on(tmp_path / "adapter", base)
+    made = extractor(tmp_path / "adapter")
+    got = features(made)["hidden"]
+    with torch.no_grad():
+        for i, sample in enumerate(made.forward.read([Conversation(text=text) for text in TEXTS["text"]], ())):
+            ids = torch.as_tensor(sample.input_ids)[None]
+            want = tuned(input_ids=ids, output_hidden_states=True).hidden_states[2][0].mean(0)
+            assert np.allclose(got[i], want, atol=1e-5)
+    assert not same(made, extractor(base))
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"peft_type": "PREFIX_TUNING"}, "of type PREFIX_TUNING"),
+        ({"peft_type": "P_TUNING"}, "of type P_TUNING"),
+        ({"peft_type": "XLORA"}, "of type XLORA"),
+        ({"peft_type": None}, "of type None"),
+        ({"alora_invocation_tokens": [3]}, "LORA adapter with alora_invocation_tokens"),
+        ({"layer_replication": [[0, 2], [1, 4]]}, "LORA adapter with layer_replication"),
+        ({"base_model_name_or_path": None}, "does not name its base model"),
+        ({"base_model_name_or_path": "/nowhere/gone"}, "is an adapter of gone, which cannot be had"),
+    ],
+)
+def test_adapters_that_cannot_be_applied_are_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    with_adapter().save_pretrained(tmp_path / "adapter")
+    _based_on(tmp_path / "adapter", save(tmp_path / "base", tiny_model("llama")))
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(NeuronSelectError, match=f"model='adapter': .*{named}"):
+        extractor(tmp_path / "adapter")
+
+
+def test_prompt_tuning_in_memory_is_refused() -> None:
+    with quiet_peft():
+        tuned = get_peft_model(tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(NeuronSelectError, match="model='default': is an adapter of type PROMPT_TUNING"):
+        NeuronFeatureExtractor.from_model(tuned, tiny_tokenizer(), features=["hidden"])
+
+
+def test_an_adapter_of_an_adapter_is_refused(tmp_path: Path) -> None:
+    for name, below in (("one", save(tmp_path / "base", tiny_model("llama"))), ("two", tmp_path / "one")):
+        with_adapter().save_pretrained(tmp_path / name)
+        _based_on(tmp_path / name, below)
+    with pytest.raises(NeuronSelectError, match="model='two': is an adapter of one, which is an adapter, too"):
+        extractor(tmp_path / "two")
+
+
+def test_an_adapters_identity_has_its_base(tmp_path: Path) -> None:
+    """Other weights under it, or another chat template beside it, are another model."""
+    base = save(tmp_path / "base", tiny_model("llama"), shards=False)
+    with_adapter().save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer().save_pretrained(tmp_path / "adapter")
+    _based_on(tmp_path / "adapter", base)
+    seen = [extractor(tmp_path / "adapter").hash]
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if "layers.0" in name)
+    save_file(weights | {name: weights[name] + 1}, base / "model.safetensors", metadata={"format": "pt"})
+    seen.append(extractor(tmp_path / "adapter").hash)
+    (tmp_path / "adapter" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    seen.append(extractor(tmp_path / "adapter").hash)
+    assert len(set(seen)) == 3
+    base.rename(tmp_path / "elsewhere")  # the same base in another place; the adapter's configuration follows it
+    _based_on(tmp_path / "adapter", tmp_path / "elsewhere")
+    assert extractor(tmp_path / "adapter").extraction.model.base.id == "elsewhere"
 
 
 def test_weights_in_a_file_of_another_name(tmp_path: Path) -> None:

@@ -27,15 +27,17 @@ from tiny import chat, rows, write_sae
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelector
 from hf_neuronselect.cli import main as cli
 from hf_neuronselect.core.configs import ExtractConfig, FitConfig, SelectConfig
+from hf_neuronselect.core.digests import model_hash, sae_hash
 from hf_neuronselect.core.folders import DATA_FILE
 from hf_neuronselect.core.options import flag_words, options_of
-from hf_neuronselect.core.sources import content_hash
 from hf_neuronselect.hub.command import COMPUTED_BY, MODEL
 from hf_neuronselect.methods import METHODS
 from hf_neuronselect.models import loading
 from hf_neuronselect.pipelines import select as pipeline
 from hf_neuronselect.pipelines.extract import extract
 from hf_neuronselect.pipelines.fit import fit
+from hf_neuronselect.rows.load import load_rows
+from hf_neuronselect.selection.capability import Capability
 
 FILL_IN = re.compile(r"^- (.+?): `(.*?)`(?:, recorded with the hash (.+))?$", re.MULTILINE)
 
@@ -152,7 +154,10 @@ Select = Callable[..., Made]
 @pytest.fixture(scope="module")
 def hashes(files: Path) -> dict[str, Path]:
     """Everything local by its hash, as cards give it."""
-    return {f"content:{content_hash(path)}": path for path in files.iterdir()}
+    found = {str(load_rows(str(path)).about["commit"]): path for path in files.glob("*.jsonl")}
+    found |= {f"content:{model_hash(files / name)}": files / name for name in ("model", "model-2", "moe")}
+    found |= {f"content:{sae_hash(files / name)}": files / name for name in ("sae", "sae-2")}
+    return found | {str(Capability.fetch(files / name).source.commit): files / name for name in ("cap", "caps")}
 
 
 @pytest.fixture(scope="module")

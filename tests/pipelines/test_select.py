@@ -14,10 +14,10 @@ from tiny import rows
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, Selection
 from hf_neuronselect.core import bundled
 from hf_neuronselect.core.configs import ExtractConfig, FitConfig, SelectConfig
-from hf_neuronselect.core.sources import content_hash
 from hf_neuronselect.pipelines.extract import extract
 from hf_neuronselect.pipelines.fit import fit
 from hf_neuronselect.pipelines.select import select
+from hf_neuronselect.rows.identity import pool_digest
 from hf_neuronselect.rows.load import load_rows, rows_name
 
 
@@ -147,7 +147,7 @@ def test_a_file_is_no_folder(config: SelectConfig, tmp_path: Path, monkeypatch: 
 # ------------------------------------------------------------------------------------------- bundled rows
 def test_bundled_rows_have_names() -> None:
     pool = load_rows("bundled:pool")
-    assert pool.about == {"id": "bundled:pool", "commit": f"content:{content_hash(bundled.POOL)}"}
+    assert pool.about == {"id": "bundled:pool", "commit": f"content:{pool_digest(pool.data)}"}
     assert pool.data.to_dict() == load_dataset("parquet", data_files=str(bundled.POOL), split="train").to_dict()
     assert {rows_name(f"bundled:{name}") for name in bundled.TARGETS} == set(bundled.TARGETS)
     assert next(iter(load_rows("bundled:mbpp", streaming=True).data))["messages"]

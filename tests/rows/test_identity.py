@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gzip
+import json
+import lzma
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +19,10 @@ from datasets.table import InMemoryTable
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from hf_neuronselect.rows import identity
 from hf_neuronselect.rows.formats import RowFormat, row_format
-from hf_neuronselect.rows.identity import rows_digest
+from hf_neuronselect.rows.identity import pool_digest, rows_digest
+from hf_neuronselect.rows.load import load_rows
 
 quickly = settings(max_examples=60, deadline=None)
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=6)
@@ -216,3 +224,85 @@ def test_which_column_counts() -> None:
     one, other = (Dataset.from_dict({"question": q, "answer": a}) for q, a in ((["x"], ["y"]), (["y"], ["x"])))
     fmt = row_format(["question", "answer"])
     assert rows_digest(one, fmt, range(1)) != rows_digest(other, fmt, range(1))
+
+
+# ------------------------------------------------------------------------------------- rows as they are loaded
+ROWS = [{"question": f"q{i}", "answer": f"a{i}", "id": i} for i in range(5)]
+OTHER = [*ROWS[:2], ROWS[2] | {"answer": "a9"}, *ROWS[3:]]  # of the same size
+
+
+def as_csv(rows: list[dict[str, Any]]) -> bytes:
+    return "\n".join(
+        ["question,answer,id", *(f"{row['question']},{row['answer']},{row['id']}" for row in rows)]
+    ).encode()
+
+
+def as_jsonl(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def as_parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+FILES: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
+    "pool.csv": as_csv,
+    "pool.jsonl": as_jsonl,
+    "pool.parquet": as_parquet,
+    "pool.jsonl.gz": lambda rows: gzip.compress(as_jsonl(rows)),
+    "pool.jsonl.xz": lambda rows: lzma.compress(as_jsonl(rows)),
+    "deep/er/pool.csv": as_csv,
+}
+
+
+def commit_of(place: Path, rows: list[dict[str, Any]], name: str, **options: Any) -> str:
+    """What a pool is called whose file has these rows, now; the time of the file never changes."""
+    file = place / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(FILES[name](rows))
+    os.utime(file, ns=(10**18, 10**18))
+    return str(load_rows(str(place if place.name == "folder" else file), **options).about["commit"])
+
+
+@pytest.mark.parametrize("place", ["folder", "alone"])
+@pytest.mark.parametrize("name", FILES)
+def test_local_rows_are_what_they_hold(tmp_path: Path, name: str, place: str) -> None:
+    """In files of one size and one time: nothing cached of the rows before is used."""
+    one, other = (commit_of(tmp_path / place, rows, name) for rows in (ROWS, OTHER))
+    assert len({one, other, commit_of(tmp_path / place, ROWS[::-1], name)}) == 3
+    twin = name if ".csv" in name else "pool.parquet"  # a number is a text in CSV
+    assert commit_of(tmp_path / "elsewhere", ROWS, twin) == one == commit_of(tmp_path / place, ROWS, name)
+
+
+@pytest.mark.parametrize("place", ["folder", "alone"])
+@pytest.mark.parametrize("name", ["pool.csv", "pool.jsonl.gz", "deep/er/pool.csv"])
+def test_a_local_stream_is_the_bytes_of_its_files(tmp_path: Path, name: str, place: str) -> None:
+    one, other = (commit_of(tmp_path / place, rows, name, streaming=True) for rows in (ROWS, OTHER))
+    assert one != other and commit_of(tmp_path / place, ROWS, name, streaming=True) == one
+
+
+def test_a_saved_dataset_is_what_it_holds(tmp_path: Path) -> None:
+    for name, rows in (("one", ROWS), ("other", OTHER)):
+        Dataset.from_list(rows).save_to_disk(tmp_path / name)
+    one, other = (load_rows(str(tmp_path / name)).about["commit"] for name in ("one", "other"))
+    assert one != other and one == f"content:{pool_digest(Dataset.from_list(ROWS))}"
+    streams = [load_rows(str(tmp_path / name), streaming=True).about["commit"] for name in ("one", "other")]
+    assert streams[0] != streams[1]
+
+
+@pytest.mark.parametrize("name", ["question", "id"])
+def test_every_column_is_part_of_a_pool(name: str) -> None:
+    before = Dataset.from_list(ROWS)
+    after = Dataset.from_list([ROWS[0] | {name: type(ROWS[0][name])("7")}, *ROWS[1:]])
+    assert pool_digest(after) != pool_digest(before)
+    assert pool_digest(before.select_columns(["id", "question", "answer"])) == pool_digest(before)
+    assert pool_digest(before.remove_columns(name)) != pool_digest(before)
+
+
+def test_blocks_do_not_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "BLOCK", 2)
+    whole = Dataset.from_list(ROWS)
+    found = {pool_digest(data) for data in (whole, whole.select([2, 3, 0, 1, 4]), whole.select(range(4)))}
+    assert len(found) == 3

@@ -132,7 +132,7 @@ def test_another_model_than_the_capabilitys_is_refused(
 ) -> None:
     loaded = saved(tmp_path / "c", target, extractor)
     shutil.copytree(tiny_folder / "model", tmp_path / "model")
-    (tmp_path / "model" / "note.txt").write_text("other content")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0].content }}")
     known = extractor.extraction.model.commit
     with pytest.raises(
         NeuronSelectError, match=f"was fitted with model at {known}, this is model at content:"

@@ -1,0 +1,86 @@
+"""Pin a model: its commit or content hash and, of a PEFT adapter, those of its base, too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import find_adapter_config_file
+
+from ..core.errors import NeuronSelectError
+from ..core.sources import Source, hub_errors, resolve
+
+APPLIED = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "VERA")
+"""Kinds of adapters that change a model's layers in place; others would be lost where only some blocks run."""
+
+_CHANGES_MORE = ("alora_invocation_tokens", "layer_replication")  # LoRA that depends on the tokens, or adds blocks
+
+
+def pin_model(name: str, *, revision: str | None, token: str | bool | None, option: str = "model") -> Source:
+    """Pin a model or a PEFT adapter by folder or Hub id; an adapter's base is pinned with it.
+
+    Raises:
+        NeuronSelectError: it cannot be had, or is an adapter of a kind that cannot be applied.
+    """
+    source = resolve(name, revision=revision, token=token, option=option)
+    stated = _adapter_config(source, token, option)
+    if stated is None:
+        return source
+    _check_applied(stated, source.id, option)
+    base_name, base_revision = stated.get("base_model_name_or_path"), stated.get("revision")
+    if not isinstance(base_name, str) or not base_name:
+        raise NeuronSelectError("its adapter_config.json does not name its base model", option=option, value=source.id)
+    try:
+        base = resolve(base_name, revision=base_revision, token=token, option=option)
+    except NeuronSelectError as cause:
+        raise NeuronSelectError(
+            f"is an adapter of {Path(base_name).name if Path(base_name).is_absolute() else base_name}, which cannot be "
+            f"had ({cause.message}); mend base_model_name_or_path in its adapter_config.json",
+            option=option, value=source.id,
+        ) from cause  # fmt: skip
+    if _adapter_config(base, token, option) is not None:
+        raise NeuronSelectError(
+            f"is an adapter of {base.id}, which is an adapter, too: merge that into its base first", option=option,
+            value=source.id,
+        )  # fmt: skip
+    return replace(source, base=base)
+
+
+def _adapter_config(source: Source, token: str | bool | None, option: str) -> dict[str, Any] | None:
+    """An adapter's configuration; None of a model that is none."""
+    with hub_errors(option, source.id):
+        found = find_adapter_config_file(source.location, revision=source.revision, token=token)
+    if found is None:
+        return None
+    try:
+        return dict(json.loads(Path(found).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as cause:
+        raise NeuronSelectError("its adapter_config.json cannot be read", option=option, value=source.id) from cause
+
+
+def check_adapters(model: Any, option: str = "model") -> None:
+    """Refuse a model in memory with an adapter that would not be applied.
+
+    Raises:
+        NeuronSelectError: an adapter of a kind that cannot be applied.
+    """
+    for name, stated in (getattr(model, "peft_config", None) or {}).items():
+        _check_applied(stated.to_dict(), name, option)
+
+
+def _check_applied(stated: Mapping[str, Any], name: str, option: str) -> None:
+    kind = stated.get("peft_type")
+    kind = str(getattr(kind, "value", kind))  # an enum in memory
+    if kind not in APPLIED:
+        raise NeuronSelectError(
+            f"is an adapter of type {kind}, which cannot be applied here; types that can: {', '.join(APPLIED)}",
+            option=option, value=name,
+        )  # fmt: skip
+    if odd := next((name for name in _CHANGES_MORE if stated.get(name)), None):
+        raise NeuronSelectError(
+            f"is a {kind} adapter with {odd}, which cannot be applied here: merge it into its base first",
+            option=option, value=name,
+        )  # fmt: skip
