@@ -154,7 +154,11 @@ Select = Callable[..., Made]
 @pytest.fixture(scope="module")
 def hashes(files: Path) -> dict[str, Path]:
     """Everything local by its hash, as cards give it."""
-    found = {str(load_rows(str(path)).about["commit"]): path for path in files.glob("*.jsonl")}
+    found = {
+        str(load_rows(str(path), streaming=streaming).about["commit"]): path  # rows; of a stream, its files' bytes
+        for path in files.glob("*.jsonl")
+        for streaming in (False, True)
+    }
     found |= {f"content:{model_hash(files / name)}": files / name for name in ("model", "model-2", "moe")}
     found |= {f"content:{sae_hash(files / name)}": files / name for name in ("sae", "sae-2")}
     return found | {str(Capability.fetch(files / name).source.commit): files / name for name in ("cap", "caps")}

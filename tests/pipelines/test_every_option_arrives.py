@@ -442,6 +442,7 @@ def test_an_option_of_the_section_select_arrives(
         raise Enough
 
     monkeypatch.setattr(run, "prepare", prepare)
+    monkeypatch.setattr(run, "_read_by", lambda config: [])  # what they name need not be there
     values = filled(RECIPE["select"] | dict(line.beside) | {name: line.value}, files)
     values = {one: list(v) if isinstance(v, tuple) else v for one, v in values.items() if v is not None}
     if name in ("ratio", "threshold", "max_tokens"):
