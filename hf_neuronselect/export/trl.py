@@ -27,7 +27,7 @@ from .base import (
     unmarked,
 )
 
-# The name depends on the version; a machine that trains has mostly the version of the one that selects.
+# Renamed in transformers 5.23; the machine that trains likely has the versions of the one that exports.
 _NAME = "activation_checkpointing"
 _CHECKPOINTING = _NAME if hasattr(TrainingArguments, _NAME) else "gradient_checkpointing"
 
