@@ -26,7 +26,9 @@ def tokenizer_for(base: Source, config: TrainConfig, token: str | bool | None = 
     tokenizer = load_tokenizer(base, token)
     tokenizer.chat_template = config.chat_template() or tokenizer.chat_template
     end = config.sft.get("eos_token")
-    if end in tokenizer.get_vocab():  # SFTTrainer refuses another
+    if end is not None:
+        if end not in tokenizer.get_vocab():  # an older SFTTrainer would take the unknown token for it
+            raise NeuronSelectError("is not in the tokenizer's vocabulary", option="eos_token", value=end)
         tokenizer.eos_token = end
     return tokenizer
 
