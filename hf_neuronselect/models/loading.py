@@ -20,11 +20,12 @@ from weakref import WeakValueDictionary
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from ..core.errors import NeuronSelectError
 from ..core.sources import Source, hub_errors
 from .backbone import Backbone, find_decoder
+from .checkpoint import config_of, read_tokenizer
 from .prefix import fetched, load_prefix, lost_tensors, no_safetensors, quiet_report
 from .sae import SparseAutoencoder
 from .sae_formats import load_sae
@@ -88,7 +89,7 @@ def tokenizer_of(source: Source) -> Any:
 
 @lru_cache(maxsize=4)
 def _tokenizer(source: Source) -> Any:
-    return AutoTokenizer.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
+    return read_tokenizer(source)
 
 
 def sae_on(source: Source, layer: int, device: torch.device, dtype: str) -> SparseAutoencoder:
@@ -196,11 +197,16 @@ def _from_files(spec: ModelSpec, depth_of: Callable[[int], int] | None, options:
             if model is None:
                 model = _whole(spec.source, options, plain=lm_config is not None)
         except ImportError as cause:
-            if spec.quantize is None:
-                raise
-            raise NeuronSelectError(
-                "needs bitsandbytes: pip install bitsandbytes", option="quantize", value=spec.quantize
-            ) from cause
+            reason = " ".join(str(cause).split())[:240]
+            if spec.quantize is not None:
+                raise NeuronSelectError(
+                    "needs bitsandbytes: pip install bitsandbytes", option="quantize", value=spec.quantize
+                ) from cause
+            if spec.attn_implementation is not None:
+                raise NeuronSelectError(
+                    f"cannot be had here: {reason}", option="attn_implementation", value=spec.attn_implementation
+                ) from cause
+            raise NeuronSelectError(f"cannot be loaded: {reason}", option="model", value=spec.source.id) from cause
     return model.eval().requires_grad_(False)
 
 
@@ -209,7 +215,7 @@ def _plain(spec: ModelSpec) -> Any | None:
     source = spec.source
     if spec.quantize is not None or source.base is not None:
         return None
-    lm_config = AutoConfig.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
+    lm_config = config_of(source)
     parts = (lm_config, lm_config.get_text_config())
     odd = any(getattr(part, name, None) for part in parts for name in ("quantization_config", "transformers_weights"))
     return None if odd else lm_config

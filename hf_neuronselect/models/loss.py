@@ -18,6 +18,7 @@ from ..rows.answers import AnswerEncoder
 from ..rows.encode import Sample
 from ..rows.formats import Conversation
 from .batching import plan_batches
+from .checkpoint import limits_of
 
 _CHUNK = 1 << 25  # float32 logits in memory at once for the cross entropy: 128 MB
 
@@ -76,7 +77,9 @@ def answer_losses(
             option="model",
             value=str(peft_config.peft_type),
         )
-    rows = AnswerEncoder(tokenizer, max_length=max_length).encode(conversations)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    limits = limits_of(getattr(base, "config", None))
+    rows = AnswerEncoder(tokenizer, max_length=max_length, limits=limits).encode(conversations)
     skips = [row.skip for row in rows]
     usable = [i for i, skip in enumerate(skips) if not skip]
     if not usable:

@@ -33,13 +33,16 @@ def pin_model(name: str, *, revision: str | None, token: str | bool | None, opti
     base_name, base_revision = stated.get("base_model_name_or_path"), stated.get("revision")
     if not isinstance(base_name, str) or not base_name:
         raise NeuronSelectError("its adapter_config.json does not name its base model", option=option, value=source.id)
+    # A folder, by its path from the adapter's own folder or from here, or a Hub id and its revision.
+    places = [Path(base_name).expanduser()] if source.revision else [Path(source.location) / base_name, Path(base_name)]
+    folder = next((path for path in places if path.is_dir()), None)
     try:
-        base = resolve(base_name, revision=base_revision, token=token, option=option)
+        base = resolve(str(folder or base_name), revision=None if folder else base_revision, token=token, option=option)
     except NeuronSelectError as cause:
         raise NeuronSelectError(
             f"is an adapter of {Path(base_name).name if Path(base_name).is_absolute() else base_name}, which cannot be "
-            f"had ({cause.message}); mend base_model_name_or_path in its adapter_config.json",
-            option=option, value=source.id,
+            f"had ({cause.message}); write a folder or Hub id that can into base_model_name_or_path of its "
+            "adapter_config.json", option=option, value=source.id,
         ) from cause  # fmt: skip
     if _adapter_config(base, token, option) is not None:
         raise NeuronSelectError(

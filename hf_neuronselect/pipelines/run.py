@@ -74,7 +74,7 @@ def run(config: RunConfig, *, say: Say = quiet, note: Say = quiet) -> int:
     check_tasks(recipe.evaluate)
     offline = wants_push and constants.HF_HUB_OFFLINE
     user = check_write_access() if wants_push and not offline else ""
-    base = base_source(recipe.train.model, recipe.train.revision)
+    base = base_source(recipe.train.model, recipe.train.revision, to_train=True)
     held_out = load_held_out(recipe.evaluate)
     with reserve(config.out, RUN):
         steps = _Run(recipe, config.out, Steps(config.out, say), base, user, held_out, say, note)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import NeuronSelectError
-from .encode import Sample, SampleEncoder
+from .encode import Limits, Sample, SampleEncoder, templates_of
 from .formats import Conversation
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -44,6 +44,7 @@ class AnswerEncoder:
         max_length: tokens kept of a row; None keeps all.
         truncation_side: the side that is cut; ``right`` keeps the beginning.
         chat_template: overrides the tokenizer's own.
+        limits: of the model: positions and embeddings.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class AnswerEncoder:
         max_length: int | None = None,
         truncation_side: str = "right",
         chat_template: str | None = None,
+        limits: Limits | None = None,
     ) -> None:
         if not tokenizer.is_fast:
             raise NeuronSelectError(
@@ -60,8 +62,8 @@ class AnswerEncoder:
                 option="tokenizer",
                 value=type(tokenizer).__name__,
             )
-        if chat_template is None and tokenizer.chat_template:
-            chat_template = tokenizer.get_chat_template()
+        if chat_template is None and len(templates := templates_of(tokenizer)) == 1:
+            (chat_template,) = templates.values()  # of several, the encoder knows which one a row takes
         self.template = chat_template
         self.marked = marks_answers(chat_template)
         self._encoder = (SampleEncoder if self.marked else _WithEnds)(
@@ -70,6 +72,7 @@ class AnswerEncoder:
             max_length=sys.maxsize if max_length is None else max_length,
             truncation_side=truncation_side,
             chat_template=chat_template,
+            limits=limits,
         )
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Sample]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
 
-from ..core.errors import NeuronSelectError, one_of
+from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
 from .formats import Conversation
 from .turns import ROLES
 
@@ -54,6 +55,36 @@ class Sample:
         return self.n_total > len(self.input_ids)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a model can be fed.
+
+    Attributes:
+        positions: tokens of a row. embeddings: token ids are below that. None: not limited.
+    """
+
+    positions: int | None = None
+    embeddings: int | None = None
+
+    def beyond(self, tokenizer: Any, ids: Sequence[int] | np.ndarray) -> str:
+        """Why these ids cannot be fed to the model, "" if they can."""
+        highest = int(np.max(ids)) if len(ids) else 0
+        if self.embeddings is None or highest < self.embeddings:
+            return ""
+        token = tokenizer.convert_ids_to_tokens(highest)
+        return f"the tokenizer's {token!r} has the id {highest}, the model embeddings for {self.embeddings} tokens"
+
+
+def templates_of(tokenizer: Any) -> dict[str, str]:
+    """A tokenizer's chat templates by name; a single one is ``default``."""
+    found = tokenizer.chat_template
+    if isinstance(found, Mapping):
+        return dict(found)
+    if isinstance(found, (list, tuple)):  # as older files have them
+        return {one["name"]: one["template"] for one in found}
+    return {"default": found} if found else {}
+
+
 def _skipped(reason: str, n_total: int = 0) -> Sample:
     return Sample(np.zeros(0, np.int64), np.zeros(0, bool), (0, 0), n_total, reason)
 
@@ -95,7 +126,12 @@ class SampleEncoder:
         max_length: tokens kept of a row.
         truncation_side: the side that is cut; ``right`` keeps the beginning.
         content_spans: whether to find the first and last token of the turns' own text.
-        chat_template: overrides the tokenizer's own.
+        chat_template: overrides the tokenizer's own. Of several named ones, rows with tools take ``tool_use``, all
+            others ``default``.
+        limits: of the model that the tokens are for.
+
+    Raises:
+        NeuronSelectError: an option out of range, spans with a slow tokenizer, named templates without a default.
     """
 
     def __init__(
@@ -107,15 +143,22 @@ class SampleEncoder:
         truncation_side: str = "right",
         content_spans: bool = False,
         chat_template: str | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.pool_tokens = one_of(pool_tokens, POOL_TOKENS, "pool_tokens")
         self.truncation_side = one_of(truncation_side, ("right", "left"), "truncation_side")
         if max_length < 1:
             raise NeuronSelectError("must be at least 1", option="max_length", value=max_length)
-        self.max_length = max_length
+        self.asked, self.limits = max_length, limits or Limits()
+        self.max_length = min(max_length, self.limits.positions or max_length)
         self.content_spans = content_spans
-        self.template = chat_template or tokenizer.chat_template
+        self.templates = {"default": chat_template} if chat_template else templates_of(tokenizer)
+        if self.templates and "default" not in self.templates:
+            raise NeuronSelectError(
+                f"the tokenizer's chat templates are named {', '.join(self.templates)}, none default: give one's text",
+                option="chat_template",
+            )
         self.special_ids = np.asarray(sorted(set(tokenizer.all_special_ids)), dtype=np.int64)
         self.needs_offsets = content_spans or pool_tokens in ("assistant", "user")
         if self.needs_offsets and not tokenizer.is_fast:
@@ -129,10 +172,11 @@ class SampleEncoder:
         """The text fed to the model, special tokens included."""
         if conversation.text is not None:
             return conversation.text
-        if self.template is None:
+        if not self.templates:
             return self._render_plain(conversation.messages)
+        name = "tool_use" if conversation.tools and "tool_use" in self.templates else "default"
         return self.tokenizer.apply_chat_template(
-            conversation.messages, tools=conversation.tools, chat_template=self.template, tokenize=False
+            conversation.messages, tools=conversation.tools, chat_template=self.templates[name], tokenize=False
         )
 
     def _render_plain(self, messages: list[dict[str, Any]]) -> str:
@@ -248,7 +292,15 @@ class SampleEncoder:
             for j, i in enumerate(rows):
                 offsets = np.asarray(encoded["offset_mapping"][j]).reshape(-1, 2) if self.needs_offsets else None
                 samples[i] = self._sample(np.asarray(encoded["input_ids"][j], np.int64), offsets, spans.get(i))
-        return [sample for sample in samples if sample is not None]
+        found = [sample for sample in samples if sample is not None]
+        if self.max_length < self.asked and any(sample.truncated and not sample.skip for sample in found):
+            warnings.warn(
+                f"rows longer than the model's {self.max_length} positions are cut there, not at max_length "
+                f"{self.asked}; the record counts them as truncated",
+                NeuronSelectWarning,
+                stacklevel=2,
+            )
+        return found
 
     def _sample(self, ids: np.ndarray, offsets: np.ndarray | None, spans: tuple[list, list] | None) -> Sample:
         n_total = len(ids)
@@ -266,6 +318,8 @@ class SampleEncoder:
                 content = _inside(offsets, spans[1])
         keep = slice(0, self.max_length) if self.truncation_side == "right" else slice(-self.max_length, None)
         ids, pooled, content = ids[keep], pooled[keep], content[keep]
+        if beyond := self.limits.beyond(self.tokenizer, ids):
+            return _skipped(f"error: {beyond}", n_total)
         if not pooled.any():
             return _skipped(f"error: no {self.pool_tokens} token within max_length={self.max_length}", n_total)
         where = np.flatnonzero(content)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from ..core import bundled
 from ..core.digests import sae_hash
@@ -17,10 +16,12 @@ from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.options import ExtractionOptions
 from ..core.sources import Source, hub_commit, hub_errors
 from ..models.backbone import resolve_layer
-from ..models.loading import DTYPES, ModelSpec
+from ..models.checkpoint import check_runs, check_tokens, config_of, limits_of
+from ..models.loading import DTYPES, ModelSpec, tokenizer_of
 from ..models.pin import pin_model
 from ..models.sae import SparseAutoencoder
 from ..models.sae_formats import download_sae, find_folder, load_sae
+from ..rows.encode import Limits
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Extraction:
     Attributes:
         options: ``layer`` counts from 0 and ``dtype`` is never ``auto``.
         model, sae: pinned. sae_site: what the SAE reads, e.g. ``layers.30 output``. sae_k: latents it keeps by itself.
+        limits: of the model.
     """
 
     options: ExtractionOptions
@@ -37,6 +39,7 @@ class Extraction:
     sae: Source | None = None
     sae_site: str | None = None
     sae_k: int | None = None
+    limits: Limits = Limits()
 
     @property
     def spec(self) -> ModelSpec:
@@ -78,12 +81,12 @@ class Extraction:
 
 
 def resolve_extraction(
-    options: ExtractionOptions, *, needs_sae: tuple[str, ...] = (), token: str | bool | None = None
+    options: ExtractionOptions, *, needs_sae: tuple[str, ...] = (), runs: bool = True, token: str | bool | None = None
 ) -> Extraction:
-    """Pin the model and SAE of options, and check that they fit.
+    """Pin the model and SAE of options, and check that they, and the tokenizer, fit.
 
     Args:
-        needs_sae: signals that need an SAE.
+        needs_sae: signals that need an SAE. runs: whether a signal needs the model's weights.
 
     Raises:
         NeuronSelectError: something cannot be had, or does not fit, with the mend.
@@ -94,20 +97,23 @@ def resolve_extraction(
         options = replace(options, model=str(bundled.MODEL), sae=str(bundled.SAE))
     assert options.model is not None
     source = pin_model(options.model, revision=options.revision, token=token)
-    with hub_errors("model", options.model):
-        lm_config = lm_config_of(source)
+    lm_config = config_of(source)
+    if runs:
+        check_runs(source, lm_config)
+    limits = limits_of(lm_config)
+    check_tokens(source, tokenizer_of(source), limits)
     layer = resolve_layer(options.layer, lm_config.get_text_config().num_hidden_layers)
     options = replace(options, layer=layer, dtype=_resolve_dtype(options, lm_config))
     if options.sae is None:
         if needs_sae:
             raise NeuronSelectError(
-                f"needed by {', '.join(needs_sae)}: name a sparse autoencoder (a Hub id or folder) of the model's base",
+                f"needed by {', '.join(needs_sae)}: name a sparse autoencoder (a Hub id or folder) of {options.model}",
                 option="sae",
             )
-        return Extraction(options, source)
+        return Extraction(options, source, limits=limits)
     sae_source = resolve_sae(options.sae, options.sae_revision, layer, token)
     sae = load_sae(sae_source.location, layer=layer)
-    return with_sae(Extraction(options, source), sae_source, sae, lm_config)
+    return with_sae(Extraction(options, source, limits=limits), sae_source, sae, lm_config)
 
 
 def with_sae(extraction: Extraction, source: Source, sae: SparseAutoencoder, lm_config: Any) -> Extraction:
@@ -162,24 +168,6 @@ def resolve_sae(sae: str, revision: str | None, layer: int, token: str | bool | 
         root = download_sae(sae, revision=revision, layer=layer, token=token)
     folder = find_folder(root, layer)
     return Source(sae, hub_commit(folder), str(folder))
-
-
-def lm_config_of(source: Source) -> Any:
-    """A model's configuration; of an adapter, its base's.
-
-    Raises:
-        NeuronSelectError: not a model that transformers can load.
-    """
-    source = source.base or source
-    try:
-        return AutoConfig.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
-    except (ValueError, OSError) as cause:
-        if isinstance(cause, NeuronSelectError):
-            raise
-        reason = " ".join(str(cause).split())[:300]
-        raise NeuronSelectError(
-            f"not a model transformers can load: {reason}", option="model", value=source.id
-        ) from cause
 
 
 def _resolve_dtype(options: ExtractionOptions, lm_config: Any) -> Any:

@@ -21,6 +21,7 @@ from ..core.errors import NeuronSelectError
 from ..core.options import ExtractionOptions, check_names, options_of
 from ..core.sources import Source
 from ..models.backbone import Backbone, resolve_layer
+from ..models.checkpoint import check_tokens, limits_of
 from ..models.loading import remember
 from ..models.pin import check_adapters
 from ..models.sae import SparseAutoencoder
@@ -106,7 +107,8 @@ class NeuronFeatureExtractor:
             NeuronSelectError: as :meth:`from_pretrained`.
         """
         signals = signals_of(features)
-        return cls(resolve_extraction(options, needs_sae=_needing_sae(signals), token=token), signals)
+        runs = any(ENGINES[signal.engine].has_model and not isinstance(signal, Tokens) for signal in signals)
+        return cls(resolve_extraction(options, needs_sae=_needing_sae(signals), runs=runs, token=token), signals)
 
     @classmethod
     def from_model(
@@ -139,7 +141,9 @@ class NeuronFeatureExtractor:
         )
         digest_of_model = digest([state_hash(model.state_dict().items()), *_about(model, tokenizer)])
         source = Source(getattr(lm_config, "name_or_path", "") or "in-memory", f"state:{digest_of_model}", "")
-        extraction, encoder = Extraction(asked, source), None
+        limits = replace(limits_of(lm_config), embeddings=model.get_input_embeddings().weight.shape[0])
+        check_tokens(source, tokenizer, limits)
+        extraction, encoder = Extraction(asked, source, limits=limits), None
         if sae is not None:
             sae_source = _in_memory(sae) if isinstance(sae, SparseAutoencoder) else resolve_sae(sae, None, layer, None)
             loaded = sae if isinstance(sae, SparseAutoencoder) else load_sae(sae_source.location, layer=layer)

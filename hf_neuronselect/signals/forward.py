@@ -94,6 +94,7 @@ class ForwardEngine(Engine):
             truncation_side=options.truncation_side,
             content_spans=any(isinstance(signal, ForwardSignal) and signal.needs_content for signal in signals),
             chat_template=options.chat_template,
+            limits=self.extraction.limits,
         )
 
     @property

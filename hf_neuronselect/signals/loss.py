@@ -68,11 +68,12 @@ class LossEngine(Engine):
             max_length=options.max_length,
             truncation_side=options.truncation_side,
             chat_template=options.chat_template,
+            limits=self.extraction.limits,
         )
         found = {"answer_loss": [_predicted(sample) for sample in encoder.encode(conversations)]}
         if any(isinstance(signal, AnswerAloneLoss) for signal in signals):
             found["answer_alone_loss"] = [
-                _alone(tokenizer, conversation, beside, options.max_length)
+                _alone(tokenizer, conversation, beside, encoder.max_length)
                 for conversation, beside in zip(conversations, found["answer_loss"], strict=True)
             ]
         return found

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from ..core import bundled
 from ..core.errors import NeuronSelectError, one_of
 from ..core.sources import Source, hub_errors, resolve
+from ..models.checkpoint import check_runs, config_of, read_tokenizer
 from ..models.loading import DTYPES, load_adapter
+from ..models.pin import pin_model
 from ..rows.encode import PLAIN_TEMPLATE
 
 RECORD = "training.json"
@@ -27,9 +29,21 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 # --------------------------------------------------------------------------------------------- bases
-def base_source(model: str | None, revision: str | None = None, token: str | bool | None = None) -> Source:
-    """The base model, pinned; None is the bundled one."""
-    source = resolve(model or str(bundled.MODEL), revision=revision, token=token, option="model")
+def base_source(
+    model: str | None, revision: str | None = None, token: str | bool | None = None, *, to_train: bool = False
+) -> Source:
+    """The base model, pinned; None is the bundled one.
+
+    Raises:
+        NeuronSelectError: no causal LM, or one ``to_train`` that is an adapter itself.
+    """
+    source = pin_model(model or str(bundled.MODEL), revision=revision, token=token)
+    config_of(source)
+    if to_train and source.base is not None:
+        raise NeuronSelectError(
+            "is a PEFT adapter: name its base model, or merge it (merge_and_unload, save_pretrained) and name that",
+            option="model", value=source.id,
+        )  # fmt: skip
     return source if model else replace(source, id=BUNDLED)
 
 
@@ -39,10 +53,7 @@ def load_tokenizer(source: Source, token: str | bool | None = None) -> Any:
     Raises:
         NeuronSelectError: it cannot be loaded or has no end-of-text token.
     """
-    with hub_errors("model", source.id):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.location, revision=source.revision, token=token, trust_remote_code=False
-        )
+    tokenizer = read_tokenizer(source)
     if tokenizer.eos_token is None:
         raise NeuronSelectError("its tokenizer has no end-of-text token", option="model", value=source.id)
     if tokenizer.chat_template is None:
@@ -51,19 +62,24 @@ def load_tokenizer(source: Source, token: str | bool | None = None) -> Any:
 
 
 def load_causal_lm(source: Source, token: str | bool | None = None, **options: Any) -> Any:
-    """Load the base model; ``options`` go to ``from_pretrained``.
+    """Load the base model, an adapter merged into its own; ``options`` go to ``from_pretrained``.
 
     Raises:
         NeuronSelectError: it cannot be loaded, or not with these options.
     """
+    config = config_of(source)
+    if options.get("quantization_config") is None:
+        check_runs(source, config)
+    base = source.base or source
     with hub_errors("model", source.id):
         try:
-            return AutoModelForCausalLM.from_pretrained(
-                source.location, revision=source.revision, token=token, trust_remote_code=False, **options
+            model = AutoModelForCausalLM.from_pretrained(
+                base.location, revision=base.revision, token=token, trust_remote_code=False, **options
             )
         except (ImportError, ValueError) as cause:  # bitsandbytes is missing; no such kind of attention
             reason = " ".join(str(cause).split())[:200]
             raise NeuronSelectError(f"cannot be loaded: {reason}", option="model", value=source.id) from cause
+    return model if base == source else load_adapter(model, source, source.id, "model", token).merge_and_unload()
 
 
 def device_of(name: str) -> torch.device:

@@ -74,7 +74,7 @@ def _train(
     data: Dataset | Sequence[Conversation], out: Path, config: TrainConfig, selection: SelectionSummary | None, name: str,
     token: str | bool | None,
 ) -> TrainingRecord:  # fmt: skip
-    base = base_source(config.model, config.revision, token)
+    base = base_source(config.model, config.revision, token, to_train=True)
     checkpoints = out / "checkpoints"
     arguments = config.arguments(checkpoints)
     tokenizer = tokenizer_for(base, config, token)

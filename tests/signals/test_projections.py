@@ -10,7 +10,7 @@ from datasets import Dataset
 from tiny import make_extractor, rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
-from hf_neuronselect.cli import main as cli
+from hf_neuronselect.cli.app import app
 from hf_neuronselect.signals.projection import Projection
 
 OPTIONS = [
@@ -66,7 +66,7 @@ def test_batch_size_moves_nothing(pool: Dataset, extractor: NeuronFeatureExtract
 
 
 def run(*words: str | Path) -> None:
-    cli.app([str(word) for word in words], standalone_mode=False)
+    app([str(word) for word in words], standalone_mode=False)
 
 
 @pytest.fixture
