@@ -52,11 +52,21 @@ class CardTemplate(CardData):
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(self.metadata().to_dict())
+        found: dict[str, Any] = _replaced(self.metadata().to_dict())
+        return found
 
     def render(self) -> str:
         text = _environment().get_template(self.template).render(**self.values())
         return replaced(f"---\n{self.to_yaml()}\n---\n{BEGIN}\n{text.strip()}\n{END}\n")
+
+
+def _replaced(value: Any) -> Any:
+    """Metadata whose texts are as the card shows them."""
+    if isinstance(value, dict):
+        return {key: _replaced(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_replaced(one) for one in value]
+    return replaced(value) if isinstance(value, str) else value
 
 
 def write_card(folder: Path, card: CardTemplate, before: Path | None = None) -> None:

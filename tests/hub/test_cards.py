@@ -473,6 +473,15 @@ def test_an_adapter_card_is_not_broken(data: st.DataObject) -> None:
     check(made(lambda: f"{data.draw(values)}{next(numbers)}"), made(lambda: f"word{next(numbers)}"))
 
 
+def test_metadata_is_as_the_card_shows_it() -> None:
+    """A name that turns its line around is replaced in the metadata as in the text."""
+    results = (EvaluationRow(model="me", data="held out", metric="\u202eloss", value=0.5),)
+    card = AdapterCard(TrainingRecord(name="me", base_model=SourceRecord(id="base"), evaluation=results))
+    data = RepoCard(card.render(), ignore_metadata_errors=False).data.to_dict()
+    assert data == card.to_dict()
+    assert "\ufffdloss" in str(data) and "\u202e" not in str(data)
+
+
 @settings(max_examples=200, deadline=None)
 @given(hostile)
 def test_a_cell_and_a_fence_hold_any_text(text: str) -> None:
