@@ -120,7 +120,7 @@ def read_tokenizer(source: Source) -> Any:
         raise _wrong(source, f"its tokenizer cannot be read: {_short(cause, source)}") from cause
 
 
-def check_tokens(source: Source, tokenizer: Any, limits: Limits) -> None:
+def check_tokens(source: Source, tokenizer: Any, limits: Limits, chat_template: str | None = None) -> None:
     """Refuse a tokenizer whose ids go beyond the model's embeddings.
 
     Some added tokens may, as Gemma's for images: rows that hold one are left out. Not tokens that every row holds.
@@ -130,7 +130,7 @@ def check_tokens(source: Source, tokenizer: Any, limits: Limits) -> None:
     """
     added = tokenizer.get_added_vocab()
     last = max((number for token, number in tokenizer.get_vocab().items() if token not in added), default=0)
-    (probe,) = SampleEncoder(tokenizer).encode([_PROBE])
+    (probe,) = SampleEncoder(tokenizer, chat_template=chat_template).encode([_PROBE])
     if beyond := limits.beyond(tokenizer, [last]) or limits.beyond(tokenizer, probe.input_ids):
         raise _wrong(source, f"{beyond}; use the tokenizer that belongs to the model, or resize_token_embeddings")
 

@@ -64,7 +64,6 @@ class AnswerEncoder:
             )
         if chat_template is None and len(templates := templates_of(tokenizer)) == 1:
             (chat_template,) = templates.values()  # of several, the encoder knows which one a row takes
-        self.template = chat_template
         self.marked = marks_answers(chat_template)
         self._encoder = (SampleEncoder if self.marked else _WithEnds)(
             tokenizer,
@@ -93,7 +92,7 @@ class AnswerEncoder:
             encoded = encoder.tokenizer.apply_chat_template(
                 conversation.messages,
                 tools=conversation.tools,
-                chat_template=self.template,
+                chat_template=encoder.templates["default"],
                 return_dict=True,
                 return_assistant_tokens_mask=True,
             )

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,11 @@ from .turns import ROLES
 POOL_TOKENS = ("all", "no_special", "assistant", "user")
 # Errors a chat template can raise on a row.
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+# The day that a chat template may print (Llama 3 prints it as "today"). With the day of the run, the same row would be
+# other tokens tomorrow.
+DAY = datetime(2024, 7, 26)
+_CLOCK = re.compile(r"""strftime_now\(\s*(["'])((?:(?!\1)[^\\])*)\1\s*\)""")
+_BY_CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(|\bstrftime_now\s*\(")  # gives another text each time
 # Private-use characters: one that the rendered row lacks replaces a turn's text.
 _SENTINELS = tuple(map(chr, range(0xE000, 0xF900)))
 
@@ -85,6 +91,21 @@ def templates_of(tokenizer: Any) -> dict[str, str]:
     return {"default": found} if found else {}
 
 
+def _pinned(template: str) -> str:
+    """A chat template whose date is :data:`DAY`.
+
+    Raises:
+        NeuronSelectError: it prints something else that is not the same each time.
+    """
+    template = _CLOCK.sub(lambda call: repr(DAY.strftime(call[2])), template)
+    if found := _BY_CHANCE.search(template):
+        raise NeuronSelectError(
+            f"the chat template prints something else each time ({found[0].strip()}), and so would a row's tokens be: give "
+            "one without it", option="chat_template",
+        )  # fmt: skip
+    return template
+
+
 def _skipped(reason: str, n_total: int = 0) -> Sample:
     return Sample(np.zeros(0, np.int64), np.zeros(0, bool), (0, 0), n_total, reason)
 
@@ -127,11 +148,12 @@ class SampleEncoder:
         truncation_side: the side that is cut; ``right`` keeps the beginning.
         content_spans: whether to find the first and last token of the turns' own text.
         chat_template: overrides the tokenizer's own. Of several named ones, rows with tools take ``tool_use``, all
-            others ``default``.
+            others ``default``. A date in it is always :data:`DAY`.
         limits: of the model that the tokens are for.
 
     Raises:
-        NeuronSelectError: an option out of range, spans with a slow tokenizer, named templates without a default.
+        NeuronSelectError: an option out of range, spans with a slow tokenizer, named templates without a default, a template
+            that prints something else each time.
     """
 
     def __init__(
@@ -159,6 +181,7 @@ class SampleEncoder:
                 f"the tokenizer's chat templates are named {', '.join(self.templates)}, none default: give one's text",
                 option="chat_template",
             )
+        self.templates = {name: _pinned(template) for name, template in self.templates.items()}
         self.special_ids = np.asarray(sorted(set(tokenizer.all_special_ids)), dtype=np.int64)
         self.needs_offsets = content_spans or pool_tokens in ("assistant", "user")
         if self.needs_offsets and not tokenizer.is_fast:
@@ -176,7 +199,10 @@ class SampleEncoder:
             return self._render_plain(conversation.messages)
         name = "tool_use" if conversation.tools and "tool_use" in self.templates else "default"
         return self.tokenizer.apply_chat_template(
-            conversation.messages, tools=conversation.tools, chat_template=self.templates[name], tokenize=False
+            conversation.messages,
+            tools=conversation.tools,
+            chat_template=self.templates[name],
+            tokenize=False,
         )
 
     def _render_plain(self, messages: list[dict[str, Any]]) -> str:

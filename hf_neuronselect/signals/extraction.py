@@ -101,7 +101,7 @@ def resolve_extraction(
     if runs:
         check_runs(source, lm_config)
     limits = limits_of(lm_config)
-    check_tokens(source, tokenizer_of(source), limits)
+    check_tokens(source, tokenizer_of(source), limits, options.chat_template)
     layer = resolve_layer(options.layer, lm_config.get_text_config().num_hidden_layers)
     options = replace(options, layer=layer, dtype=_resolve_dtype(options, lm_config))
     if options.sae is None:

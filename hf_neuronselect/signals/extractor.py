@@ -117,8 +117,8 @@ class NeuronFeatureExtractor:
     ) -> NeuronFeatureExtractor:  # fmt: skip
         """An extractor around a model that is in memory (it is left as it is, in its dtype and on its device).
 
-        Its identity is a hash of state dict, configuration and tokenizer, taken once here. It cannot be sent to other processes: save the model
-        and use :meth:`from_pretrained` for ``num_proc``.
+        Its identity is a hash of state dict, configuration and tokenizer, taken once here. It cannot be sent to other
+        processes: save the model and use :meth:`from_pretrained` for ``num_proc``.
 
         Args:
             model: a causal LM in eval mode. tokenizer: its tokenizer. sae: a loaded SAE or a folder.
@@ -142,7 +142,7 @@ class NeuronFeatureExtractor:
         digest_of_model = digest([state_hash(model.state_dict().items()), *_about(model, tokenizer)])
         source = Source(getattr(lm_config, "name_or_path", "") or "in-memory", f"state:{digest_of_model}", "")
         limits = replace(limits_of(lm_config), embeddings=model.get_input_embeddings().weight.shape[0])
-        check_tokens(source, tokenizer, limits)
+        check_tokens(source, tokenizer, limits, asked.chat_template)
         extraction, encoder = Extraction(asked, source, limits=limits), None
         if sae is not None:
             sae_source = _in_memory(sae) if isinstance(sae, SparseAutoencoder) else resolve_sae(sae, None, layer, None)

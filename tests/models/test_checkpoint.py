@@ -1,4 +1,4 @@
-"""What a model's files say before it is loaded: a model that cannot be read is one line, before any row is."""
+"""Models that cannot be used are refused in one line, before any row is read."""
 
 from __future__ import annotations
 
@@ -174,6 +174,23 @@ def test_named_templates_without_those_names() -> None:
     tokenizer.chat_template = {"rag": NAMED["default"], "chat": NAMED["default"]}
     with pytest.raises(NeuronSelectError, match="named rag, chat, none default"):
         SampleEncoder(tokenizer)
+
+
+def test_a_template_that_is_given_replaces_those_that_cannot_be_used(folder: Path) -> None:
+    """As the errors about them advise."""
+    tokenizer = tiny_tokenizer()
+    for unusable in ({"rag": NAMED["default"]}, "{{ [1, 2] | random }}"):
+        tokenizer.chat_template = unusable
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        tokenizer.save_pretrained(folder)
+        with pytest.raises(NeuronSelectError, match="give one"):
+            extractor(folder)
+        assert len(extractor(folder, chat_template=NAMED["default"])(ROWS)["hidden"]) == 2
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        made = NeuronFeatureExtractor.from_model(
+            model, tokenizer, features=["hidden"], layer=1, chat_template=NAMED["default"]
+        )
+        assert len(made(ROWS)["hidden"]) == 2
 
 
 def test_named_templates_of_a_folder_and_its_training(folder: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_neuronselect.core.errors import NeuronSelectError
+from hf_neuronselect.rows.answers import AnswerEncoder
 from hf_neuronselect.rows.encode import Sample, SampleEncoder
 from hf_neuronselect.rows.formats import Conversation, read_row, row_format, rows_of
 from hf_neuronselect.rows.leakage import exact_key
@@ -548,3 +549,29 @@ def test_spans_found_at_once_are_those_found_alone(turns: list[tuple[str, str]],
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder, "_spans_at_once", lambda *_: None)
         assert encoder.spans(conversation, rendered, ROLES) == at_once
+
+
+CLOCK = (
+    "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}\n{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
+)
+MARKED = CLOCK.replace("{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}")
+
+
+@pytest.mark.parametrize("template", [CLOCK, MARKED], ids=["plain", "marked"])
+def test_a_template_that_prints_the_time_gives_the_same_tokens_each_time(template: str) -> None:
+    tokenizer, rows = tiny_tokenizer(template), [Conversation(messages=QA)]
+    for encoder in (SampleEncoder(tokenizer, pool_tokens="assistant"), AnswerEncoder(tokenizer)):
+        (one,), (other,) = encoder.encode(rows), encoder.encode(rows)
+        assert not one.skip and one.input_ids.tolist() == other.input_ids.tolist()
+        text = tokenizer.decode(one.input_ids)
+        assert text.startswith("26 Jul 2024 00:00:00.000000")
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["{{ [1, 2] | random }}", "{{ [1, 2]|random }}", "{{ lipsum(1) }}", "{% set f = '%d' %}{{ strftime_now(f) }}"],
+)
+def test_a_template_that_prints_something_else_each_time_is_refused(word: str) -> None:
+    with pytest.raises(NeuronSelectError, match="something else each time"):
+        SampleEncoder(tiny_tokenizer(word + CLOCK))
+    SampleEncoder(tiny_tokenizer("{{ messages[0].random }} | randomly " + CLOCK))
