@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -126,3 +127,10 @@ def test_links_lead_somewhere(page: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, link
+
+
+def test_the_tables_of_the_smollm2_recipe_are_its_figures() -> None:
+    folder = ROOT / "recipes" / "smollm2"
+    tables = runpy.run_path(str(folder / "tables.py"))["tables"](folder)
+    text = (folder / "README.md").read_text()
+    assert len(tables) == 3 and all(table in text for table in tables)
