@@ -13,8 +13,8 @@ from ..core.errors import NeuronSelectError
 from ..core.options import MISSING, Option, Options, options_of
 from ..core.recipes import read_section
 from ..core.text import shown
+from . import STOPPED
 
-STOPPED = 130  # as shells have it: 128 and the number of SIGINT
 C = TypeVar("C", bound=Options)
 _RECIPE = typer.Option("--config", metavar="RECIPE", help="YAML file with a section of this command; flags win.")
 

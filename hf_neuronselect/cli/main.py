@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import Any
 
-STOPPED = 130  # as shells have it: 128 and the number of SIGINT
+from . import STOPPED
 
 
 def main() -> None:
