@@ -18,7 +18,7 @@ BLOCK = 4096  # rows hashed at once: memory does not grow with the data
 def pool_digest(data: Dataset) -> str:
     """32 hex digits of all rows with all their columns: the identity of a pool or of exemplars.
 
-    The order of rows counts; that of columns, files and chunks does not, nor does a file's name or compression.
+    Rows in another order are another pool. The order of columns, the files' names and their compression do not matter.
     """
     hashed = xxhash.xxh3_128(f"{len(data)}\0".encode())
     columns = tuple((name, name) for name in sorted(data.column_names))

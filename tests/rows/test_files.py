@@ -1,4 +1,4 @@
-"""Files of rows: what is read is what is written, whole and as a stream; what cannot be read is one line."""
+"""Files of rows give what was written, read whole or as a stream; a file that cannot be read gives a one-line error."""
 
 from __future__ import annotations
 
