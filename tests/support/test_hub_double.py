@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import socket
@@ -10,9 +11,9 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import evaluate
-import httpx2
 import pytest
 import torch
 from datasets import Dataset, load_dataset
@@ -37,9 +38,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import get_session
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+httpx: Any = importlib.import_module(type(get_session()).__module__.split(".")[0])  # the clients' own: httpx or httpx2
 
 CARD = b"---\nlicense: apache-2.0\ntags:\n- made-here\n---\n# A card\n"
 
@@ -274,7 +278,7 @@ def test_a_refused_commit_changes_nothing(hub: Hub, api: HfApi, name: str) -> No
     ]
     for line in lines:
         body = b'{"key": "header", "value": {"summary": "x"}}\n' + line
-        said = httpx2.post(f"{hub.endpoint}/api/models/{name}/commit/main", content=body,
+        said = httpx.post(f"{hub.endpoint}/api/models/{name}/commit/main", content=body,
                            headers={"Authorization": "Bearer hf_secret"})  # fmt: skip
         assert said.status_code == 400
     assert hub.commit("models", name) == newer and hub.files("models", name)["a.txt"] == b"b"
@@ -394,9 +398,9 @@ def test_files_come_whole_in_ranges_and_as_snapshots(hub: Hub, name: str, tmp_pa
         ("bytes=10000-99999", 206, data[10000:]),
         ("bytes=10240-", 416, b""),
     ):
-        said = httpx2.get(url, headers={"Range": asked})
+        said = httpx.get(url, headers={"Range": asked})
         assert (said.status_code, said.content) == (code, expected), asked
-    head = httpx2.head(url)
+    head = httpx.head(url)
     assert head.headers["Content-Length"] == "10240" and head.headers["X-Repo-Commit"] == commit and not head.content
     assert head.headers["ETag"] == head.headers["X-Linked-Etag"] and len(head.headers["ETag"]) == 66
     with pytest.raises(RemoteEntryNotFoundError):
@@ -419,14 +423,14 @@ def test_large_files_go_in_parts(hub: Hub, api: HfApi, name: str, monkeypatch: p
     assert parts == ["1", "2", "2", "3"] and any(r.endswith("/complete") for r in hub.requests[before:])
     assert hub.files("datasets", name)["d.parquet"] == data
     url = f"{hub.endpoint}/_lfs/datasets/{name}/{'0' * 64}"
-    assert httpx2.put(url, content=b"not of that hash").status_code == 400
+    assert httpx.put(url, content=b"not of that hash").status_code == 400
 
 
 def test_a_chunked_request_body_is_read(hub: Hub, name: str) -> None:
     hub.create("models", name)
     lines = [b'{"key": "header", "value": {"summary": "chunked"}}\n',
              b'{"key": "file", "value": {"path": "a.txt", "content": "YQ==", "encoding": "base64"}}\n']  # fmt: skip
-    said = httpx2.post(f"{hub.endpoint}/api/models/{name}/commit/main", content=iter(lines),
+    said = httpx.post(f"{hub.endpoint}/api/models/{name}/commit/main", content=iter(lines),
                        headers={"Authorization": "Bearer hf_secret"})  # fmt: skip
     assert said.request.headers["Transfer-Encoding"] == "chunked"
     assert said.json()["commitOid"] == hub.commit("models", name) and hub.files("models", name)["a.txt"] == b"a"
@@ -487,7 +491,7 @@ def test_errors_reach_the_client_by_their_code(hub: Hub, api: HfApi, name: str) 
 def test_a_lost_answer_to_a_commit_leaves_the_commit(hub: Hub, api: HfApi, name: str) -> None:
     hub.create("models", name)
     hub.fault("POST", f"{name}/commit/main", lost=True)
-    with pytest.raises(httpx2.TransportError):
+    with pytest.raises(httpx.TransportError):
         api.upload_file(path_or_fileobj=b"b", path_in_repo="a.txt", repo_id=name)
     assert hub.files("models", name)["a.txt"] == b"b"
 
@@ -528,16 +532,16 @@ def test_a_push_that_is_killed_leaves_nothing_visible(hub: Hub, at: str) -> None
 
 
 def test_what_is_not_known_is_noted(hub: Hub) -> None:
-    assert httpx2.get(f"{hub.endpoint}/api/nothing/of/that/name").status_code == 404
+    assert httpx.get(f"{hub.endpoint}/api/nothing/of/that/name").status_code == 404
     assert hub.unknown == ["GET /api/nothing/of/that/name"]
     hub.unknown.clear()
 
 
 def test_a_hub_that_has_stopped_answers_no_more() -> None:
-    with httpx2.Client() as client:
+    with httpx.Client() as client:
         with running(Hub()) as endpoint:
             assert client.get(f"{endpoint}/api/models").json() == []
-        with pytest.raises(httpx2.TransportError):  # nor on a connection that was kept alive
+        with pytest.raises(httpx.TransportError):  # nor on a connection that was kept alive
             client.get(f"{endpoint}/api/models")
 
 
