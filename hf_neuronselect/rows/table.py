@@ -18,7 +18,8 @@ CHUNK_ROWS = 4000
 _HAS_JSON = hasattr(datasets, "Json") and hasattr(pa, "json_")  # older versions have no such type: JSON as text
 JSON: pa.DataType = pa.json_(pa.utf8()) if _HAS_JSON else pa.large_string()
 JSON_LIST: pa.DataType = pa.list_(JSON) if _HAS_JSON else JSON
-_BIG = re.compile(r"\d{19}")
+_ODD = re.compile(r"\d{19}|0\.0\d{9}")
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d[\d.]*(?:e[-+]?\d+)?')  # texts and numbers of JSON
 _MIXED = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 
 
@@ -165,16 +166,17 @@ def _json(values: Iterable[Any]) -> pa.Array:
 
 def _dumps(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return json.dumps(_without_big(value), ensure_ascii=False) if _BIG.search(text) else text
+    return _TOKEN.sub(_number, text) if _ODD.search(text) else text
 
 
-def _without_big(value: Any) -> Any:
-    """Whole numbers of more than 64 bits as texts: `datasets` reads no such JSON."""
-    if isinstance(value, dict):
-        return {key: _without_big(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_without_big(one) for one in value]
-    return str(value) if isinstance(value, int) and not -(2**63) <= value < 2**63 else value
+def _number(found: re.Match[str]) -> str:
+    """A number as `datasets` reads it whole: more than 64 bits as a text, many digits after ``0.0`` with an exponent."""
+    text = found[0]
+    if text.startswith('"'):
+        return text
+    if "." in text or "e" in text:
+        return f"{float(text):.17e}"
+    return text if -(2**63) <= int(text) < 2**63 else f'"{text}"'
 
 
 __all__ = ["CHUNK_ROWS", "Columns", "as_dataset", "chunks"]

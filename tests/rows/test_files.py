@@ -170,6 +170,15 @@ def _same(got: Any, want: Any) -> bool:
     return bool(got == want)  # among decimals, Arrow takes true as 1
 
 
+def test_numbers_among_texts_keep_their_digits() -> None:
+    """Those after `0.0`, too, which the JSON reader of `datasets` cuts; texts that look like them are texts."""
+    small = [0.00040376124323844413, -0.0123456789012345678, 0.1, 1e-300, 12345.678901234567]
+    rows: list[dict[str, Any]] = [{"x": small}, {"x": "0.00040376124323844413"}, {"x": {'"0.0123456789012': 7}}]
+    found = as_dataset(rows)["x"]
+    assert list(found[1:]) == ["0.00040376124323844413", {'"0.0123456789012': 7}]
+    assert found[0] == pytest.approx(small, rel=1e-14, abs=0)
+
+
 def test_whole_numbers_of_more_than_64_bits_are_texts(tmp_path: Path) -> None:
     rows = [{"text": "t", "note": 2**70}, {"text": "t", "note": [-(2**63), {"a": 2**64, "b": "1" * 30}]}]
     (tmp_path / "p.jsonl").write_text(lines(rows))
