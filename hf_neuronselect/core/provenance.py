@@ -17,7 +17,7 @@ from .options import NumberOptions
 FORMAT = 1
 Scalar: TypeAlias = bool | int | float | str | None
 Value: TypeAlias = Scalar | list[Scalar] | dict[str, Scalar]
-Record = TypeVar("Record")
+Mapped = TypeVar("Mapped")
 
 
 # ------------------------------------------------------------------------------------------- sources
@@ -244,12 +244,13 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class CapabilityRecord:
-    """``config.json`` of a capability: what was fitted, on which signals."""
+    """``config.json`` of a capability: what was fitted, on which signals; ``files``: checksums of its other files."""
 
     format: int = FORMAT
     method: MethodRecord
     targets: dict[str, TargetRecord]
     extractor: ExtractionRecord = field(default_factory=ExtractionRecord)
+    files: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +285,7 @@ class TrainingRecord:
     Attributes:
         settings: as given in the recipe. hyperparameters: as the trainer used them.
         results: rows, tokens, answer tokens, steps, seconds. losses: step and training loss.
+        files: checksums of the folder's other files.
     """
 
     format: int = FORMAT
@@ -296,6 +298,7 @@ class TrainingRecord:
     losses: tuple[tuple[int, float], ...] = ()
     evaluation: tuple[EvaluationRow, ...] = ()
     packages: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +323,7 @@ class Origin:
     selection: Origin | None = None
 
 
-# ------------------------------------------------------------------------------------------------- JSON
+# ------------------------------------------------------------------------------------------ other types
 def plain(value: Any) -> Any:
     """A record in JSON's own types; fields that are None are left out."""
     if is_dataclass(value):
@@ -335,27 +338,6 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, Scalar) else str(value)
 
 
-def encode(record: Any) -> str:
-    """A record as indented JSON, with a final line end."""
-    return msgspec.json.format(msgspec.json.encode(plain(record)), indent=2).decode() + "\n"
-
-
-def decode(text: str | bytes, kind: type[Record], *, what: str, option: str, value: object) -> Record:
-    """A record read from JSON.
-
-    Args:
-        what: the thing it should be, for the error: ``a selection folder``. option, value: what errors name.
-
-    Raises:
-        NeuronSelectError: no JSON, or other types than the record has.
-    """
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as cause:
-        reason = " ".join(str(cause).split())[:160]
-        raise NeuronSelectError(f"not {what} ({reason})", option=option, value=value) from cause
-
-
-def record_of(values: Mapping[str, Any], kind: type[Record]) -> Record:
+def record_of(values: Mapping[str, Any], kind: type[Mapped]) -> Mapped:
     """A record from a mapping, as of a pool's description."""
     return msgspec.convert(dict(values), kind)

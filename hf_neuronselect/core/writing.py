@@ -37,6 +37,7 @@ class FolderKind:
         proof: a text in that file, since other programs have files of that name, too.
         files: its files (globs) that a new version may lack: they are removed with the old one.
         begun: a file or folder that shows unfinished work of this kind.
+        again: how one that was changed or damaged is made again.
     """
 
     what: str
@@ -44,6 +45,7 @@ class FolderKind:
     proof: str = ""
     files: tuple[str, ...] = ()
     begun: str | None = None
+    again: str = "make it again"
 
     @property
     def _slug(self) -> str:

@@ -14,8 +14,16 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
-from ..core.folders import SELECTION_RECORD, TRAINING_RECORD, read_selection
-from ..core.provenance import Origin, SourceRecord, decode
+from ..core.folders import (
+    SELECTION_RECORD,
+    TRAINING_RECORD,
+    read_adapter,
+    read_capability,
+    read_library,
+    read_selection,
+)
+from ..core.provenance import Origin, SourceRecord
+from ..core.seals import read
 from ..core.sources import hub_errors
 from .kinds import Kind, folder_kind, names_in
 from .markdown import PLACE, README, merge_card, read_text
@@ -30,8 +38,8 @@ def restricted_sources(folder: Path, api: HfApi) -> list[str]:
     for name in _RECORDS:
         if not (folder / name).is_file():
             continue
-        text = (folder / name).read_bytes()
-        made = decode(text, Origin, what=f"what this package writes into {name}", option="folder", value=folder.name)
+        what = f"what this package writes into {name}"
+        made = read(folder / name, Origin, what=what, again="make it again", option="folder", value=folder.name)
         pool = (made.selection or made).pool or SourceRecord()
         if why := pool.restricted or _restriction(pool.origin, api):
             found.append(f"{pool.origin.id or 'the pool'} ({why})")
@@ -81,7 +89,7 @@ def push_folder(
     """
     folder = Path(folder)
     kind = folder_kind(folder)
-    listed = read_selection(folder, folder.name).files if kind.name == "selection" else None
+    listed = _checked(folder, kind)
     ours = _own_files(folder, kind, listed)
     if kind.name == "metric" and not (folder / f"{repo_id.split('/')[-1]}.py").is_file():
         module = next((p.stem for p in sorted(folder.glob("*.py")) if p.stem == folder.resolve().name), "the module")
@@ -115,6 +123,23 @@ def push_folder(
     if commit.pr_url:
         return str(commit.pr_url)
     return f"{made}/tree/{revision}" if revision else str(made)
+
+
+def _checked(folder: Path, kind: Kind) -> Mapping[str, str] | None:
+    """The files that a selection's record lists; of every folder with a record, its files are checked.
+
+    Raises:
+        NeuronSelectError: one was changed.
+    """
+    if kind.name == "selection":
+        return read_selection(folder, folder.name).files
+    if kind.name == "capability":
+        read_capability(folder, folder.name, "folder")
+    if kind.name == "feature library":
+        read_library(folder, folder.name, "folder")
+    if kind.name == "adapter" and (folder / TRAINING_RECORD).is_file():
+        read_adapter(folder, folder.name, "folder")
+    return None
 
 
 def _look(api: HfApi, repo_id: str, kind: Kind, revision: str | None, private: bool | None) -> Any:

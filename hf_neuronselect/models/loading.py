@@ -26,6 +26,7 @@ from ..core.errors import NeuronSelectError
 from ..core.sources import Source, hub_errors
 from .backbone import Backbone, find_decoder
 from .checkpoint import config_of, read_tokenizer
+from .pin import check_trained
 from .prefix import fetched, load_prefix, lost_tensors, no_safetensors, quiet_report
 from .sae import SparseAutoencoder
 from .sae_formats import load_sae
@@ -262,6 +263,7 @@ def load_adapter(model: Any, adapter: Source, name: str, option: str, token: str
     Raises:
         NeuronSelectError: the adapter, called ``name`` and given as ``option``, does not fit the model.
     """
+    check_trained(adapter, name, option, token)
     try:
         with hub_errors(option, adapter.id), quiet_peft():
             # Missing adapter weights would keep their initial values, and the adapter would do nothing.

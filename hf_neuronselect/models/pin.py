@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.utils import find_adapter_config_file
 
 from ..core.errors import NeuronSelectError
+from ..core.folders import ADAPTER_FILES, TRAINING_RECORD, read_adapter
+from ..core.provenance import TrainingRecord
+from ..core.seals import json_object
 from ..core.sources import Source, hub_errors, resolve
 
 APPLIED = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "VERA")
@@ -30,6 +34,8 @@ def pin_model(name: str, *, revision: str | None, token: str | bool | None, opti
     if stated is None:
         return source
     _check_applied(stated, source.id, option)
+    if source.revision is None:  # one on the Hub is checked when its weights are loaded
+        check_trained(source, source.id, option)
     base_name, base_revision = stated.get("base_model_name_or_path"), stated.get("revision")
     if not isinstance(base_name, str) or not base_name:
         raise NeuronSelectError("its adapter_config.json does not name its base model", option=option, value=source.id)
@@ -59,9 +65,37 @@ def _adapter_config(source: Source, token: str | bool | None, option: str) -> di
     if found is None:
         return None
     try:
-        return dict(json.loads(Path(found).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as cause:
-        raise NeuronSelectError("its adapter_config.json cannot be read", option=option, value=source.id) from cause
+        return json_object(Path(found))
+    except ValueError as cause:
+        raise NeuronSelectError(f"its {cause}", option=option, value=source.id) from cause
+
+
+def check_trained(adapter: Source, name: str, option: str, token: str | bool | None = None) -> TrainingRecord | None:
+    """The record of an adapter that was trained here, its files checked; None of one made elsewhere.
+
+    Raises:
+        NeuronSelectError: it was changed.
+    """
+    folder = Path(adapter.location)
+    if adapter.revision is not None:
+        with hub_errors(option, adapter.id):
+            try:
+                record = hf_hub_download(adapter.location, TRAINING_RECORD, revision=adapter.revision, token=token)
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:
+                return None
+            snapshot_download(
+                adapter.location, revision=adapter.revision, token=token, allow_patterns=list(ADAPTER_FILES)
+            )
+        folder = Path(record).parent
+    if not (folder / TRAINING_RECORD).is_file():
+        return None
+    try:
+        return read_adapter(folder, name, option)
+    except NeuronSelectError as cause:
+        mend = f"; as an adapter made elsewhere it is used without its {TRAINING_RECORD}"
+        raise NeuronSelectError(cause.message + mend, option=option, value=name) from cause
 
 
 def check_adapters(model: Any, option: str = "model") -> None:

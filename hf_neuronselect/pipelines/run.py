@@ -23,7 +23,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from ..core.configs import CAPABILITY, RunConfig, SelectConfig
 from ..core.digests import tree_hash
 from ..core.errors import NeuronSelectError
-from ..core.folders import RUN, SELECTION_RECORD, TRAINING_RECORD
+from ..core.folders import RUN, SELECTION_RECORD, TRAINING_RECORD, read_adapter
 from ..core.provenance import SelectionSummary, plain
 from ..core.sources import Source, hub_errors
 from ..core.writing import reserve
@@ -37,7 +37,7 @@ from ..selection.selection import Selection
 from ..training.data import check_trainable
 from ..training.evaluation import EVALUATION_RECORD, read_evaluation, write_evaluation
 from ..training.models import base_source
-from ..training.sft import read_record, train_adapter, write_record
+from ..training.sft import train_adapter, write_record
 from .evaluate import check_tasks, evaluation_text, load_held_out, measure
 from .job import Job, share_pass
 from .parts import Say, named_specs, quiet
@@ -220,7 +220,7 @@ class _Run:
                 chat_template=self.recipe.train.chat_template(),
             )
             for name in self.rows:
-                record = replace(read_record(self.adapter(name)), evaluation=found.rows)
+                record = replace(read_adapter(self.adapter(name), name), evaluation=found.rows)
                 write_record(self.adapter(name), record)
             write_evaluation(self.out, found)
 
@@ -239,7 +239,7 @@ class _Run:
 
         def work() -> dict[str, str]:
             urls = {}
-            record = read_record(self.adapter(self.name))
+            record = read_adapter(self.adapter(self.name), self.name)
             if section.selection:
                 folder, repo = self.out / "selection", full(section.selection)
                 if not section.examples:

@@ -6,11 +6,12 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import NeuronSelectError
+from ..core.folders import RUN
+from ..core.seals import encode, read
 from ..core.writing import put
 from .parts import Say
 
@@ -31,6 +32,13 @@ class Done:
     result: Any = None
 
 
+@dataclass(frozen=True)
+class _Record:
+    """``run.json``."""
+
+    steps: dict[str, Done]
+
+
 @dataclass
 class Steps:
     """Finished steps by name, kept in ``run.json`` of a folder that is reserved for them."""
@@ -40,21 +48,13 @@ class Steps:
     done: dict[str, Done] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        try:
-            found = json.loads((self.out / STATE).read_text(encoding="utf-8"))["steps"]
-            self.done = {name: Done(**values) for name, values in found.items()}
-        except FileNotFoundError:
+        if (file := self.out / STATE).exists():
+            self.done = read(file, _Record, what=RUN.what, again=RUN.again, option="out", value=self.out.name).steps
+        else:
             self._write()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
-            raise NeuronSelectError(f"its {STATE} cannot be read; name another folder", option="out",
-                                    value=self.out.name) from cause  # fmt: skip
 
     def _write(self) -> None:
-        steps = {
-            name: {key: value for key, value in asdict(one).items() if value is not None}
-            for name, one in self.done.items()
-        }
-        put(self.out / STATE, json.dumps({"steps": steps}, indent=1) + "\n")
+        put(self.out / STATE, encode(_Record(self.done)))
 
     def is_done(self, name: str, inputs: Any, result: Path | None = None) -> bool:
         """Whether a step was done with the same inputs and its result still exists."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import platform
 import re
@@ -21,7 +20,9 @@ from huggingface_hub import DatasetInfo, HfApi, constants
 from ..core import bundled
 from ..core.digests import contents_hash, files_below
 from ..core.errors import NeuronSelectError, unknown
+from ..core.folders import SELECTION_RECORD, read_selection
 from ..core.provenance import SourceRecord, record_of
+from ..core.seals import json_object
 from ..core.sources import hub_errors
 from .files import PACKED, read_files, stream_files
 from .formats import Conversation, RowFormat, read_row, row_format, selection_columns
@@ -32,7 +33,7 @@ BUNDLED = "bundled:"
 
 _KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 # Files that describe data, beside the data.
-_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "selection.json"}
+_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", SELECTION_RECORD}
 # Words in the names of files and folders that say of which split they are.
 _SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
@@ -201,14 +202,14 @@ def _load_local(
     if split is not None:
         about["split"] = split
     if (path / "dataset_dict.json").is_file():
-        about["split"] = split = _choose(
-            json.loads((path / "dataset_dict.json").read_bytes())["splits"], split, path, option
-        )
+        with _clear(option, path.name):
+            splits = list(json_object(path / "dataset_dict.json")["splits"])
+        about["split"] = split = _choose(splits, split, path, option)
         path = path / split
     saved = (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
-    if (path / "selection.json").is_file():  # rows selected before: the first source's terms still apply
-        first = json.loads((path / "selection.json").read_text(encoding="utf-8")).get("pool", {})
-        about |= {name: first[name] for name in ("license", "restricted") if first.get(name)}
+    if (path / SELECTION_RECORD).is_file():  # rows selected before: the first source's terms still apply
+        first = read_selection(path, path.name, option).pool
+        about |= {name: term for name in ("license", "restricted") if (term := getattr(first, name))}
     with _clear(option, path.name):
         if saved:
             loaded = load_from_disk(str(path))
@@ -247,7 +248,7 @@ def _clear(option: str, name: str) -> Iterator[None]:
 
 def _files_of(folder: Path, split: str | None, option: str) -> list[Path]:
     """The data files of a folder, of one split where they are of several."""
-    root = folder / "data" if (folder / "selection.json").is_file() else folder
+    root = folder / "data" if (folder / SELECTION_RECORD).is_file() else folder
     files = sorted(p for p in root.rglob("*") if _kind(p) and p.is_file() and p.name not in _DESCRIPTIONS)
     files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts)]
     of: dict[str, list[Path]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from safetensors.numpy import load_file, save
 
 from ..core.digests import files_hash
 from ..core.errors import NeuronSelectError
-from ..core.folders import CAPABILITY, CAPABILITY_FILE, CAPABILITY_RECORD
+from ..core.folders import CAPABILITY_FILE, CAPABILITY_RECORD, read_capability
 from ..core.options import ExtractionOptions, check_names, part_of
-from ..core.provenance import CapabilityRecord, ExtractionRecord, SourceRecord, decode, encode
+from ..core.provenance import CapabilityRecord, ExtractionRecord, SourceRecord
+from ..core.seals import checksums, encode
 from ..core.sources import bundled_folder, hub_commit, hub_errors
-from ..core.writing import put, settle
+from ..core.writing import put
 from ..methods.base import Target
 from ..rows.leakage import Leakage, as_array, from_array
 from ..signals.extractor import NeuronFeatureExtractor
@@ -41,8 +42,8 @@ class Capability:
     leakage: Leakage = field(default_factory=Leakage)
     source: SourceRecord | None = None
 
-    def save(self, folder: Path) -> None:
-        """Write ``config.json`` and ``capability.safetensors``; no exemplar's text is in them."""
+    def save(self, folder: Path) -> CapabilityRecord:
+        """Write ``capability.safetensors`` and ``config.json``, which is returned; no exemplar's text is in them."""
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {
             f"{name}/{key}": np.ascontiguousarray(value)
@@ -52,7 +53,9 @@ class Capability:
         arrays[f"{_LEAKAGE}/rows"] = as_array(self.leakage.rows)
         arrays[f"{_LEAKAGE}/questions"] = as_array(self.leakage.questions)
         put(folder / CAPABILITY_FILE, save(arrays))
-        put(folder / CAPABILITY_RECORD, encode(self.record))
+        record = replace(self.record, files=checksums(folder, [CAPABILITY_FILE]))
+        put(folder / CAPABILITY_RECORD, encode(record))
+        return record
 
     @classmethod
     def load(cls, folder: Path, name: str, source: SourceRecord | None = None) -> Capability:
@@ -62,12 +65,10 @@ class Capability:
             name: what errors call it.
 
         Raises:
-            NeuronSelectError: not a capability, or a damaged one.
+            NeuronSelectError: not a capability, or one that was changed.
         """
-        settle(folder, CAPABILITY, "target")
+        record = read_capability(folder, name)
         try:
-            text = (folder / CAPABILITY_RECORD).read_bytes()
-            record = decode(text, CapabilityRecord, what="a capability", option="target", value=name)
             arrays = load_file(folder / CAPABILITY_FILE)
             leakage = Leakage(from_array(arrays[f"{_LEAKAGE}/rows"]), from_array(arrays[f"{_LEAKAGE}/questions"]))
         except (OSError, KeyError, SafetensorError) as cause:

@@ -9,13 +9,15 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 
 from ..core.errors import NeuronSelectError, unknown
-from ..core.folders import LIBRARY
+from ..core.folders import LIBRARY, check_entry
 from ..core.folders import LIBRARY_RECORD as INDEX
-from ..core.provenance import CapabilityRecord, LibraryRecord, decode, encode
+from ..core.provenance import CapabilityRecord, LibraryRecord
+from ..core.seals import encode, read
 from ..core.sources import hub_commit, hub_errors
 from ..core.writing import put, settle, writing
 from ..hub.cards import LibraryCard, write_card
 from ..hub.pushable import PushToHub
+from .capability import Capability
 from .selector import NeuronSelector
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -62,9 +64,9 @@ class FeatureLibrary(PushToHub, MutableMapping[str, NeuronSelector]):
         if name not in self._loaded:
             assert self._source is not None
             source, revision, token = self._source
-            self._loaded[name] = NeuronSelector.from_pretrained(
-                source, revision=revision, token=token, subfolder=_place(name)
-            )
+            capability = Capability.fetch(source, revision=revision, token=token, subfolder=_place(name))
+            check_entry(name, self._entries[name], capability.record, source)
+            self._loaded[name] = NeuronSelector.of(capability)
         return self._loaded[name]
 
     def __setitem__(self, name: str, selector: NeuronSelector) -> None:
@@ -98,7 +100,7 @@ class FeatureLibrary(PushToHub, MutableMapping[str, NeuronSelector]):
             raise NeuronSelectError("the library is empty: library['name'] = selector")
         with writing(Path(folder), LIBRARY) as new:
             for name, selector in self.items():
-                selector.fitted().save(new / _place(name))
+                self._entries[name] = selector.fitted().save(new / _place(name))
             write_card(new, LibraryCard(self._entries), before=Path(folder))
             put(new / INDEX, encode(LibraryRecord(capabilities={name: self._entries[name] for name in self})))
 
@@ -119,13 +121,7 @@ class FeatureLibrary(PushToHub, MutableMapping[str, NeuronSelector]):
         else:
             settle(Path(source), LIBRARY, "target")
         library = cls()
-        try:
-            text = path.read_bytes()
-        except OSError as cause:
-            raise NeuronSelectError(
-                f"not a feature library ({type(cause).__name__} in {INDEX})", option="target", value=str(source)
-            ) from cause
-        record = decode(text, LibraryRecord, what="a feature library", option="target", value=str(source))
+        record = read(path, LibraryRecord, what=LIBRARY.what, again=LIBRARY.again, option="target", value=str(source))
         library._entries = dict(record.capabilities)
         if bad := [name for name in library._entries if not _NAME.fullmatch(name)]:
             raise NeuronSelectError(f"bad capability name {bad[0]!r} in {INDEX}", option="target", value=str(source))

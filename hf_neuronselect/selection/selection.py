@@ -18,7 +18,8 @@ from ..core import folders
 from ..core.errors import NeuronSelectError
 from ..core.folders import CAPABILITY_FOLDER, DATA_FILE, FITTED, SCORES_FILE
 from ..core.folders import SELECTION_RECORD as RECORD
-from ..core.provenance import Budget, Provenance, encode
+from ..core.provenance import Budget, Provenance
+from ..core.seals import checksums, encode
 from ..core.sources import hub_errors
 from ..core.writing import put, writing
 from ..explain.report import ReportRow, excerpt, selection_report
@@ -208,7 +209,7 @@ class Selection(PushToHub):
             if self.selector is not None:
                 self.selector.fitted().save(new / CAPABILITY_FOLDER)
             files = [DATA_FILE, SCORES_FILE, *(FITTED if self.selector is not None else ())]
-            self.provenance = replace(self.provenance, files=folders.checksums(new, files))
+            self.provenance = replace(self.provenance, files=checksums(new, files))
             self.write_pages(new, examples, before=Path(folder))
             put(new / RECORD, encode(self.provenance))
 

@@ -133,6 +133,12 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.parquet"
 
 
+def shard_number(name: str) -> int | None:
+    """The number of a shard by its file's name; None of any other file."""
+    found = re.fullmatch(r"shard-(\d{5,12})\.parquet", name)
+    return int(found[1]) if found and shard_name(int(found[1])) == name else None
+
+
 def shard_ranges(rows: int, shard_rows: int) -> list[range]:
     """The rows of each shard."""
     return [range(start, min(start + shard_rows, rows)) for start in range(0, rows, shard_rows)]

@@ -10,13 +10,12 @@ folder at once, on one machine or on many. ``costs/`` holds what each run cost.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import shutil
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,9 @@ from datasets import Dataset
 from datasets.utils import tqdm
 
 from ..core.cost import Cost, PassCost
-from ..core.errors import NeuronSelectError, one_of
+from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
 from ..core.prefetch import ahead
-from ..core.provenance import decode, encode
+from ..core.seals import encode, read, unseal
 from ..rows.formats import RowFormat, row_format
 from ..rows.identity import rows_digest
 from ..signals.base import BOOKKEEPING, pack_identities
@@ -37,7 +36,6 @@ from ..signals.extractor import NeuronFeatureExtractor
 from .processes import gpu_count, run_workers
 from .shard_maker import ShardMaker, Size, other_rows
 from .shards import (
-    HEX,
     MANIFEST,
     PART,
     Stamp,
@@ -46,6 +44,7 @@ from .shards import (
     read_stamp,
     remove_dead_parts,
     shard_name,
+    shard_number,
     shard_ranges,
     stamp_of,
     write_whole,
@@ -60,27 +59,22 @@ STEP = 2000  # rows read at once
 
 
 # ---------------------------------------------------------------------------------------- manifest
-def _digest(manifest: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in manifest.items() if name != "blake2b"}
-    return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=HEX // 2).hexdigest()
-
-
 def _manifest(pool_about: Mapping[str, Any], rows: int, shard_rows: int) -> dict[str, Any]:
-    made = {"format": FORMAT, "pool": dict(pool_about), "rows": rows, "shard_rows": shard_rows}
-    return {**made, "blake2b": _digest(made)}
+    return {"format": FORMAT, "pool": dict(pool_about), "rows": rows, "shard_rows": shard_rows}
 
 
-def _text(manifest: Mapping[str, Any]) -> bytes:
-    return (json.dumps(manifest, indent=2) + "\n").encode()
+def _text(record: Mapping[str, Any]) -> bytes:
+    return encode(record).encode()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        found = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-        if not {"pool", "rows", "shard_rows"} <= found.keys() or found.get("blake2b") != _digest(found):
-            raise ValueError("not what was written")
+        found = unseal((folder / MANIFEST).read_bytes())
+        rows, shard_rows = found["rows"], found["shard_rows"]
+        if not (isinstance(found["pool"], dict) and type(rows) is type(shard_rows) is int and rows >= 0 < shard_rows):
+            raise ValueError("not the values of a store")
         return found
-    except (OSError, ValueError, TypeError) as seen:
+    except (OSError, ValueError, KeyError) as seen:
         cause = seen
     mend = ": run `neuronselect extract` again, it mends that" if any(folder.glob("*/shard-*.parquet")) else ""
     raise NeuronSelectError(
@@ -291,13 +285,16 @@ class FeatureStore:
         Raises:
             NeuronSelectError: shards are missing.
         """
-        number = len(shard_ranges(len(self), self.manifest["shard_rows"]))
+        number = -(-len(self) // self.manifest["shard_rows"])
         for name, identity in wanted.items():
-            place = f"{name}-{identity}"
-            missing = [i for i in range(number) if not (self.folder / place / shard_name(i)).exists()]
-            if missing:
+            place = self.folder / f"{name}-{identity}"
+            # Counted by the files that are there: a manifest may state any number.
+            there = {i for path in place.glob("shard-*.parquet") if (i := shard_number(path.name)) is not None}
+            first = next(i for i in range(len(there) + 1) if i not in there)
+            if first < number:
+                missing = number - sum(i < number for i in there)
                 raise self._error(
-                    f"{len(missing)} of {number} shards of {name} are missing, first {shard_name(missing[0])}: run "
+                    f"{missing} of {number} shards of {name} are missing, first {shard_name(first)}: run "
                     "`neuronselect extract` again with the same options (without --shard), it makes what is missing"
                 )
 
@@ -403,10 +400,12 @@ class FeatureStore:
         keys = {f"{name}-{identity}" for name, identity in wanted.items()}
         found = Cost()
         for path in sorted((self.folder / COSTS).glob("*.json")):
-            with contextlib.suppress(OSError, NeuronSelectError):
-                cost = decode(path.read_bytes(), Cost, what="a cost", option="features", value=self.folder.name)
+            try:
+                cost = read(path, Cost, what="a cost", option="features", value=self.folder.name, again="extract again")
                 used = {name: one for name, one in cost.passes.items() if keys & set(one.signals)}
                 found = found.merge(Cost(passes=used))
+            except NeuronSelectError as cause:
+                warnings.warn(f"what a pass cost is left out: {cause.message}", NeuronSelectWarning, stacklevel=3)
         return found.as_reused()
 
     def _flawed(self, name: str, flaw: str) -> NeuronSelectError:

@@ -10,7 +10,9 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
-from ..core.provenance import EvaluationRecord, EvaluationRow, decode, encode, plain
+from ..core.folders import EVALUATION
+from ..core.provenance import EvaluationRecord, EvaluationRow, plain
+from ..core.seals import encode, read
 from ..core.sources import Source
 from ..core.writing import put
 from ..models.loss import answer_losses
@@ -135,5 +137,5 @@ def write_evaluation(folder: Path, record: EvaluationRecord) -> None:
 
 def read_evaluation(folder: Path) -> EvaluationRecord:
     """Read ``evaluation.json`` of a folder."""
-    text = (folder / EVALUATION_RECORD).read_bytes()
-    return decode(text, EvaluationRecord, what="an evaluation", option="out", value=folder.name)
+    return read(folder / EVALUATION_RECORD, EvaluationRecord, what=EVALUATION.what, again=EVALUATION.again, option="out",
+                value=folder.name)  # fmt: skip

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +16,14 @@ from transformers import AutoModelForCausalLM
 
 from ..core import bundled
 from ..core.errors import NeuronSelectError, one_of
+from ..core.provenance import SourceRecord
+from ..core.seals import json_object
 from ..core.sources import Source, hub_errors, resolve
 from ..models.checkpoint import check_runs, config_of, read_tokenizer
 from ..models.loading import DTYPES, load_adapter
-from ..models.pin import pin_model
+from ..models.pin import check_trained, pin_model
 from ..rows.encode import PLAIN_TEMPLATE
 
-RECORD = "training.json"
 BUNDLED = "hf_neuronselect-bundled"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -115,6 +115,7 @@ def adapter_source(name: str, token: str | bool | None = None, *, option: str = 
         raise NeuronSelectError(
             f"the repository has no {_WEIGHTS}; save the adapter as safetensors", option=option, value=name
         )
+    check_trained(source, name, option, token)
     return source
 
 
@@ -138,22 +139,27 @@ def check_base(adapter: Source, name: str, base: Source, token: str | bool | Non
     Raises:
         NeuronSelectError: its record names another base model.
     """
-    if record := _fetched(adapter, RECORD, token, "adapter"):
-        stated: Mapping[str, Any] = json.loads(record.read_text(encoding="utf-8"))["base_model"]
+    if record := check_trained(adapter, name, "adapter", token):
+        stated = record.base_model
     else:  # made elsewhere: at most the base's Hub id is known; a folder's name identifies nothing
         config = _fetched(adapter, _CONFIG, token, "adapter")
         assert config is not None
-        found = json.loads(config.read_text(encoding="utf-8"))
-        commit = found.get("revision")  # a branch identifies nothing
-        stated = {"id": found.get("base_model_name_or_path"), "commit": commit if len(str(commit)) == 40 else None}
-    if stated.get("commit"):
-        same = stated["commit"] == base.commit
+        try:
+            found = json_object(config)
+        except ValueError as cause:
+            raise NeuronSelectError(f"its {cause}", option="adapter", value=name) from cause
+        commit = str(found.get("revision"))  # a branch identifies nothing
+        stated = SourceRecord(
+            id=str(found.get("base_model_name_or_path")), commit=commit if len(commit) == 40 else None
+        )
+    if stated.commit:
+        same = stated.commit == base.commit
     else:
-        named = re.fullmatch(r"[\w.-]+/[\w.-]+", str(stated.get("id")))
-        same = named is None or base.revision is None or stated["id"] == base.id
+        named = re.fullmatch(r"[\w.-]+/[\w.-]+", str(stated.id))
+        same = named is None or base.revision is None or stated.id == base.id
     if not same:
         raise NeuronSelectError(
-            f"was trained on {stated['id']} at {stated.get('commit')}, not on {base.id} at {base.commit}",
+            f"was trained on {stated.id} at {stated.commit}, not on {base.id} at {base.commit}",
             option="adapter", value=name,
         )  # fmt: skip
 

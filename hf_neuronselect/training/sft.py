@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from trl import ModelConfig, SFTTrainer, get_quantization_config
 
 from ..core.errors import NeuronSelectError
 from ..core.folders import ADAPTER, TRAINING_RECORD
-from ..core.provenance import SelectionSummary, SourceRecord, TrainingRecord, decode, encode, plain
+from ..core.provenance import SelectionSummary, SourceRecord, TrainingRecord, plain
+from ..core.seals import checksums, encode
 from ..core.sources import Source
-from ..core.writing import put, reserve, settle, writing
+from ..core.writing import put, reserve, writing
 from ..hub.cards import AdapterCard, write_card
 from ..hub.markdown import check_readme
 from ..models.loading import quiet_peft
@@ -125,6 +127,8 @@ def _train(
     with writing(out, ADAPTER) as new:
         tuned.save_pretrained(str(new), save_embedding_layers=False)  # no vocabulary is resized here
         tokenizer.save_pretrained(new)
+        written = sorted(path.relative_to(new).as_posix() for name in ADAPTER.files for path in new.glob(name))
+        record = replace(record, files=checksums(new, written))
         write_record(new, record, before=out)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return record
@@ -150,21 +154,6 @@ def write_record(folder: Path, record: TrainingRecord, before: Path | None = Non
     """Write ``README.md`` (what was added to the one ``before`` stays), then ``training.json``."""
     write_card(folder, AdapterCard(record), before or folder)
     put(folder / TRAINING_RECORD, encode(record))
-
-
-def read_record(folder: Path) -> TrainingRecord:
-    """Read ``training.json`` of an adapter folder.
-
-    Raises:
-        NeuronSelectError: there is none, or it is damaged.
-    """
-    settle(folder, ADAPTER, "adapter")
-    try:
-        text = (folder / TRAINING_RECORD).read_bytes()
-    except OSError as cause:
-        raise NeuronSelectError(f"has no {TRAINING_RECORD}: not an adapter trained here", option="adapter",
-                                value=folder.name) from cause  # fmt: skip
-    return decode(text, TrainingRecord, what="an adapter trained here", option="adapter", value=folder.name)
 
 
 # -------------------------------------------------------------------------------------------- guards

@@ -21,10 +21,9 @@ from hf_neuronselect.core.provenance import (
     SourceRecord,
     TargetRecord,
     Timing,
-    decode,
-    encode,
     plain,
 )
+from hf_neuronselect.core.seals import decode, encode
 
 MADE = Provenance(
     method=MethodRecord(name="m", paper="p", options={"a": None, "b": 1, "c": 0.5, "d": "x", "e": True, "f": [1, "y"]}),
@@ -63,12 +62,14 @@ def test_a_record_survives_json() -> None:
 
 
 def changed(*path: str, value: object) -> str:
+    """A record with another value, under a seal of its own."""
     found = json.loads(encode(MADE))
+    del found["seal"]
     inner = found
     for name in path[:-1]:
         inner = inner[name]
     inner[path[-1]] = value
-    return json.dumps(found)
+    return encode(found)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,8 @@ def changed(*path: str, value: object) -> str:
         ("null", "got `null`"),
         ("{", "truncated"),
         (b"\xff", "malformed"),
-        ("{}", "missing required field `method`"),
+        ("{}", "it has no seal"),
+        (encode({}), "missing required field `method`"),
         (changed("method", value="mona"), "at `$.method`"),
         (changed("counts", "rows", value="7"), "at `$.counts.rows`"),
         (changed("targets", value=None), "at `$.targets`"),
@@ -95,6 +97,17 @@ def test_a_damaged_record_is_refused_in_one_line(text: str | bytes, where: str) 
     message = caught.value.as_command_line()
     assert message.startswith("--selection name: not a selection folder (") and where in message
     assert message.isprintable()
+
+
+def test_a_record_that_was_changed_is_refused() -> None:
+    text = encode(MADE)
+    assert read(json.dumps(json.loads(text))) == MADE  # other spaces, the same values
+    for before, after in (('"rows": 7', '"rows": 8'), ('"seal": "', '"seal": "0'), ('"aggregate"', '"aggregatf"')):
+        assert text.count(before) == 1 or before == '"rows": 7'
+        with pytest.raises(NeuronSelectError) as caught:
+            read(text.replace(before, after, 1))
+        line = caught.value.as_command_line()
+        assert line == "--selection name: its record was changed after it was written; make it again"
 
 
 def test_numbers_of_numpy_are_plain() -> None:

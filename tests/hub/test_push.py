@@ -36,7 +36,8 @@ from versions import before
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelector, Selection
 from hf_neuronselect.core.errors import NeuronSelectError, NeuronSelectWarning
 from hf_neuronselect.core.folders import DATA_FILE, FITTED
-from hf_neuronselect.core.provenance import SourceRecord
+from hf_neuronselect.core.provenance import SelectionSummary, SourceRecord, TrainingRecord, plain
+from hf_neuronselect.core.seals import encode
 from hf_neuronselect.hub.push import check_write_access, push_folder
 from hf_neuronselect.metrics import metric_path
 from hf_neuronselect.rows.load import load_rows
@@ -194,7 +195,9 @@ def test_library_is_read_when_asked_and_of_one_commit(hub: Hub, name: str, capab
     assert hub.files("models", name).keys() == {".gitattributes", "README.md", "library.json", *files}
     commit, start = hub.commit("models", name), len(hub.requests)
     found = FeatureLibrary.from_pretrained(name)
-    assert list(found) == sorted(capabilities) and found.about("all.v1") == capabilities["all.v1"].about()
+    about = found.about("all.v1")
+    assert list(found) == sorted(capabilities) and about.files.keys() == {"capability.safetensors"}
+    assert replace(about, files=None) == capabilities["all.v1"].about()
     assert {request.rpartition("/")[2] for request in hub.requests[start:]} == {"library.json"}
     start = len(hub.requests)
     same_capability(found["hidden-math"], capabilities["hidden-math"])
@@ -677,7 +680,7 @@ def test_a_folder_edited_by_hand(hub: Hub, name: str, how: str, tmp_path: Path) 
         message = "not a selection folder (Input data was truncated"
     elif how == "gone":
         data.unlink()
-        message = "not a selection folder (FileNotFoundError"
+        message = f"{DATA_FILE} is missing, which selection.json lists; select again"
     else:
         record.unlink()
         message, option = "nothing that neuronselect writes", "folder"
@@ -829,15 +832,16 @@ def test_rows_of_a_restricted_source_are_pushed_private(hub: Hub, name: str, res
 
 
 def test_an_adapter_or_a_store_of_restricted_rows_is_pushed_private(hub: Hub, name: str, tmp_path: Path) -> None:
-    pool = {"id": "me/secret", "commit": "0" * 40, "restricted": "private"}
+    pool = SourceRecord(id="me/secret", commit="0" * 40, restricted="private")
+    trained = TrainingRecord(name="a", base_model=SourceRecord(id="b"), selection=SelectionSummary(pool=pool))
     for kind, marker, file, content in (
-        ("models", "adapter_config.json", "training.json", {"selection": {"pool": pool}}),
-        ("datasets", "manifest.json", "manifest.json", {"pool": pool, "rows": 0, "shard_rows": 1}),
+        ("models", "adapter_config.json", "training.json", trained),
+        ("datasets", "manifest.json", "manifest.json", {"pool": plain(pool), "rows": 0, "shard_rows": 1}),
     ):
         folder = tmp_path / kind
         folder.mkdir()
         (folder / marker).write_text("{}")
-        (folder / file).write_text(json.dumps(content))
+        (folder / file).write_text(encode(content))
         push_folder(folder, name)
         assert hub.repos[kind, name].private, kind
         with refused("come from me/secret (private)", "private"):

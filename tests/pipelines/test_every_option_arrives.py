@@ -296,7 +296,7 @@ def steps(seen: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Seen:
     for name, step in {"select": take, "take": take, "train": train}.items():
         monkeypatch.setattr(run._Run, name, step)
     for name, callee in {
-        "check_write_access": lambda: "me", "check_tasks": lambda options: None, "read_record": lambda folder: record,
+        "check_write_access": lambda: "me", "check_tasks": lambda options: None, "read_adapter": lambda *given: record,
         "write_record": lambda *given: None, "replace": lambda one, **changes: one, "Selection": push.Selection,
     }.items():  # fmt: skip
         monkeypatch.setattr(run, name, callee)

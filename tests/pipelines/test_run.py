@@ -20,6 +20,7 @@ import yaml
 from datasets import Dataset, load_dataset
 from hub import TOKENS, Hub
 from peft import PeftModel
+from records import edit
 from tiny import ROOT, chat, rows
 from transformers import AutoModelForCausalLM
 from versions import before
@@ -312,9 +313,7 @@ def test_killed_while_it_trains(here: Path, done: tuple[Path, str], caplog: pyte
     # And the other selection was being written.
     shutil.rmtree(here / "run/controls/random")
     (here / "run/controls/random/.selection.json.part/data").mkdir(parents=True)
-    steps = json.loads(Path("run/run.json").read_text())
-    del steps["steps"]["select random"]
-    Path("run/run.json").write_text(json.dumps(steps))
+    edit(Path("run/run.json"), lambda record: record["steps"].pop("select random"))
 
     out = well("run", "recipe.yaml", "--out", "run", "--no-push")
     assert said(out) == {"select mona": False} | dict.fromkeys(STEPS[1:-1], True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
+from records import edit
 from stopped import DONE, stop_at
 from tiny import chat, make_extractor, rows
 
-from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
+from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
 from hf_neuronselect.core import bundled
 from hf_neuronselect.core.options import ExtractionOptions
 from hf_neuronselect.core.provenance import SourceRecord
 from hf_neuronselect.hub.command import select_command
+from hf_neuronselect.hub.push import push_folder
+from hf_neuronselect.rows.load import load_rows
 from hf_neuronselect.store.store import FeatureStore, write_store
 
 QUESTION = "How many apples are left when Tom eats three of his eight apples?"
@@ -250,13 +252,41 @@ def test_a_model_folder_is_no_capability(target: Dataset, extractor: NeuronFeatu
 def test_a_record_that_lists_other_files_is_refused(name: str, tmp_path: Path) -> None:
     NeuronSelector("random").select(rows(30), k=4).save_pretrained(tmp_path / "s")
     record = tmp_path / "s" / "selection.json"
-    made = json.loads(record.read_text())
-    record.write_text(json.dumps(made | {"files": made["files"] | {name: "0" * 32}}))
+    edit(record, lambda made: made["files"].update({name: "0" * 32}))
     with pytest.raises(NeuronSelectError, match="its record lists other files"):
         Selection.from_pretrained(tmp_path / "s")
-    record.write_text(json.dumps(made | {"files": {}}))
+    edit(record, lambda made: made["files"].clear())
     with pytest.raises(NeuronSelectError, match="its record lists other files"):
         Selection.from_pretrained(tmp_path / "s")
+
+
+def test_a_library_whose_capabilities_were_changed(
+    target: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path
+) -> None:
+    fitted = {name: NeuronSelector(name).fit({"t": target}, extractor=extractor) for name in ("mona", "nait")}
+    FeatureLibrary(fitted).save_pretrained(tmp_path)
+    a, b = (tmp_path / "capabilities" / name for name in fitted)
+    for path in a.iterdir():  # two whole capabilities, each in the other's place
+        path.replace(b / f"{path.name}.part")
+        (b / path.name).replace(path)
+        (b / f"{path.name}.part").replace(b / path.name)
+    assert NeuronSelector.from_pretrained(tmp_path, subfolder="capabilities/mona").method.name == "nait"
+    found = FeatureLibrary.from_pretrained(tmp_path)
+    for read in (lambda: found["mona"], lambda: push_folder(tmp_path, "me/library")):
+        with pytest.raises(NeuronSelectError, match="its capability mona is not the one that library.json lists"):
+            read()
+    FeatureLibrary(fitted).save_pretrained(tmp_path)
+    same = FeatureLibrary.from_pretrained(tmp_path)["mona"]
+    assert same.exemplars == fitted["mona"].exemplars
+
+
+def test_a_record_edited_by_hand_is_refused(tmp_path: Path) -> None:
+    NeuronSelector("random").select(rows(30), k=4).save_pretrained(tmp_path / "s")
+    record = tmp_path / "s" / "selection.json"
+    record.write_text(record.read_text().replace('"selected": 4', '"selected": 5'))
+    for read in (Selection.from_pretrained, load_rows):
+        with pytest.raises(NeuronSelectError, match="selection.json was changed after it was written; select again"):
+            read(str(tmp_path / "s"))
 
 
 # -- cost

@@ -31,8 +31,11 @@ from tiny import chat, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_neuronselect.core.errors import NeuronSelectError, NeuronSelectWarning
+from hf_neuronselect.core.folders import read_adapter
 from hf_neuronselect.core.provenance import MethodRecord, SelectionSummary, SourceRecord, TargetRecord, TrainingRecord
+from hf_neuronselect.hub.push import push_folder
 from hf_neuronselect.models.loss import answer_losses
+from hf_neuronselect.models.pin import pin_model
 from hf_neuronselect.rows.encode import SampleEncoder
 from hf_neuronselect.rows.formats import Conversation
 from hf_neuronselect.rows.load import conversations_of
@@ -42,7 +45,7 @@ from hf_neuronselect.training.data import check_trainable, encoder_of, tokenizer
 from hf_neuronselect.training.evaluation import evaluate_models, without_trained
 from hf_neuronselect.training.figures import results_figure
 from hf_neuronselect.training.models import base_source, load_tokenizer
-from hf_neuronselect.training.sft import read_record, train_adapter
+from hf_neuronselect.training.sft import train_adapter
 
 PEFT_WARNS = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # in peft's own code
 # A template that marks nothing, and that TRL does not know.
@@ -568,7 +571,7 @@ def test_an_adapter_stays_until_the_next_is_whole(
         patch.setattr(owner, name, dies(getattr(owner, name)))
         with pytest.raises(Killed):
             train(base, tmp_path / "a", max_steps=1, seed=1)
-    assert read_record(tmp_path / "a").settings.get("seed") != 1 and weights(tmp_path / "a") == before
+    assert read_adapter(tmp_path / "a", "a").settings.get("seed") != 1 and weights(tmp_path / "a") == before
     train(base, tmp_path / "a", max_steps=1, seed=1)
     assert weights(tmp_path / "a") != before and not list((tmp_path / "a").glob(".*"))
     assert json.loads((tmp_path / "a" / "training.json").read_text())["settings"]["seed"] == 1
@@ -698,6 +701,7 @@ def zero(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(found, folder / WEIGHTS, metadata={"format": "pt"})
     config = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(config | {"target_modules": ["q_proj"]}))
+    (folder / "training.json").unlink()  # it is made elsewhere now
     return folder
 
 
@@ -777,6 +781,23 @@ def test_leaks_are_counted_and_warned_of(tuned: Path, base: Path) -> None:
         pytest.raises(NeuronSelectError, match="data='sevens': no held-out row is left"),
     ):
         evaluate_models(base_source(str(base)), {"mona": tuned}, {"sevens": LEARNT}, trained=[LEARNT])
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, CONFIG, "tokenizer.json", "training.json"])
+def test_an_adapter_that_was_changed_is_refused(file: str, tuned: Path, base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "changed"
+    shutil.copytree(tuned, folder)
+    content = bytearray((folder / file).read_bytes())
+    content[max(content.rfind(digit) for digit in b"23456789")] ^= 1
+    (folder / file).write_bytes(content)
+    for read in (
+        lambda: evaluate_models(base_source(str(base)), {"mona": folder}, {"x": HELD_OUT}),
+        lambda: pin_model(str(folder), revision=None, token=None),
+        lambda: push_folder(folder, "me/adapter"),
+    ):
+        with pytest.raises(NeuronSelectError, match=f"{re.escape(file)} was changed after|in training.json") as caught:
+            read()
+        assert caught.value.as_command_line().isprintable()
 
 
 def test_an_adapter_of_another_base(tuned: Path, base: Path, tmp_path: Path) -> None:
