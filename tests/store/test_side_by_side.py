@@ -16,6 +16,7 @@ from stores import ABOUT, files, shard
 from tiny import make_extractor, rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector
+from hf_neuronselect.core.errors import NeuronSelectWarning
 from hf_neuronselect.signals.base import BOOKKEEPING
 from hf_neuronselect.signals.forward import ForwardEngine
 from hf_neuronselect.signals.loss import LossEngine
@@ -340,6 +341,7 @@ def test_a_reused_signal_still_says_what_it_cost(
     assert costs("hidden") == [first, third, ("hidden", STEP, sum(lengths[2 * STEP : 3 * STEP]))]
     # A cost file that cannot be read is left out; the signals do not depend on it.
     min((folder / store.COSTS).iterdir()).write_bytes(b"{")
-    assert costs("mona") == [third] and costs("nait") == [second, ("nait", MORE - N, more)]
+    with pytest.warns(NeuronSelectWarning, match="what a pass cost is left out"):
+        assert costs("mona") == [third] and costs("nait") == [second, ("nait", MORE - N, more)]
     shutil.rmtree(folder / store.COSTS)
     assert costs("hidden") == [] and len(table(folder, "hidden")) == MORE
