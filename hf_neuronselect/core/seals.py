@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,17 @@ from .errors import NeuronSelectError
 from .provenance import plain
 
 SEAL = "seal"
+CHECKSUMS = "neuronselect-checksums.json"
+"""Beside files whose own format has no room for checksums."""
+
 Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class Checksums:
+    """``neuronselect-checksums.json``: checksums of files beside it."""
+
+    files: dict[str, str]
 
 
 class Broken(ValueError):
@@ -116,6 +127,31 @@ def read(path: Path, kind: type[Record], *, what: str, again: str, option: str, 
 def checksums(folder: Path, files: Iterable[str]) -> dict[str, str]:
     """Checksums of some files of a folder."""
     return {name: checksum(folder / name) for name in files}
+
+
+def write_checksums(folder: Path, files: Iterable[str]) -> None:
+    """Write checksums of those files that the folder has."""
+    found = [name for name in files if (folder / name).is_file()]
+    (folder / CHECKSUMS).write_text(encode(Checksums(checksums(folder, found))), encoding="utf-8")
+
+
+def check_files(folder: Path, *, what: str, again: str, option: str, value: object) -> None:
+    """Check the files whose checksums lie beside them; a folder made elsewhere has none.
+
+    Raises:
+        NeuronSelectError: one was changed.
+    """
+    path = folder / CHECKSUMS
+    if not path.exists():
+        return
+    found = read(path, Checksums, what=what, again=again, option=option, value=value)
+    try:
+        changed = first_changed(folder, found.files)
+    except OSError as cause:
+        raise NeuronSelectError(f"cannot be read: {cause.strerror or cause}", option=option, value=value) from cause
+    if changed:
+        raise NeuronSelectError(f"{changed} was changed after {CHECKSUMS} was written; {again}", option=option,
+                                value=value)  # fmt: skip
 
 
 def first_changed(folder: Path, files: Mapping[str, str]) -> str | None:

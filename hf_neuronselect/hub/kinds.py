@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..core.errors import NeuronSelectError
 from ..core.folders import FITTED
+from ..core.seals import CHECKSUMS
 from .markdown import README
 
 
@@ -53,7 +54,7 @@ KINDS = (
          ("adapter_config.json", "adapter_model*.safetensors", "training.json", "tokenizer.json",
           "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
           "special_tokens_map.json", "chat_template.jinja", "additional_chat_templates/*.jinja")),
-    Kind("SAE", "*/sae.safetensors", "model", ("*/sae.safetensors", "*/cfg.json", "*/training.json")),
+    Kind("SAE", "*/sae.safetensors", "model", ("*/sae.safetensors", "*/cfg.json", "*/training.json", f"*/{CHECKSUMS}")),
     Kind("feature store", "manifest.json", "dataset",
          ("manifest.json", "*/signal.json", "*/shard-*.parquet", "costs/*.json"),
          proof=("manifest.json", '"shard_rows"')),

@@ -24,6 +24,9 @@ from safetensors.torch import load_file
 
 from ..core.digests import SAE_FILES
 from ..core.errors import NeuronSelectError
+from ..core.folders import SAE
+from ..core.seals import CHECKSUMS, check_files
+from ..core.writing import settle
 from .sae import Site, SparseAutoencoder
 
 
@@ -324,7 +327,11 @@ def load_sae(source: str | os.PathLike[str], *, layer: int | None = None) -> Spa
     Raises:
         NeuronSelectError: no SAE or several, an unknown architecture, damaged or non-finite weights.
     """
-    folder = find_folder(Path(source), layer)
+    root = Path(source)
+    for place in (root, root.absolute().parent):
+        settle(place, SAE, "sae")
+    folder = find_folder(root, layer)
+    check_files(folder, what=SAE.what, again=SAE.again, option="sae", value=folder.name)
     reader = _reader(folder)
     assert reader is not None
     sae = reader(folder, layer)
@@ -357,6 +364,6 @@ def download_sae(source: str, *, revision: str | None, layer: int | None, token:
         prefixes += [f"{prefix}*/" for prefix in prefixes[1:4]]
     else:
         prefixes = ["", "*/"]
-    patterns = [prefix + name for prefix in prefixes for name in SAE_FILES]
+    patterns = [prefix + name for prefix in prefixes for name in (*SAE_FILES, CHECKSUMS)]
     local = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, token=token))
     return local / folder if folder else local

@@ -17,8 +17,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..core.digests import SAE_FILES
 from ..core.errors import NeuronSelectError
 from ..core.folders import SAE
+from ..core.seals import write_checksums
 from ..core.writing import put, writing
 from ..hub.cards import SaeCard, write_card
 from ..models.backbone import Backbone
@@ -186,6 +188,7 @@ def train_on_rows(
         with writing(Path(out), SAE) as new:
             shutil.copytree(folder, new / folder.name)
             put(new / folder.name / "training.json", json.dumps(record, indent=1) + "\n")
+            write_checksums(new / folder.name, SAE_FILES)
             name = Path(model).resolve().name if Path(model).is_dir() else model
             write_card(new, SaeCard(name, folder.name, record), before=Path(out))
     return Path(out) / folder.name, record

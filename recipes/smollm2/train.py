@@ -20,6 +20,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from hf_neuronselect.core.digests import SAE_FILES
+from hf_neuronselect.core.seals import write_checksums
 from hf_neuronselect.models.backbone import Backbone
 from hf_neuronselect.training.sae_loop import fit_saes
 from hf_neuronselect.training.token_rows import Activations, TokenRows
@@ -88,6 +90,7 @@ def write(folder: Path, sae: TopK) -> None:
               "expansion_factor": sae.plan.latents // sae.plan.width, "normalize_decoder": True, "multi_topk": False,
               "skip_connection": False, "transcode": False}  # fmt: skip
     (folder / "cfg.json").write_text(json.dumps(config) + "\n")
+    write_checksums(folder, SAE_FILES)
 
 
 def main() -> None:

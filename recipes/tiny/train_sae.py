@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
+from hf_neuronselect.core.digests import SAE_FILES
+from hf_neuronselect.core.seals import write_checksums
 from hf_neuronselect.training.sae import measure_sae, packed_rows, train_sae
 
 
@@ -46,6 +48,7 @@ def main() -> None:
     record = measure_sae(args.model, str(folder), packed_rows([held_out], bos, args.context))
     record |= {"trained_on_tokens": int(args.tokens), "k": args.k, "expansion_factor": args.expansion_factor}
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_checksums(folder, SAE_FILES)
     logging.info("%s: %s", folder, record)
 
 
