@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .core.errors import NeuronSelectError, NeuronSelectWarning
+    from .core.progress import show_progress
     from .methods import Method, PoolMethod, register_method
     from .selection.library import FeatureLibrary
     from .selection.selection import Selection
@@ -31,6 +32,7 @@ _PLACES = {
     "Signal": ".signals.base",
     "register_method": ".methods",
     "register_signal": ".signals.base",
+    "show_progress": ".core.progress",
 }
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "Signal",
     "register_method",
     "register_signal",
+    "show_progress",
 ]
 
 

@@ -11,6 +11,7 @@ import typer
 
 from ..core.errors import NeuronSelectError
 from ..core.options import MISSING, Option, Options, options_of
+from ..core.progress import aside
 from ..core.recipes import read_section
 from ..core.text import shown
 from . import STOPPED
@@ -21,12 +22,14 @@ _RECIPE = typer.Option("--config", metavar="RECIPE", help="YAML file with a sect
 
 def say(text: str) -> None:
     """Print a result on stdout."""
-    typer.echo(shown(text, lines=True))
+    with aside():
+        typer.echo(shown(text, lines=True))
 
 
 def note(text: str) -> None:
     """Print a remark on stderr."""
-    typer.echo(shown(text, lines=True), err=True)
+    with aside():
+        typer.echo(shown(text, lines=True), err=True)
 
 
 def command(

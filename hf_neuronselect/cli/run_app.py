@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.progress import SWITCHES, show_progress
 from ..core.text import shown
 from .app import app
 from .flags import note
@@ -21,10 +22,11 @@ BAD_INPUT = 2
 
 def run_app() -> int:
     """Run the command named on the command line; returns the exit status."""
+    show_progress()  # before the switches below are set: the user's own say whether it is wanted
     if not sys.stderr.isatty():
         # The libraries read these when they are imported, which is after the flags are checked.
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers reads it, too
+        for name in SWITCHES:
+            os.environ.setdefault(name, "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         with _safe_output(), _plain_warnings():
@@ -38,6 +40,8 @@ def run_app() -> int:
             raise
         note(f"error: {shown(message())}")
         return BAD_INPUT
+    finally:
+        show_progress(False)
     return status if isinstance(status, int) else 0
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..core import progress
 from ..core.errors import NeuronSelectError
 from ..rows.answers import AnswerEncoder
 from ..rows.encode import Sample
@@ -89,6 +90,7 @@ def answer_losses(
         )
     nll = np.full(len(rows), np.nan)
     tokens = np.zeros(len(rows), dtype=np.int64)
+    progress.read(len(rows), sum(len(rows[i].input_ids) for i in usable))
     nll[usable], tokens[usable] = sample_losses(model, [rows[i] for i in usable], batch_tokens)
     for i in usable:
         if not math.isfinite(nll[i]):
@@ -114,6 +116,7 @@ def sample_losses(model: Any, samples: Sequence[Sample], batch_tokens: int) -> t
     with _evaluating(model):
         for batch in plan_batches([len(sample.input_ids) for sample in samples], batch_tokens):
             nll[batch], tokens[batch] = _batch_losses(model, [samples[i] for i in batch])
+            progress.advance(sum(len(samples[i].input_ids) for i in batch))
     return nll, tokens
 
 

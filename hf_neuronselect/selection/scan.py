@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from datasets import Dataset, IterableDataset
-from datasets.utils import tqdm
 
 from ..core.errors import NeuronSelectError
+from ..core.progress import track
 from ..methods.base import Method, PoolMethod, Target, check_scores
 from ..methods.pickers import row_scores
 from ..rows.formats import Conversation, Row
@@ -93,12 +92,14 @@ def observe_pool(
             "Dataset (drop streaming)", option="method", value=method.name,
         )  # fmt: skip
     state = method.start()
-    for batch in reader.read(data):
-        tally.read_seconds += batch.seconds
-        started = time.perf_counter()
-        if batch.rows.usable.any():
-            method.observe(state, batch.rows.only_usable())
-        tally.score_seconds += time.perf_counter() - started
+    with track(f"{method.name}, first pass", len(data)) as progress:
+        for batch in reader.read(data):
+            tally.read_seconds += batch.seconds
+            started = time.perf_counter()
+            if batch.rows.usable.any():
+                method.observe(state, batch.rows.only_usable())
+            tally.score_seconds += time.perf_counter() - started
+            progress.done(len(batch))
     return method.finish(state, targets)
 
 
@@ -115,7 +116,7 @@ def scan(
     seen = Seen()
     score = method.scorer(observe_pool(data, reader, method, targets, tally))
     total = len(data) if isinstance(data, Dataset) else None
-    with tqdm(total=total, unit=" rows", desc=method.name, disable=None if sys.stderr.isatty() else True) as bar:
+    with track(method.name, total) as progress:
         for batch in reader.read(data):
             started = time.perf_counter()
             n = len(batch)
@@ -134,9 +135,7 @@ def scan(
             scored = Scored(batch.rows.index, scores, batch.n_tokens, batch.truncated, excluded, batch.raw)
             tally.add(scored, batch)
             tally.score_seconds += time.perf_counter() - started
-            bar.update(n)
-            if ran := reader.cost().computed_tokens:  # none where all signals were stored
-                bar.set_postfix_str(f"{ran / tally.seconds:,.0f} tokens/s")
+            progress.done(n)
             yield scored
 
 

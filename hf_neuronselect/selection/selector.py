@@ -22,6 +22,7 @@ from ..core.cost import Cost
 from ..core.digests import cache_dir
 from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
 from ..core.folders import CAPABILITY
+from ..core.progress import track, untracked
 from ..core.provenance import Budget, CapabilityRecord, ExtractionRecord, SourceRecord, TargetRecord
 from ..core.writing import writing
 from ..hub.cards import CapabilityCard, write_card
@@ -135,11 +136,14 @@ class NeuronSelector(PushToHub):
         )
         parts: list[RowBatch] = []
         rows, reasons = 0, []
-        for batch in reader.read(data):
-            rows += len(batch)
-            reasons += [skip for skip in batch.skips if skip]
-            parts.append(batch.rows.only_usable())
-            self.leakage |= Leakage.of(batch.conversations)
+        total = len(data) if isinstance(data, Dataset) else None
+        with track(f"exemplars of {name}", total, brief=True) as progress:
+            for batch in reader.read(data):
+                rows += len(batch)
+                reasons += [skip for skip in batch.skips if skip]
+                parts.append(batch.rows.only_usable())
+                self.leakage |= Leakage.of(batch.conversations)
+                progress.done(len(batch))
         usable = sum(len(part) for part in parts)
         self.exemplars[name] = TargetRecord(exemplars=rows, used=usable, source=source)
         self.cost = self.cost.merge(reader.cost())
@@ -197,7 +201,8 @@ class NeuronSelector(PushToHub):
 
     def _score_batch(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
         """Scores of a batch that has the signals' columns: target -> float64 ``[n]``."""
-        return self._scores(Dataset.from_dict(batch), self._reader(None))
+        with untracked():
+            return self._scores(Dataset.from_dict(batch), self._reader(None))
 
     def _scores(self, data: Dataset, reader: Reader) -> dict[str, np.ndarray]:
         parts = list(scan(data, reader, self.method, self.targets, Leakage(), (), Tally()))

@@ -16,6 +16,7 @@ import torch
 from datasets import Features
 from datasets.utils._dill import pklregister
 
+from ..core import progress
 from ..core.cost import Meter
 from ..core.errors import NeuronSelectError
 from ..core.options import ExtractionOptions, check_names, options_of
@@ -280,17 +281,26 @@ class NeuronFeatureExtractor:
         _mend_fork()
         found = Computed({}, {})
         meters = {} if meters is None else meters
-        for name, signals in self._by_engine().items():
+        groups = self._by_engine()
+        for name, signals in groups.items():
             counted = [self.key(signal) for signal in signals if not isinstance(signal, Tokens)]
             meter = meters.setdefault(name, Meter(name, counted))
             meter.add_seconds("read", prepared.seconds[name])
             with meter.stage("load"):
                 self.engine(name).load(signals, rank)
+        running = {
+            name: prepared.tokens(name)
+            for name, signals in groups.items()
+            if ENGINES[name].has_model and any(not isinstance(signal, Tokens) for signal in signals)
+        }
+        progress.read(len(prepared), sum(running.values()))
+        for name, signals in groups.items():
+            meter = meters[name]
             with meter.stage("compute"):
                 one = self.engine(name).compute(prepared.given[name], signals, rank)
-            if ENGINES[name].has_model and any(not isinstance(signal, Tokens) for signal in signals):
+            if name in running:
                 meter.add_rows(len(prepared))
-                meter.add_tokens(prepared.tokens(name))
+                meter.add_tokens(running[name])
             found |= one
         return found
 

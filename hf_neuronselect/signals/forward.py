@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ..core import progress
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..models.backbone import Backbone, Observer
 from ..models.batching import TokenBatch, plan_batches
@@ -183,6 +184,7 @@ class ForwardEngine(Engine):
                 lengths = [len(samples[i].input_ids) for i in left]
                 waiting = [[left[j] for j in plan] for plan in plan_batches(lengths, budget)][::-1]
                 continue
+            progress.advance(sum(len(samples[i].input_ids) for i in chosen))
             for name, values in found.items():
                 column = columns[name]
                 for row, value in zip(chosen, values, strict=True):

@@ -16,6 +16,7 @@ from datasets import Dataset
 from ..core.cost import Cost, Meter
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.prefetch import ahead
+from ..core.progress import untracked
 from ..rows.formats import RowFormat, read_row, row_format, rows_of
 from ..rows.identity import rows_digest
 from ..signals.base import Signal
@@ -185,7 +186,8 @@ class ShardMaker:
         first, end = min(todo.missing.values()), len(self.pool)
         rows = range(first, end, max(1, (end - first) // 16))[:16]
         extractor = self.extractor.with_features(todo.missing)
-        found = extractor.compute(extractor.prepare(self._conversations(rows)), rank)
+        with untracked():
+            found = extractor.compute(extractor.prepare(self._conversations(rows)), rank)
         return Size(sum(_row_bytes(self._table(signal, found)) for signal in todo.missing))
 
     def _make(self, todo: Todo, rank: int | None) -> Cost:

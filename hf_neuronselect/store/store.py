@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-import sys
 import time
 import uuid
 import warnings
@@ -23,11 +22,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
-from datasets.utils import tqdm
 
 from ..core.cost import Cost, PassCost
 from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
 from ..core.prefetch import ahead
+from ..core.progress import track
 from ..core.seals import encode, read, unseal
 from ..rows.formats import RowFormat, row_format
 from ..rows.identity import rows_digest
@@ -188,6 +187,7 @@ def write_store(
     ranges = maker.ranges
     mine = range(len(ranges))[shard[0] :: shard[1]]
     device = extractor.extraction.options.device
+    elsewhere = True
     if backend == "ray":
         from .ray import run_ray
 
@@ -195,13 +195,13 @@ def write_store(
     elif (count := num_workers or (1 if extractor.extraction.options.device_map else gpu_count(device))) > 1:
         events = run_workers(maker, mine, count)
     else:
-        events = maker.work(mine)
+        events, elsewhere = maker.work(mine), False
     started = time.perf_counter()
     done = {"rows": 0, "tokens": 0, "bytes": 0, "skipped_shards": 0, "healed_shards": 0}
     passes: dict[tuple[str, ...], PassCost] = {}
     total, told = sum(len(ranges[i]) for i in mine), False
     with (
-        tqdm(total=total, unit=" rows", desc="extract", disable=None if sys.stderr.isatty() else True) as bar,
+        track("signals", total) as progress,
         contextlib.closing(events),
         contextlib.ExitStack() as last,
     ):
@@ -221,9 +221,10 @@ def write_store(
             for one in event.cost.passes.values():
                 known = passes.get(key := (one.engine, *one.signals))
                 passes[key] = known.plus(one) if known else one
-            bar.update(event.rows)
-            if done["tokens"]:
-                bar.set_postfix_str(f"{done['tokens'] / (time.perf_counter() - started):,.0f} tokens/s")
+            if elsewhere and event.tokens:  # in this process, every batch has told already
+                progress.read(event.rows, event.tokens)
+                progress.advance(event.tokens)
+            progress.done(event.rows)
     _record_pool(folder, pool_about, len(pool))
     missing = sum(
         not all((folder / maker.key(signal) / shard_name(i)).exists() for signal in maker.signals)

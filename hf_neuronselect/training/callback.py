@@ -1,10 +1,12 @@
-"""Records hyperparameters and losses of a training run, for the adapter's card."""
+"""Watches a training run: hyperparameters and losses for the adapter's card, and how far it is."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..core.progress import Progress
 
 _SHOWN = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -52,3 +54,22 @@ class CardCallback(TrainerCallback):
         # After a resume, the history also holds the losses logged before it.
         self.losses = [(int(h["step"]), float(h["loss"])) for h in state.log_history if "loss" in h]
         self.steps = state.global_step
+
+
+class StepCallback(TrainerCallback):
+    """Counts the steps that are left of a training run.
+
+    Args:
+        progress: told of each step.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress.total = state.max_steps - state.global_step  # some are done where it goes on
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.progress.done(1)

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.folders import EVALUATION
+from ..core.progress import track
 from ..core.provenance import EvaluationRecord, EvaluationRow, plain
 from ..core.seals import encode, read
 from ..core.sources import Source
@@ -99,7 +100,9 @@ def evaluate_models(
     for name, source in sources.items():
         with adapted(model, source, name, token) as tuned:
             for what, (rows, taken) in cleaned.items():
-                loss = answer_losses(tuned, tokenizer, rows, max_length=max_length)
+                with track(f"{name} on {what}", len(rows)) as progress:
+                    loss = answer_losses(tuned, tokenizer, rows, max_length=max_length)
+                    progress.done(len(rows))
                 found.append(
                     EvaluationRow(
                         model=name,

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ..core.digests import SAE_FILES
 from ..core.errors import NeuronSelectError
 from ..core.folders import SAE
+from ..core.progress import track
 from ..core.seals import write_checksums
 from ..core.writing import put, writing
 from ..hub.cards import SaeCard, write_card
@@ -107,9 +108,16 @@ def train_sae(
             run_name="sae",
             log_to_wandb=False,
         )
-        with contextlib.redirect_stdout(io.StringIO()) as said:
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as said,
+            contextlib.redirect_stderr(io.StringIO()),  # its own bar, which floods a log
+            track("sae train", len(rows)) as progress,
+        ):
             trainer = Trainer(config, dataset, lm.base_model)
+            progress.read(len(rows), rows.size)
+            lm.base_model.register_forward_hook(lambda *_: progress.advance(batch * context))
             trainer.fit()
+            progress.done(len(rows))
         logger.info("%s", " | ".join(said.getvalue().split("\n")))
         target = out / hookpoint
         next(iter(trainer.saes.values())).save_to_disk(target)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..core.errors import NeuronSelectError
+from ..core.progress import span
 from .token_rows import Activations
 from .topk import TopK, TopKPlan
 
@@ -36,17 +37,7 @@ class Progress:
     def __str__(self) -> str:
         left = (self.tokens - self.seen) / self.rate if self.rate else 0.0
         return (f"{self.seen / 1e6:.2f} of {self.tokens / 1e6:.2f} M tokens, FVU {self.fvu:.3f}, {self.dead} of "
-                f"{self.latents} latents dead, {self.rate:,.0f} tokens/s, {_span(left)} left")  # fmt: skip
-
-
-def _span(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+                f"{self.latents} latents dead, {self.rate:,.0f} tokens/s, {span(left)} left")  # fmt: skip
 
 
 def fit_saes(

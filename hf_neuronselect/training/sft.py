@@ -24,6 +24,7 @@ from trl import ModelConfig, SFTTrainer, get_quantization_config
 
 from ..core.errors import NeuronSelectError
 from ..core.folders import ADAPTER, TRAINING_RECORD
+from ..core.progress import track, untracked
 from ..core.provenance import SelectionSummary, SourceRecord, TrainingRecord, plain
 from ..core.seals import checksums, encode
 from ..core.sources import Source
@@ -33,7 +34,7 @@ from ..hub.markdown import check_readme
 from ..models.loading import quiet_peft
 from ..rows.formats import Conversation
 from ..rows.load import conversations_of
-from .callback import CardCallback
+from .callback import CardCallback, StepCallback
 from .config import TrainConfig
 from .data import encoder_of, learnt, tokenizer_for, training_rows
 from .models import base_source, load_causal_lm
@@ -105,7 +106,11 @@ def _train(
     trainer.train_dataset, tokens, trained = learnt(prepared)
     key = _run_key(rows, base, config)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=_last_whole(checkpoints, key))
+    # With bars, the trainer shows its own.
+    with track("train", None, unit="steps") if arguments.disable_tqdm else untracked() as progress:
+        if progress is not None:
+            trainer.add_callback(StepCallback(progress))
+        trainer.train(resume_from_checkpoint=_last_whole(checkpoints, key))
     seconds = round(time.perf_counter() - started, 1)
 
     tuned = trainer.model
