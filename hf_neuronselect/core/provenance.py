@@ -94,13 +94,14 @@ class ExtractionRecord:
     Attributes:
         model, sae, options: None where only the signals themselves were at hand. Options are resolved: a layer counts
             from 0, dtype is not ``auto``.
-        signals: signal -> its identity.
+        signals: signal -> its identity. doubts: what speaks against the SAE, a sentence each.
     """
 
     model: SourceRecord | None = None
     sae: SourceRecord | None = None
     options: NumberOptions | None = None
     signals: dict[str, str] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,11 @@ class Provenance:
     timing: Timing
     cost: Cost
     files: dict[str, str] | None = None
+
+    @property
+    def doubts(self) -> list[tuple[str, str]]:
+        """What a reader must know before the rows are used: what it is of, and a sentence."""
+        return [("SAE", doubt) for doubt in (self.extractor.doubts if self.extractor else ())]
 
     def summary(self, repo_id: str | None = None) -> SelectionSummary:
         """What is kept with an adapter; errors of single rows stay with the selection."""

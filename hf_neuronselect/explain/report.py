@@ -95,9 +95,11 @@ def selection_report(made: Provenance, rows: Sequence[ReportRow]) -> str:
     head = "<tr><th>rank</th><th>score</th><th>row</th><th>text</th></tr>"
     reasons = made.counts.reasons
     notes = f"<h2>Rows left out</h2>{table(['why'], [[reason] for reason in reasons])}" if reasons else ""
+    doubts = [list(one) for one in made.doubts]
     return page(
         f"{made.counts.selected} rows selected by {made.method.name}",
         table(["", ""], facts),
+        f"<h2>Before you use these rows</h2>{table(['of', 'what speaks against them'], doubts)}" if doubts else "",
         notes,
         f"<h2>The first rows</h2><table>{head}{body}</table>" if rows else "",
     )

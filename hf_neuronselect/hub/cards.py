@@ -201,6 +201,7 @@ class SelectionCard(CardTemplate):
             "targets": cell(", ".join(made.targets)),
             "license": cell(pool.license or ""),
             "facts": facts(table),
+            "doubts": [cell(f"{of}: {doubt}") for of, doubt in made.doubts],
             "command": command.text,
             "fill_in": [tuple(map(cell, one)) for one in command.fill_in],
             "examples": [fenced(text) for text in self.examples],

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ..core.errors import NeuronSelectError
+from ..core.sae_record import SaeRecord
 
 ACTIVATIONS = ("relu", "topk", "groupmax", "jumprelu", "gated")
 INPUT_NORMS = ("none", "constant_norm_rescale", "layer_norm")
@@ -99,6 +100,7 @@ class SparseAutoencoder:
         input_norm: one of :data:`INPUT_NORMS`.
         W_dec: ``[m, d]`` or None; b_dec: ``[d]`` or None; used for inspection only.
         site: where its input is read. model_name: the base model it was trained on, if the file says so.
+        record: what is known of its training, if its folder says so.
     """
 
     W_enc: torch.Tensor
@@ -115,6 +117,7 @@ class SparseAutoencoder:
     model_name: str | None = None
     format: str = ""
     notes: dict[str, object] = field(default_factory=dict)
+    record: SaeRecord | None = None
 
     @property
     def num_latents(self) -> int:

@@ -13,6 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from safetensors.torch import load_file
 from ..core.digests import SAE_FILES
 from ..core.errors import NeuronSelectError
 from ..core.folders import SAE
+from ..core.sae_record import SAE_RECORD, read_record
 from ..core.seals import CHECKSUMS, check_files
 from ..core.writing import settle
 from .sae import Site, SparseAutoencoder
@@ -325,7 +327,8 @@ def load_sae(source: str | os.PathLike[str], *, layer: int | None = None) -> Spa
         layer: 0-based block; needed if the files do not name the layer they read.
 
     Raises:
-        NeuronSelectError: no SAE or several, an unknown architecture, damaged or non-finite weights.
+        NeuronSelectError: no SAE or several, an unknown architecture, damaged or non-finite weights, files that are not
+            those of its record.
     """
     root = Path(source)
     for place in (root, root.absolute().parent):
@@ -349,7 +352,7 @@ def load_sae(source: str | os.PathLike[str], *, layer: int | None = None) -> Spa
     for name, tensor, allowed in shapes:
         if tensor is not None and tuple(tensor.shape) not in allowed:
             raise _refuse(folder, f"{name} has shape {tuple(tensor.shape)}; the encoder is [{m}, {d}]")
-    return sae
+    return replace(sae, record=read_record(folder, folder.name))
 
 
 def download_sae(source: str, *, revision: str | None, layer: int | None, token: str | bool | None) -> Path:
@@ -364,6 +367,6 @@ def download_sae(source: str, *, revision: str | None, layer: int | None, token:
         prefixes += [f"{prefix}*/" for prefix in prefixes[1:4]]
     else:
         prefixes = ["", "*/"]
-    patterns = [prefix + name for prefix in prefixes for name in (*SAE_FILES, CHECKSUMS)]
+    patterns = [prefix + name for prefix in prefixes for name in (*SAE_FILES, CHECKSUMS, SAE_RECORD)]
     local = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, token=token))
     return local / folder if folder else local

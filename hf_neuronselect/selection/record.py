@@ -41,6 +41,7 @@ def extraction_record(extractor: NeuronFeatureExtractor, signals: Iterable[str])
         sae=SourceRecord.of(extraction.sae) if extraction.sae else None,
         options=NumberOptions(**part_of(extraction.options, NumberOptions)),
         signals={name: extractor.identity(name) for name in signals},
+        doubts=extractor.doubts,
     )
 
 

@@ -21,6 +21,7 @@ from ..models.loading import DTYPES, ModelSpec, tokenizer_of
 from ..models.pin import pin_model
 from ..models.sae import SparseAutoencoder
 from ..models.sae_formats import download_sae, find_folder, load_sae
+from ..models.sae_match import check_match
 from ..rows.encode import Limits
 
 
@@ -31,7 +32,7 @@ class Extraction:
     Attributes:
         options: ``layer`` counts from 0 and ``dtype`` is never ``auto``.
         model, sae: pinned. sae_site: what the SAE reads, e.g. ``layers.30 output``. sae_k: latents it keeps by itself.
-        limits: of the model.
+        limits: of the model. doubts: what speaks against the SAE, a sentence each.
     """
 
     options: ExtractionOptions
@@ -40,6 +41,7 @@ class Extraction:
     sae_site: str | None = None
     sae_k: int | None = None
     limits: Limits = Limits()
+    doubts: tuple[str, ...] = ()
 
     @property
     def spec(self) -> ModelSpec:
@@ -120,7 +122,7 @@ def with_sae(extraction: Extraction, source: Source, sae: SparseAutoencoder, lm_
     """The extraction with an SAE, checked against the model: width, base model, block, and K.
 
     Raises:
-        NeuronSelectError: the SAE reads vectors of another width, or cannot keep K latents.
+        NeuronSelectError: the SAE is of another model, width or block, or cannot keep K latents.
     """
     model, layer = extraction.model, extraction.options.layer
     assert model is not None
@@ -139,15 +141,10 @@ def with_sae(extraction: Extraction, source: Source, sae: SparseAutoencoder, lm_
             NeuronSelectWarning,
             stacklevel=4,
         )
-    told, own = (sae.model_name or "").rsplit("/", 1)[-1].lower(), model.id.rsplit("/", 1)[-1].lower()
-    if told and told not in model.id.lower() and own != told:
-        warnings.warn(
-            f"the SAE was trained on {sae.model_name}, the model is {model.id}: its latents may not fit",
-            NeuronSelectWarning,
-            stacklevel=4,
-        )
+    blocks = lm_config.get_text_config().num_hidden_layers
+    doubts = [check_match(sae, model, blocks, source.id), sae.record.doubt if sae.record else ""]
     site = f"{sae.site.module} {sae.site.io}"
-    return replace(extraction, sae=source, sae_site=site, sae_k=sae.resolve_k(None))
+    return replace(extraction, sae=source, sae_site=site, sae_k=sae.resolve_k(None), doubts=tuple(filter(None, doubts)))
 
 
 def resolve_sae(sae: str, revision: str | None, layer: int, token: str | bool | None) -> Source:

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from datasets.utils._dill import pklregister
 
 from ..core import progress
 from ..core.cost import Meter
-from ..core.errors import NeuronSelectError
+from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.options import ExtractionOptions, check_names, options_of
 from ..core.sources import Source
 from ..models.backbone import Backbone, resolve_layer
@@ -109,7 +110,9 @@ class NeuronFeatureExtractor:
         """
         signals = signals_of(features)
         runs = any(ENGINES[signal.engine].has_model and not isinstance(signal, Tokens) for signal in signals)
-        return cls(resolve_extraction(options, needs_sae=_needing_sae(signals), runs=runs, token=token), signals)
+        made = cls(resolve_extraction(options, needs_sae=_needing_sae(signals), runs=runs, token=token), signals)
+        made._warn()
+        return made
 
     @classmethod
     def from_model(
@@ -153,7 +156,9 @@ class NeuronFeatureExtractor:
         remember(source.commit, model, tokenizer)
         forward = ForwardEngine(extraction)
         forward.model, forward.backbone, forward.sae = model, Backbone(model), encoder
-        return cls(extraction, features, {"forward": forward})
+        made = cls(extraction, features, {"forward": forward})
+        made._warn()
+        return made
 
     @classmethod
     def without_model(cls, options: ExtractionOptions, signals: Asked) -> NeuronFeatureExtractor:
@@ -163,6 +168,15 @@ class NeuronFeatureExtractor:
     def with_features(self, features: Asked) -> NeuronFeatureExtractor:
         """The same extractor computing other signals; weights already loaded are shared."""
         return type(self)(self.extraction, features, self._engines)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against its SAE, a sentence each, if a signal reads it."""
+        return self.extraction.doubts if _needing_sae(self.signals) else ()
+
+    def _warn(self) -> None:
+        for doubt in self.doubts:
+            warnings.warn(doubt, NeuronSelectWarning, stacklevel=4)
 
     # ------------------------------------------------------------------------- identity, pickling
     @property

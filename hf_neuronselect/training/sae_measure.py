@@ -16,9 +16,6 @@ from ..models.backbone import Backbone
 from ..models.sae import SparseAutoencoder
 from .token_rows import SINK, TokenRows, read_sites
 
-GOOD_FVU, USABLE_FVU = 0.3, 0.5
-GOOD_DEAD, USABLE_DEAD = 0.1, 0.3
-
 
 @dataclass(frozen=True)
 class SaeFigures:
@@ -43,13 +40,6 @@ class SaeFigures:
     def loss_recovered(self) -> float:
         gap = self.loss_without - self.loss
         return (self.loss_without - self.loss_with_sae) / gap if gap else math.nan
-
-
-def verdict_of(fvu: float, dead: float) -> str:
-    """``good``, ``usable`` or ``poor``."""
-    if fvu <= GOOD_FVU and dead <= GOOD_DEAD:
-        return "good"
-    return "usable" if fvu <= USABLE_FVU and dead <= USABLE_DEAD else "poor"
 
 
 @torch.inference_mode()

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from train import load_lm
 
+from hf_neuronselect.core.sae_record import verdict_of
 from hf_neuronselect.models.backbone import Backbone
 from hf_neuronselect.models.sae import SparseAutoencoder
 from hf_neuronselect.models.sae_formats import load_sae
-from hf_neuronselect.training.sae_measure import measure_saes, verdict_of
+from hf_neuronselect.training.sae_measure import measure_saes
 from hf_neuronselect.training.token_rows import TokenRows, read_sites
 
 logger = logging.getLogger("smollm2.measure")

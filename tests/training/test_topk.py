@@ -17,7 +17,7 @@ from hf_neuronselect.models.backbone import Backbone
 from hf_neuronselect.models.sae import SparseAutoencoder
 from hf_neuronselect.models.sae_formats import load_sae
 from hf_neuronselect.training.sae_loop import Progress, fit_saes
-from hf_neuronselect.training.sae_measure import measure_saes, verdict_of
+from hf_neuronselect.training.sae_measure import measure_saes
 from hf_neuronselect.training.token_rows import Activations, TokenRows
 from hf_neuronselect.training.topk import AUX_WEIGHT, TopK, TopKPlan
 
@@ -153,12 +153,6 @@ def test_each_sae_is_measured_on_its_own_block(lm: torch.nn.Module, token_rows: 
     assert forwards == backwards[::-1]
     assert forwards[0].fvu != forwards[1].fvu and 0 < forwards[0].l0 <= K
     assert forwards[0].loss == forwards[1].loss
-
-
-@pytest.mark.parametrize(("fvu", "dead", "verdict"), [(0.2, 0.0, "good"), (0.4, 0.0, "usable"), (0.2, 0.2, "usable"),
-                                                      (0.66, 0.2, "poor"), (0.1, 0.5, "poor")])  # fmt: skip
-def test_verdict(fvu: float, dead: float, verdict: str) -> None:
-    assert verdict_of(fvu, dead) == verdict
 
 
 def test_progress_says_what_is_left() -> None:
