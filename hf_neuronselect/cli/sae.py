@@ -3,7 +3,7 @@
 import typer
 
 from ..core.configs import SaeInspectConfig, SaeTrainConfig
-from .flags import command, say
+from .flags import command, note, say
 
 app = typer.Typer(help="Train or look at a sparse autoencoder.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -11,7 +11,7 @@ app = typer.Typer(help="Train or look at a sparse autoencoder.", no_args_is_help
 def _train(config: SaeTrainConfig) -> None:
     from ..pipelines.sae import train_sae
 
-    train_sae(config, say=say)
+    train_sae(config, say=say, note=note)
 
 
 def _inspect(config: SaeInspectConfig) -> None:

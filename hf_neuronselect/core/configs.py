@@ -253,16 +253,37 @@ class PushSection(CommitOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SaeTrainConfig(Options):
-    """Train a TopK SAE on rows of any format, through eai-sparsify (pip install 'hf-neuronselect[sae]')."""
+    """Train TopK SAEs on the tokens of rows of any format, and say how good they are. A killed training goes on."""
 
     pool: str = opt(help=POOL_HELP)
-    out: Path = opt(help="Folder; the SAE goes into OUT/<blocks>.<layer>.")
+    out: Path = opt(help="Folder; an SAE goes into OUT/<blocks>.<layer>, unfinished work into OUT/unfinished.")
     model: str | None = opt(None, "Causal LM; default the bundled one.")
-    layer: int = opt(-2, "0-based block; negative counts from the end.")
-    expansion_factor: int = opt(32, "Latents as a multiple of the model's width.", minimum=1)
+    revision: str | None = opt(None, "Branch, tag or commit of the model.")
+    layer: tuple[int, ...] = opt(
+        (-2,), "0-based block whose output is read; negative counts from the end; repeatable.", metavar="INTEGER"
+    )
+    expansion_factor: int = opt(16, "Latents as a multiple of the model's width.", minimum=1)
+    latents: int | None = opt(None, "Latents, in the place of a multiple of the width.", minimum=1)
     k: int = opt(32, "Latents a token keeps.", minimum=1)
-    context: int = opt(512, "Tokens of a training row.", unit="tokens", minimum=8)
+    tokens: int = opt(
+        10_000_000, "Tokens to train on; rows are seen again until there are so many.", unit="tokens", minimum=1000
+    )
+    batch: int | None = opt(None, "Tokens of a step; default 1,024 to 4,096, by tokens.", unit="tokens", minimum=2)
+    learning_rate: float = opt(4e-4, "Its highest value; it rises at first and falls at last.", minimum=0)
+    dtype: Dtype = opt("auto", "The model's weights and activations; the SAE itself is trained in float32.")
+    device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps.")
+    context: int = opt(512, "Tokens of a piece of a row.", unit="tokens", minimum=8)
     max_rows: int | None = opt(None, "Use only the first rows.", unit="rows", minimum=1)
+    streaming: bool = opt(False, "Read the pool as a stream, only as far as the tokens need it.")
+    buffer_gb: float = opt(0.5, "Gigabytes of disk, in OUT, for shuffled activations.", minimum=0)
+    seed: int = opt(0, "Seed of the order and of the first weights.", minimum=0)
+
+    def check(self) -> None:
+        super().check()
+        if self.latents is not None and self.expansion_factor != 16:
+            raise NeuronSelectError("give latents or expansion_factor, not both", option="latents", value=self.latents)
+        if not self.layer:
+            raise NeuronSelectError("name a block at least", option="layer")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,10 @@ ADAPTER = FolderKind(
     "an adapter trained here", (TRAINING_RECORD,), '"base_model"', ADAPTER_FILES, begun="checkpoints/key",
     again="train it again",
 )  # fmt: skip
-SAE = FolderKind("an SAE folder", ("*/sae.safetensors",), again="download or train it again")  # other blocks' stay
+SAE_WORK = "unfinished"
+SAE = FolderKind(  # of other blocks, too: they stay
+    "an SAE folder", ("*/sae.safetensors",), begun=SAE_WORK, again="download or train it again"
+)
 COMPARISON = FolderKind("a comparison's folder", ("compare.csv",), "method,target,rows", ("compare.md",))
 DEMO = FolderKind("a demo folder", ("report.html",), "<title>neuronselect demo", ("profiles.png",))
 RUN = FolderKind("a run's folder", ("run.json",), '"steps"', again="name another folder")

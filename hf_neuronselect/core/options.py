@@ -180,7 +180,8 @@ def _number(kind: type, value: Any, option: Option) -> int | float:
     try:
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise ValueError
-        found: float = float(value) if kind is float or isinstance(value, float) else int(value)
+        power = isinstance(value, str) and "e" in value.lower()  # 5e6
+        found: float = float(value) if kind is float or power or isinstance(value, float) else int(value)
         if kind is int and found != int(found):
             raise ValueError
     except (ValueError, OverflowError):

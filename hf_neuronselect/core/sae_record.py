@@ -55,7 +55,7 @@ class SaeRecord:
         if quality_of(self.fvu, self.dead) != "poor":
             return ""
         return (
-            f"the SAE is poor (FVU {self.fvu:.2f}, {self.dead:.0%} of its latents dead), and so are scores by its latents: "
+            f"the SAE is poor (FVU {self.fvu:.2f}, {_percent(self.dead)} of its latents dead), and so are scores by its latents: "
             "train one on more tokens (neuronselect sae train), or compare with --method hidden, which needs none"
         )
 
@@ -70,7 +70,7 @@ def quality_of(fvu: float, dead: float) -> Quality:
 def verdict_of(fvu: float, dead: float) -> str:
     """The quality, with its reasons and what to do, in plain words."""
     quality = quality_of(fvu, dead)
-    said = f"{quality}: it explains {max(0.0, 1 - fvu):.0%} of the activations' variance, and {dead:.0%} of its latents never fire"
+    said = f"{quality}: it explains {_percent(max(0.0, 1 - fvu))} of the activations' variance, and {_percent(dead)} of its latents never fire"
     if quality == "good":
         return said
     mends = [
@@ -78,6 +78,10 @@ def verdict_of(fvu: float, dead: float) -> str:
         *(["more tokens, or fewer latents"] if dead > GOOD_DEAD else []),
     ]
     return f"{said}; what helps: {', and '.join(dict.fromkeys(mends))}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def read_record(folder: Path, name: str) -> SaeRecord | None:

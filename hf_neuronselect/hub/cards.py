@@ -24,6 +24,7 @@ from ..core.provenance import (
     TargetRecord,
     TrainingRecord,
 )
+from ..core.sae_record import SaeRecord
 from ..core.sources import bundled_folder
 from ..core.text import replaced
 from ..core.writing import put
@@ -272,27 +273,42 @@ class LibraryCard(CardTemplate):
 
 @dataclass(repr=False)
 class SaeCard(CardTemplate):
-    """The card of an SAE trained here; ``record`` is its ``training.json``, measured on held-out rows."""
+    """The card of a folder of SAEs trained here; ``records``: folder -> record."""
 
     template: ClassVar[str] = "sae_card.md.jinja"
-    model: str
-    folder: str
-    record: Mapping[str, float]
+    records: Mapping[str, SaeRecord]
 
     def metadata(self) -> CardData:
-        base = self.model if HUB_ID.fullmatch(self.model) else None
-        return ModelCardData(library_name="sparsify", base_model=base, tags=["neuronselect", "sparse-autoencoder"])
+        models = sorted({made.model for made in self.records.values() if made.model})
+        licences = {made.license for made in self.records.values()}
+        return ModelCardData(
+            library_name="sparsify",
+            base_model=[name for name in models if HUB_ID.fullmatch(name)] or None,
+            license=licences.pop() if len(licences) == 1 else None,
+            tags=["neuronselect", "sparse-autoencoder"],
+        )
 
     def values(self) -> dict[str, Any]:
-        record = self.record
-        table = {
-            "latents": record["latents"],
-            "latents a token keeps": f"{record['l0']:.1f}",
-            "fraction of variance unexplained": f"{record['fvu']:.4f} on {record['tokens']:,} held-out tokens",
-            "dead latents on those tokens": f"{record['dead']} of {record['latents']}",
-            "norm of the first token, against the others": f"{record['first_token_norm_ratio']:.2f}",
-        }
-        return {"model": cell(self.model), "folder": cell(self.folder), "facts": facts(table)}
+        saes = []
+        for folder, made in sorted(self.records.items()):
+            loss = made.loss is not None and made.loss_with_sae is not None and made.loss_without is not None
+            table = {
+                "model": f"{made.model or 'not said'}{f' at {made.commit}' if made.commit else ''}",
+                "reads the output of block": made.layer,
+                "latents": f"{made.latents:,}",
+                "latents a token keeps": made.l0 and f"{made.l0:.1f}",
+                "fraction of variance unexplained": f"{made.fvu:.4f} on {made.tokens:,} held-out tokens",
+                "dead latents": f"{100 * made.dead:.1f} %",
+                "loss of the model": loss
+                and f"{made.loss:.3f}, {made.loss_with_sae:.3f} with the block's output replaced "
+                f"by the reconstruction, {made.loss_without:.3f} by zeros",
+                "trained on": _listed({name: made.training[name] for name in _TRAINING if name in made.training}),
+            }
+            saes.append((cell(folder), cell(made.verdict), facts(table)))
+        return {"saes": saes}
+
+
+_TRAINING = ("tokens", "distinct_tokens", "rows", "batch", "lr", "seed", "context", "dtype")
 
 
 @dataclass(repr=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,28 +17,38 @@ from safetensors.torch import save_file
 
 from ..core.errors import NeuronSelectError
 from ..core.progress import span
-from .token_rows import Activations
+from .token_rows import Activations, Counts
 from .topk import TopK, TopKPlan
 
 SAVE_EVERY = 60.0  # seconds between checkpoints
 SAY_EVERY = 10.0
+SAMPLE = 100_000  # activations that give the centre and scale
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is: of the SAE that sees most tokens, over the last block or since the last report."""
+    """How far a training is.
+
+    Attributes:
+        seen: tokens trained on, of ``tokens``. fvu, dead: of the SAE that sees most tokens, since the last report; None
+            while the first activations are read.
+        rate: tokens read and trained on in a second. left: seconds.
+    """
 
     seen: int
     tokens: int
-    fvu: float
+    fvu: float | None
     dead: int
     latents: int
     rate: float
+    left: float
 
     def __str__(self) -> str:
-        left = (self.tokens - self.seen) / self.rate if self.rate else 0.0
-        return (f"{self.seen / 1e6:.2f} of {self.tokens / 1e6:.2f} M tokens, FVU {self.fvu:.3f}, {self.dead} of "
-                f"{self.latents} latents dead, {self.rate:,.0f} tokens/s, {span(left)} left")  # fmt: skip
+        figures = (
+            "reading" if self.fvu is None else f"FVU {self.fvu:.3f}, {self.dead:,} of {self.latents:,} latents dead"
+        )
+        return (f"{self.seen:,} of {self.tokens:,} tokens, {figures}, {self.rate:,.0f} tokens/s, "
+                f"{span(self.left)} left")  # fmt: skip
 
 
 def fit_saes(
@@ -66,51 +77,82 @@ def fit_saes(
     start = 0
     saved = _read(checkpoint, identity) if checkpoint is not None else None
     if saved is not None:
-        start, stream.limits, states = saved
+        start, stream.limits, stream.counts, states = saved
         for (_, plan), state in zip(plans, states, strict=True):
             saes.append(TopK(plan, state["centre"].to(stream.backbone.device)[None]))
             saes[-1].restore(state)
     longest = max(range(len(plans)), key=lambda i: plans[i][1].tokens)
-    clock = _Clock(report, saes[longest].seen if saes else 0)
+    clock = _Clock(report, plans[longest][1], saes[longest].seen if saes else 0)
+    stream.on_read = clock.read
     last_saved = time.monotonic()
     for number, block in enumerate(stream.blocks(start), start):
         if not saes:
-            saes = [TopK(plan, block[site][:100_000]) for site, plan in plans]
+            first = [next(block.parts(site, SAMPLE)).to(stream.backbone.device) for site, _ in plans]
+            saes = [TopK(plan, sample) for (_, plan), sample in zip(plans, first, strict=True)]
         for i, (site, plan) in enumerate(plans):
-            for part in block[site].split(plan.batch):
+            for part in block.parts(site, plan.batch):
                 # A short rest of a block would be a noisy step.
                 if saes[i].seen >= plan.tokens or (len(part) < plan.batch // 2 and saes[i].seen):
                     break
-                saes[i].step(part)
-                if i == longest:
-                    clock.tick(saes[i])
+                saes[i].step(part.to(stream.backbone.device))
+                clock.trained(saes[longest], len(part) if i == longest else 0)
         if all(sae.seen >= sae.plan.tokens for sae in saes):
             break
         if checkpoint is not None and time.monotonic() - last_saved > SAVE_EVERY:
-            _write(checkpoint, identity, number + 1, stream.limits or [], saes)
+            _write(checkpoint, identity, number + 1, stream, saes)
             last_saved = time.monotonic()
-    clock.tick(saes[longest], last=True)
+    clock.say(saes[longest])
     return saes
 
 
 class _Clock:
-    def __init__(self, report: Callable[[Progress], None], seen: int) -> None:
-        self.report, self.start, self.seen_before = report, time.monotonic(), seen
-        self.said = self.start
+    """Times reading and training, which take turns, and reports about every :data:`SAY_EVERY` seconds."""
 
-    def tick(self, sae: TopK, last: bool = False) -> None:
+    def __init__(self, report: Callable[[Progress], None], plan: TopKPlan, seen: int) -> None:
+        self.report, self.plan = report, plan
+        self.tokens = {"read": 0, "trained": 0}
+        self.seconds = {"read": 0.0, "trained": 0.0}
+        self.before = seen
+        self.sae: TopK | None = None
+        self.fvu: float | None = None
+        self.now = self.said = time.monotonic()
+
+    def read(self, tokens: int) -> None:
+        self._count("read", tokens)
+
+    def trained(self, sae: TopK, tokens: int) -> None:
+        self.sae = sae
+        self._count("trained", tokens)
+
+    def _count(self, what: str, tokens: int) -> None:
         now = time.monotonic()
-        if now - self.said < SAY_EVERY and not last:
-            return
-        rate = (sae.seen - self.seen_before) / (now - self.start) if now > self.start else 0.0
-        self.report(Progress(sae.seen, sae.plan.tokens, sae.fvu, sae.dead, sae.plan.latents, rate))
-        sae.zero_figures()
-        self.said = now
+        self.tokens[what] += tokens
+        self.seconds[what] += now - self.now
+        self.now = now
+        if now - self.said >= SAY_EVERY:
+            self.say(self.sae)
+
+    def say(self, sae: TopK | None) -> None:
+        """Report now."""
+        left = 0.0
+        for what, tokens in self.tokens.items():
+            rest = max(0, self.plan.tokens - self.before - tokens)
+            left += rest * self.seconds[what] / tokens if tokens else 0.0
+        spent = sum(self.seconds[what] / tokens for what, tokens in self.tokens.items() if tokens)
+        seen = self.before if sae is None else sae.seen
+        if sae is not None and not math.isnan(sae.fvu):
+            self.fvu = sae.fvu
+        self.report(Progress(seen, self.plan.tokens, self.fvu, 0 if sae is None else sae.dead, self.plan.latents,
+                             1 / spent if spent else 0.0, left))  # fmt: skip
+        if sae is not None:
+            sae.zero_figures()
+        self.said = time.monotonic()
 
 
-def _write(path: Path, identity: str, block: int, limits: Sequence[float], saes: Sequence[TopK]) -> None:
+def _write(path: Path, identity: str, block: int, stream: Activations, saes: Sequence[TopK]) -> None:
     tensors = {f"{i}/{name}": tensor for i, sae in enumerate(saes) for name, tensor in sae.state().items()}
-    facts = {"identity": identity, "block": str(block), "limits": json.dumps(list(limits)), "saes": str(len(saes))}
+    facts = {"identity": identity, "block": str(block), "limits": json.dumps(stream.limits),
+             "counts": json.dumps(asdict(stream.counts)), "saes": str(len(saes))}  # fmt: skip
     new = path.with_name(f"{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +166,7 @@ def _write(path: Path, identity: str, block: int, limits: Sequence[float], saes:
         ) from cause  # fmt: skip
 
 
-def _read(path: Path, identity: str) -> tuple[int, list[float], list[dict[str, torch.Tensor]]] | None:
+def _read(path: Path, identity: str) -> tuple[int, list[float], Counts, list[dict[str, torch.Tensor]]] | None:
     if not path.exists():
         return None
     try:
@@ -139,8 +181,9 @@ def _read(path: Path, identity: str) -> tuple[int, list[float], list[dict[str, t
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 number, name = key.split("/", 1)
                 states[int(number)][name] = file.get_tensor(key)
-            return int(facts["block"]), json.loads(facts["limits"]), states
-    except (SafetensorError, OSError, KeyError, ValueError) as cause:
+            counts = Counts(**json.loads(facts["counts"]))
+            return int(facts["block"]), json.loads(facts["limits"]), counts, states
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as cause:
         if isinstance(cause, NeuronSelectError):
             raise
         raise NeuronSelectError(

@@ -22,7 +22,8 @@ class SaeFigures:
     """An SAE on held-out rows, without the first token of a row and other attention sinks.
 
     Attributes:
-        fvu: fraction of variance unexplained. dead: share of latents that never fire. l0: mean active latents.
+        fvu: fraction of variance unexplained. dead: share of latents that never fire. tokens: it was measured on.
+        l0: mean active latents.
         loss: of the model on the next tokens, in nats. loss_with_sae: with the block's output replaced by the
             reconstruction. loss_without: with it replaced by zeros.
     """
@@ -43,11 +44,14 @@ class SaeFigures:
 
 
 @torch.inference_mode()
-def measure_saes(lm: Any, saes: Sequence[SparseAutoencoder], rows: TokenRows, *, batch: int) -> list[SaeFigures]:
+def measure_saes(
+    lm: Any, saes: Sequence[SparseAutoencoder], rows: TokenRows, *, batch: int, more: TokenRows | None = None
+) -> list[SaeFigures]:
     """Measure top-k SAEs with their decoders on rows.
 
     Args:
         lm: the causal LM, in eval mode. batch: tokens of a forward pass (whose logits are held at once).
+        more: rows on which only the latents that fire are counted: a rare one may miss a few held-out rows.
 
     Raises:
         NeuronSelectError: an SAE without a decoder or without a top-k, or no finite activation.
@@ -59,7 +63,7 @@ def measure_saes(lm: Any, saes: Sequence[SparseAutoencoder], rows: TokenRows, *,
     limits: list[float] = []
     for _, tokens in rows.batches(batch, device):
         seen = read_sites(backbone, tokens, [sae.site for sae in saes])
-        limits = limits or [SINK * float(x.norm(dim=-1).median()) for x in seen]
+        limits = limits or [SINK * float(x.norm(dim=-1).nanmedian()) for x in seen]
         losses = _Losses(lm, tokens)
         clean = losses.total()
         for sae, encoder, tally, x, limit in zip(saes, encoders, tallies, seen, limits, strict=True):
@@ -76,6 +80,12 @@ def measure_saes(lm: Any, saes: Sequence[SparseAutoencoder], rows: TokenRows, *,
                 tally.loss_without += losses.total()
             tally.loss += clean
             tally.predicted += losses.count
+    for _, tokens in more.batches(batch, device) if more is not None else ():
+        seen = read_sites(backbone, tokens, [sae.site for sae in saes])
+        for encoder, tally, x, limit in zip(encoders, tallies, seen, limits, strict=True):
+            values, indices = encoder.encode(x[x.norm(dim=-1) <= limit])
+            assert indices is not None
+            tally.fired[indices[values > 0]] = True
     return [tally.figures() for tally in tallies]
 
 

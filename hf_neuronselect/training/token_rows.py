@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -97,6 +98,26 @@ class Counts:
     broken: int = 0
 
 
+@dataclass(frozen=True)
+class Block:
+    """Activations of all sites on the same tokens, and the order in which they are taken.
+
+    Attributes:
+        held: a ``[tokens, width]`` tensor of each site, in memory or on disk. order: of the tokens, on the CPU.
+    """
+
+    held: Sequence[torch.Tensor]
+    order: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def parts(self, site: int, size: int) -> Iterator[torch.Tensor]:
+        """All tokens in order, ``size`` at a time; only these are read from disk."""
+        held = self.held[site]
+        return (held[part.to(held.device)] for part in self.order.split(size))
+
+
 class Activations:
     """Activations of some blocks on shuffled rows, in blocks of about ``block`` tokens that are shuffled as a whole.
 
@@ -105,6 +126,9 @@ class Activations:
     Args:
         block: tokens held (and shuffled) at once. batch: tokens of a forward pass.
         folder: where the block is kept on disk; None keeps it in memory.
+
+    Attributes:
+        on_read: told how many more tokens were read.
     """
 
     def __init__(
@@ -114,22 +138,19 @@ class Activations:
         self.backbone, self.sites, self.rows = backbone, list(sites), rows
         self.batch, self.seed, self.counts = batch, seed, Counts()
         self.limits: list[float] | None = None  # the largest norm of a token that is no sink, of each site
+        self.on_read: Callable[[int], None] = lambda tokens: None
         self._usable = np.maximum(rows.lengths - rows.first, 0)
         if not self._usable.sum():
             raise NeuronSelectError("no row has a token to train on", option="pool")
-        longest = int(rows.lengths.max())
         self.block = max(1, min(block, int(self._usable.sum())))
-        width, dtype = backbone.hidden_size, next(backbone.decoder.parameters()).dtype
+        shape = (self.block + int(rows.lengths.max()), backbone.hidden_size)
+        dtype = next(backbone.decoder.parameters()).dtype
         self._held = [
-            _buffer((self.block + longest, width), dtype, backbone.device, folder and folder / f"block-{i}")
-            for i in range(len(self.sites))
+            _buffer(shape, dtype, backbone.device, folder and folder / f"block-{i}") for i in range(len(self.sites))
         ]
 
-    def blocks(self, start: int = 0) -> Iterator[list[torch.Tensor]]:
-        """The blocks from number ``start`` on, without end: one ``[tokens, width]`` tensor per site, aligned.
-
-        A block's tensors are valid until the next block is asked for.
-        """
+    def blocks(self, start: int = 0) -> Iterator[Block]:
+        """The blocks from number ``start`` on, without end. A block is valid until the next one is asked for."""
         for number, rows in enumerate(self._order()):
             if number >= start:
                 yield self._fill(number, self.rows.take(rows))
@@ -144,7 +165,7 @@ class Activations:
             yield from (part for part in np.split(order, cut) if len(part))
             epoch += 1
 
-    def _fill(self, number: int, rows: TokenRows) -> list[torch.Tensor]:
+    def _fill(self, number: int, rows: TokenRows) -> Block:
         filled = 0
         for _, batch in rows.batches(self.batch, self.backbone.device):
             seen = read_sites(self.backbone, batch, self.sites, float32=False)
@@ -153,25 +174,27 @@ class Activations:
             for held, part in zip(self._held, seen, strict=True):
                 held[filled : filled + count] = part[keep]
             filled += count
+            self.on_read(count)
         if not filled:
             raise NeuronSelectError("no activation is finite: check the model, or load it in float32", option="dtype")
         # On the CPU, so that the order is the same on every device.
         order = torch.randperm(filled, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + number))
-        return [held[:filled][order.to(held.device)] for held in self._held]
+        return Block([held[:filled] for held in self._held], order)
 
     def _kept(self, seen: list[torch.Tensor]) -> torch.Tensor:
         """Bool ``[tokens]``: finite, and no attention sink at any site."""
         norms = [part.float().norm(dim=-1) for part in seen]
-        if self.limits is None:
-            self.limits = [SINK * float(norm[norm.isfinite()].median()) for norm in norms]
-        keep = torch.ones_like(norms[0], dtype=torch.bool)
-        finite = keep.clone()
-        for norm, limit in zip(norms, self.limits, strict=True):
-            finite &= norm.isfinite()
-            keep &= norm <= limit
+        finite = torch.stack([norm.isfinite() for norm in norms]).all(dim=0)
         self.counts.broken += int((~finite).sum())
+        if self.limits is None:
+            if not finite.any():
+                return finite
+            self.limits = [SINK * float(norm[finite].median()) for norm in norms]
+        keep = finite.clone()
+        for norm, limit in zip(norms, self.limits, strict=True):
+            keep &= norm <= limit
         self.counts.sinks += int((finite & ~keep).sum())
-        return keep & finite
+        return keep
 
 
 def _buffer(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, path: Path | None) -> torch.Tensor:
@@ -183,11 +206,21 @@ def _buffer(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, pa
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                _write_zeros(file, size)
     except OSError as cause:
         path.unlink(missing_ok=True)
         raise NeuronSelectError(
-            f"{size / 1e9:.1f} GB for shuffled activations cannot be written ({cause.strerror}); choose a smaller "
-            "block_tokens or another folder", option="block_folder", value=str(path.parent),
+            f"{size / 1e9:.2g} GB for shuffled activations cannot be written ({cause.strerror}): make room, or ask for less",
+            option="buffer_gb", value=f"{shape[0] * shape[1] * dtype.itemsize / 1e9:.2g}",
         ) from cause  # fmt: skip
     return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
+
+
+def _write_zeros(file: BinaryIO, size: int) -> None:
+    """Claim space where the system has no call for it."""
+    zeros = bytes(1 << 20)
+    for at in range(0, size, len(zeros)):
+        file.write(zeros[: size - at])

@@ -43,6 +43,11 @@ class TopKPlan:
         return self.lr * min(1.0, (done + 1e-3) / WARMUP, max(0.0, 1 - done) / DECAY)
 
 
+def default_batch(tokens: int) -> int:
+    """Tokens of a step where none are named: few for a short training, which needs steps."""
+    return max(1024, min(4096, 1 << (tokens // 1000).bit_length()))
+
+
 class TopK:
     """The state of one SAE in training.
 

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from hf_neuronselect.core.digests import SAE_FILES
 from hf_neuronselect.core.seals import write_checksums
 from hf_neuronselect.models.backbone import Backbone
 from hf_neuronselect.training.sae_loop import fit_saes
+from hf_neuronselect.training.sae_train import write_sae
 from hf_neuronselect.training.token_rows import Activations, TokenRows
-from hf_neuronselect.training.topk import TopK, TopKPlan
+from hf_neuronselect.training.topk import TopKPlan, default_batch
 
 logger = logging.getLogger("smollm2.train")
 
@@ -58,7 +58,10 @@ def train(
         batch=1 << (17 if on_gpu else 13), seed=seed,
     )  # fmt: skip
     plans = [
-        (layers.index(layer), TopKPlan(backbone.hidden_size, latents, K, tokens, batch or batch_of(tokens), lr, seed))
+        (
+            layers.index(layer),
+            TopKPlan(backbone.hidden_size, latents, K, tokens, batch or default_batch(tokens), lr, seed),
+        )
         for layer, latents, tokens in wanted
     ]
     checkpoint = out / "checkpoint.safetensors"
@@ -68,29 +71,14 @@ def train(
     folders = []
     for (layer, latents, tokens), sae in zip(wanted, saes, strict=True):
         folder = out / f"{latents}-{tokens / 1e6:g}M" / f"layers.{layer}"
-        write(folder, sae)
+        write_sae(folder, sae)
+        write_checksums(folder, SAE_FILES)
         facts = {"tokens": sae.seen, "batch": sae.plan.batch, "lr": lr, "seed": seed, "seconds": round(seconds),
                  "sinks_left_out": stream.counts.sinks, "not_finite": stream.counts.broken}  # fmt: skip
         (folder / "facts.json").write_text(json.dumps(facts) + "\n")
         folders.append(folder)
     checkpoint.unlink(missing_ok=True)
     return folders
-
-
-def batch_of(tokens: int) -> int:
-    return max(1024, min(4096, 1 << (tokens // 1000).bit_length()))
-
-
-def write(folder: Path, sae: TopK) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.half() for name, tensor in sae.weights().items()}
-    assert all(tensor.isfinite().all() for tensor in weights.values()), "beyond float16"
-    save_file(weights, folder / "sae.safetensors")
-    config = {"activation": "topk", "d_in": sae.plan.width, "num_latents": sae.plan.latents, "k": sae.plan.k,
-              "expansion_factor": sae.plan.latents // sae.plan.width, "normalize_decoder": True, "multi_topk": False,
-              "skip_connection": False, "transcode": False}  # fmt: skip
-    (folder / "cfg.json").write_text(json.dumps(config) + "\n")
-    write_checksums(folder, SAE_FILES)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ CASES = [(0.2, 0.0, "good"), (0.4, 0.0, "usable"), (0.2, 0.2, "usable"), (0.66, 
 @pytest.mark.parametrize(("fvu", "dead", "quality"), CASES)
 def test_quality_verdict_and_doubt_agree(fvu: float, dead: float, quality: str) -> None:
     assert quality_of(fvu, dead) == quality
-    assert verdict_of(fvu, dead).startswith(f"{quality}: it explains {1 - fvu:.0%} of")
+    assert verdict_of(fvu, dead).startswith(f"{quality}: it explains {100 * (1 - fvu):.0f} % of")
     assert ("more tokens" in verdict_of(fvu, dead)) == (quality != "good")
     assert bool(SaeRecord(fvu=fvu, dead=dead, latents=9, tokens=9).doubt) == (quality == "poor")
 

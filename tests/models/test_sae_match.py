@@ -85,7 +85,7 @@ def test_a_poor_sae_is_said_in_terminal_record_card_and_report(
 ) -> None:
     commit = f"content:{model_hash(tiny_folder / 'model')}"
     poor = with_record(tmp_path / "poor", replace(RECORD, model="model", commit=commit, fvu=0.66, dead=0.21))
-    with pytest.warns(NeuronSelectWarning, match="the SAE is poor .FVU 0.66, 21% .*neuronselect sae train"):
+    with pytest.warns(NeuronSelectWarning, match="the SAE is poor .FVU 0.66, 21 % .*neuronselect sae train"):
         extractor = make_extractor(tiny_folder, sae=str(poor))
     selection = NeuronSelector("mona").fit(target, extractor=extractor).select(pool, k=4)
     selection.save_pretrained(tmp_path / "s")

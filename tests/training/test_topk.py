@@ -18,7 +18,7 @@ from hf_neuronselect.models.sae import SparseAutoencoder
 from hf_neuronselect.models.sae_formats import load_sae
 from hf_neuronselect.training.sae_loop import Progress, fit_saes
 from hf_neuronselect.training.sae_measure import measure_saes
-from hf_neuronselect.training.token_rows import Activations, TokenRows
+from hf_neuronselect.training.token_rows import Activations, Block, TokenRows
 from hf_neuronselect.training.topk import AUX_WEIGHT, TopK, TopKPlan
 
 WIDTH, LATENTS, K = 32, 96, 4
@@ -123,7 +123,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
     checkpoint, cut = tmp_path / "checkpoint.safetensors", stream(lm, token_rows)
     blocks = cut.blocks
 
-    def three(start: int = 0) -> Iterator[list[torch.Tensor]]:
+    def three(start: int = 0) -> Iterator[Block]:
         for number, block in enumerate(blocks(start)):
             if number == 3:
                 raise Stop
@@ -156,5 +156,17 @@ def test_each_sae_is_measured_on_its_own_block(lm: torch.nn.Module, token_rows: 
 
 
 def test_progress_says_what_is_left() -> None:
-    said = str(Progress(seen=2_000_000, tokens=10_000_000, fvu=0.25, dead=3, latents=96, rate=10_000.0))
-    assert said == "2.00 of 10.00 M tokens, FVU 0.250, 3 of 96 latents dead, 10,000 tokens/s, 13 min left"
+    said = str(Progress(2_000_000, 10_000_000, fvu=0.25, dead=3, latents=9216, rate=10_000.0, left=800.0))
+    assert said == "2,000,000 of 10,000,000 tokens, FVU 0.250, 3 of 9,216 latents dead, 10,000 tokens/s, 13 min left"
+    assert ", reading, " in str(Progress(0, 9, None, 0, 9, 1.0, 1.0))
+
+
+def test_progress_is_told_while_activations_are_read(
+    lm: torch.nn.Module, token_rows: TokenRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_neuronselect.training.sae_loop.SAY_EVERY", 0.0)
+    said: list[Progress] = []
+    fit_saes(stream(lm, token_rows), [(0, plan(1500))], report=said.append)
+    assert said[0].fvu is None and said[0].seen == 0 and said[0].left > 0
+    assert said[-1].fvu is not None and said[-1].seen >= 1500 and said[-1].left < said[0].left
+    assert all(one.rate > 0 for one in said)
