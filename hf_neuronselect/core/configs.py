@@ -266,7 +266,7 @@ class SaeTrainConfig(Options):
     latents: int | None = opt(None, "Latents, in the place of a multiple of the width.", minimum=1)
     k: int = opt(32, "Latents a token keeps.", minimum=1)
     tokens: int = opt(
-        10_000_000, "Tokens to train on; rows are seen again until there are so many.", unit="tokens", minimum=1000
+        10_000_000, "Tokens to train on; rows are seen again until there are so many.", unit="tokens", minimum=1
     )
     batch: int | None = opt(None, "Tokens of a step; default 1,024 to 4,096, by tokens.", unit="tokens", minimum=2)
     learning_rate: float = opt(4e-4, "Its highest value; it rises at first and falls at last.", minimum=0)

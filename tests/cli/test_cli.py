@@ -214,22 +214,26 @@ def test_skipped_rows_are_said(files: dict[str, str], tmp_path: Path, capsys, mo
 
 
 def test_sae_train_then_select_with_it(files: dict[str, str], tmp_path: Path, capsys, monkeypatch) -> None:
-    pytest.importorskip("sparsify")
     pool = tmp_path / "text.jsonl"
-    rows(400, seed=5).to_json(pool)
+    rows(60, seed=5).to_json(pool)
     words = ["sae", "train", "--pool", str(pool), "--model", files["model"], "--out", str(tmp_path / "sae"),
-             "--expansion-factor", "4", "--k", "5", "--context", "64"]  # fmt: skip
+             "--expansion-factor", "4", "--k", "5", "--context", "64", "--tokens", "4e3", "--batch", "256",
+             "--learning-rate", "0.003", "--dtype", "float32", "--buffer-gb", "0.001"]  # fmt: skip
     code, out, err = run(capsys, monkeypatch, *words)
     assert code == 0, err
-    assert "of 128 latents dead, L0 5.0" in out
+    assert out.startswith("layers.2: ") and "% of 128 latents dead, loss " in out and "tokens/s" in err
+    assert "warning: " in err and "different tokens are few for 128 latents" in err
     record = json.loads((tmp_path / "sae" / "layers.2" / "training.json").read_text())
-    assert 0 < record["fvu"] < 1
+    assert 0 < record["fvu"] < 1 and record["verdict"] in out and record["training"]["batch"] == 256
     assert f"{record['fvu']:.4f} on" in (tmp_path / "sae" / "README.md").read_text()
     chosen = base(files, tmp_path / "sel")
     chosen[chosen.index("--sae") + 1] = str(tmp_path / "sae")
     code, _, err = run(capsys, monkeypatch, *chosen, "--k", "3")
     assert code == 0, err
+    assert ("the SAE is poor" in err) == record["verdict"].startswith("poor")
     assert json.loads((tmp_path / "sel" / "selection.json").read_text())["extractor"]["options"]["layer"] == 2
+    _, out, _ = run(capsys, monkeypatch, "sae", "inspect", str(tmp_path / "sae"))
+    assert record["verdict"] in out
 
 
 def test_a_device_map_changes_no_number(capsys, monkeypatch, files: dict[str, str], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from option_values import CONFIGS
 from select_lines import LINES as OF_SELECT
 from select_lines import filled
@@ -157,15 +157,17 @@ LINES: dict[str, dict[str, Line]] = {
         "folder": Line(Path("elsewhere"), lambda seen: seen["push"]["folder"]),
         "repo": Line("me/other", lambda seen: seen["push"]["repo"]),
     },
-    "sae train": {
+    "sae train": {name: Line(value, lambda seen, name=name: getattr(seen["asked"], name)) for name, value in {
+        "k": 7, "tokens": 5000, "batch": 99, "learning_rate": 0.5, "context": 64, "buffer_gb": 0.25, "seed": 3,
+        "expansion_factor": 4, "latents": 48, "out": Path("{files}/new"), "layer": (1,),
+    }.items()} | {
         "pool": Line("{files}/t.jsonl", lambda seen: len(seen["rows"]), 4),
-        "out": Line(Path("{files}/new"), key("out")),
-        "model": Line("org/lm", key("model")),
-        "layer": Line(1, key("layer")),
-        "expansion_factor": Line(4, key("expansion_factor")),
-        "k": Line(7, key("k")),
-        "context": Line(64, key("context")),
+        "model": Line("{files}/model", lambda seen: seen["extraction"].model.id, "model"),
+        "revision": Line("v1", lambda seen: seen["extraction"].options.revision, beside={"model": "{files}/model"}),
+        "dtype": Line("bfloat16", lambda seen: seen["extraction"].options.dtype),
+        "device": Line("cpu", lambda seen: seen["extraction"].options.device),
         "max_rows": Line(5, lambda seen: len(seen["rows"])),
+        "streaming": Line(True, lambda seen: isinstance(seen["rows"], IterableDataset)),
     },
     "sae inspect": {
         "sae": Line(Path("{files}/sae"), lambda seen: seen["found"][0]),
@@ -249,9 +251,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         found.update(format=format, out=out, base_model=base_model)
         return []
 
-    def train_on_rows(model: str, rows: Dataset, out: Path, **more: Any) -> Any:
-        found.update(more, model=model, rows=rows, out=out)
-        return out, {"fvu": 0.0, "dead": 0, "latents": 1, "l0": 1.0}
+    def train_on_rows(extraction: Any, lm_config: Any, rows: Any, pool: Any, config: Any, **more: Any) -> Any:
+        found.update(extraction=extraction, rows=rows, asked=config)
+        return {}
 
     def find_folder(folder: Path, layer: int | None) -> Path:
         found["found"] = folder, layer
@@ -274,7 +276,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     for module in (push, export):
         patch(module, "Selection", SimpleNamespace(from_pretrained=opened))
     patch(export, "export_selection", exported)
-    monkeypatch.setattr("hf_neuronselect.training.sae.train_on_rows", train_on_rows)
+    monkeypatch.setattr("hf_neuronselect.training.sae_train.train_on_rows", train_on_rows)
     patch(sae, "find_folder", find_folder)
     patch(sae, "load_sae", load)
     return found

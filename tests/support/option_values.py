@@ -39,7 +39,7 @@ def other(option: Option) -> Any:
         return {"one": 2.5 if number else "a", "two": 1.0 if number else "b=c"}
     words = [word for word in option.choices if word != option.default]
     if option.repeated:
-        return tuple(option.choices or ("a=x y", "b"))
+        return (37, -1) if int in get_args(option.kind) else tuple(option.choices or ("a=x y", "b"))
     if words and option.kind is not int:
         return words[-1]
     if int in (option.kind, *get_args(option.kind)):
