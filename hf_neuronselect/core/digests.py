@@ -123,7 +123,7 @@ def _weights(folder: Path) -> list[str]:
 def _json(path: Path) -> dict[str, object]:
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):  # whoever loads it says what is wrong with it
+    except (OSError, ValueError, RecursionError):  # whoever loads it says what is wrong with it
         return {}
     return found if isinstance(found, dict) else {}
 

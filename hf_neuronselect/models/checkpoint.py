@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +12,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.quantizers.auto import get_hf_quantizer
 
 from ..core.errors import NeuronSelectError
+from ..core.seals import json_object
 from ..core.sources import Source, hub_errors
 from ..rows.encode import Limits, SampleEncoder
 from ..rows.formats import Conversation
 from .prefix import fetched
+from .sizes import check_counts
 
 CONFIG = "config.json"
 _TOKENIZERS = (
@@ -34,6 +35,7 @@ def config_of(source: Source) -> Any:
     """
     base = source.base or source
     stated = _json(base, CONFIG)
+    check_counts(base, stated)
     if "auto_map" in stated and stated.get("model_type") not in CONFIG_MAPPING_NAMES:
         raise _wrong(source, "needs code of its own, which is never run: name a model that transformers knows")
     try:
@@ -113,7 +115,9 @@ def read_tokenizer(source: Source) -> Any:
             raise _wrong(source, f"has no tokenizer: put {_TOKENIZERS[0]} and {_TOKENIZERS[1]} beside its {CONFIG}")
     try:
         with hub_errors("model", source.id):
-            return AutoTokenizer.from_pretrained(found.location, revision=found.revision, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(found.location, revision=found.revision, trust_remote_code=False)
+            tokenizer(["a"], add_special_tokens=False)  # damaged settings show only now
+            return tokenizer
     except NeuronSelectError:
         raise
     except Exception as cause:  # a damaged tokenizer.json raises exactly that
@@ -146,14 +150,9 @@ def _json(source: Source, name: str) -> dict[str, Any]:
     if path is None:
         raise _wrong(source, f"has no {name}: not a model saved by save_pretrained")
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as cause:
-        raise _wrong(
-            source, f"its {name} cannot be read as JSON ({_short(cause, source)}): save or download it again"
-        ) from cause
-    if not isinstance(found, dict):
-        raise _wrong(source, f"its {name} is no JSON object: save or download it again")
-    return found
+        return json_object(path)
+    except ValueError as cause:
+        raise _wrong(source, f"its {cause}: save or download it again") from cause
 
 
 def _wrong(source: Source, message: str) -> NeuronSelectError:

@@ -30,6 +30,7 @@ from .pin import check_trained
 from .prefix import fetched, load_prefix, lost_tensors, no_safetensors, quiet_report
 from .sae import SparseAutoencoder
 from .sae_formats import load_sae
+from .sizes import check_rank, check_whole
 
 logger = logging.getLogger(__name__)
 
@@ -226,6 +227,7 @@ def _whole(source: Source, options: dict[str, Any], *, plain: bool) -> Any:
     if source.base is not None and fetched(source, "adapter_model.safetensors") is None:
         raise no_safetensors(source)  # PEFT would open the pickle
     base = source.base or source
+    check_whole(base, config_of(base))
     # Quantised models have other tensors: for them transformers' report says what is missing.
     with quiet_report() if plain else nullcontext():
         try:
@@ -264,6 +266,7 @@ def load_adapter(model: Any, adapter: Source, name: str, option: str, token: str
         NeuronSelectError: the adapter, called ``name`` and given as ``option``, does not fit the model.
     """
     check_trained(adapter, name, option, token)
+    check_rank(adapter, name, option)
     try:
         with hub_errors(option, adapter.id), quiet_peft():
             # Missing adapter weights would keep their initial values, and the adapter would do nothing.
@@ -271,7 +274,7 @@ def load_adapter(model: Any, adapter: Source, name: str, option: str, token: str
             return PeftModel.from_pretrained(model, adapter.location, revision=adapter.revision, token=token)
     except NeuronSelectError:
         raise
-    except (RuntimeError, ValueError, KeyError, TypeError, UserWarning) as cause:
+    except Exception as cause:  # damaged files raise errors of many kinds
         reason = " ".join(str(cause).split())[:240]
         raise NeuronSelectError(
             f"the adapter {name!r} does not fit the model: {reason}", option=option, value=adapter.id

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from .backbone import find_decoder
 logger = logging.getLogger(__name__)
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SLACK = 1 << 20  # parameters
 _FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f")
 
 
@@ -54,15 +55,36 @@ def load_prefix(source: Source, lm_config: Any, depth: int, **options: Any) -> A
     files = {name: file for name, file in tensor_files(source).items() if _needed(name, blocks, depth, unused)}
     if isinstance(device_map := options.get("device_map"), dict):  # it names modules of the whole model
         options["device_map"] = {k: v for k, v in device_map.items() if _needed(f"{k}.", blocks, depth, unused)}
+    state = _read(source, files)
+    wanted = (parameter for name, parameter in whole.named_parameters() if _needed(name, blocks, depth, unused))
+    check_parameters(source, wanted, sum(tensor.nbytes for tensor in state.values()))
     with quiet_report():
         model, info = _prefix_of(type(whole), depth).from_pretrained(
-            None, config=whole.config, state_dict=_read(source, files), output_loading_info=True,
+            None, config=whole.config, state_dict=state, output_loading_info=True,
             ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
     if lost := lost_tensors(model, info):
         logger.info("%s is loaded whole: tensor %s was not found where expected", source.id, lost[0])
         return None
     return model
+
+
+def check_parameters(source: Source, parameters: Iterable[nn.Parameter], held: int, *, packed: bool = False) -> None:
+    """Refuse a model that would need far more memory than its files have bytes.
+
+    Args:
+        parameters: of the model on the meta device, as its configuration describes it. held: bytes of its weights.
+        packed: they are quantised: down to a bit each.
+
+    Raises:
+        NeuronSelectError: it would.
+    """
+    described = sum(parameter.numel() for parameter in parameters)
+    if described > held * (16 if packed else 2) + _SLACK:
+        raise NeuronSelectError(
+            f"its config.json describes {described:,} parameters, its weights are {held:,} bytes: one of them is damaged, "
+            "download it again", option="model", value=source.id,
+        )  # fmt: skip
 
 
 def _needed(name: str, blocks: str, depth: int, unused: set[str]) -> bool:

@@ -29,6 +29,7 @@ from ..core.folders import SAE
 from ..core.sae_record import SAE_RECORD, read_record
 from ..core.seals import CHECKSUMS, check_files
 from ..core.writing import settle
+from .npz import check_npz
 from .sae import Site, SparseAutoencoder
 
 
@@ -51,6 +52,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _tensors(path: Path, needed: tuple[str, ...]) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".npz":
+            check_npz(path)
             with np.load(path, allow_pickle=False) as archive:
                 tensors = {name: torch.from_numpy(archive[name]) for name in archive.files}
         else:
@@ -61,6 +63,7 @@ def _tensors(path: Path, needed: tuple[str, ...]) -> dict[str, torch.Tensor]:
         TypeError,
         EOFError,
         OSError,
+        RuntimeError,  # zip: encrypted, packed in a way that is not known
         zipfile.BadZipFile,
         zlib.error,
         struct.error,
@@ -337,12 +340,23 @@ def load_sae(source: str | os.PathLike[str], *, layer: int | None = None) -> Spa
     check_files(folder, what=SAE.what, again=SAE.again, option="sae", value=folder.name)
     reader = _reader(folder)
     assert reader is not None
-    sae = reader(folder, layer)
+    try:
+        sae = reader(folder, layer)
+    except NeuronSelectError:
+        raise
+    except (AttributeError, TypeError, LookupError, ValueError, ArithmeticError, RuntimeError) as cause:
+        reason = " ".join(str(cause).split())[:200]
+        raise _refuse(folder, f"its configuration does not fit its weights ({reason}); download it again") from cause
     if sae.W_enc.ndim != 2:
         raise _refuse(folder, f"the encoder weight has shape {tuple(sae.W_enc.shape)}; two dimensions are needed")
     m, d = sae.W_enc.shape
     if sae.k is not None and sae.k > m:
         raise _refuse(folder, f"k is {sae.k} in its configuration; the SAE has {m} latents")
+    for file in ("cfg.json", "hyperparams.json"):
+        cfg = _json(folder / file) if (folder / file).is_file() else {}
+        for name, size in (("d_sae", m), ("num_latents", m), ("d_in", d), ("d_model", d)):
+            if cfg.get(name) not in (None, 0, size):  # 0: not said
+                raise _refuse(folder, f"{name} is {cfg[name]!r} in its {file}; its encoder is [{m}, {d}]")
     shapes: list[tuple[str, torch.Tensor | None, set[tuple[int, ...]]]] = [
         ("encoder bias", sae.b_enc, {(m,)}),
         ("b_dec", sae.b_pre, {(d,)}),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset, List, ReadInstruction, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
@@ -203,7 +204,7 @@ def _load_local(
         about["split"] = split
     if (path / "dataset_dict.json").is_file():
         with _clear(option, path.name):
-            splits = list(json_object(path / "dataset_dict.json")["splits"])
+            splits = [str(name) for name in json_object(path / "dataset_dict.json")["splits"]]
         about["split"] = split = _choose(splits, split, path, option)
         path = path / split
     saved = (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
@@ -214,6 +215,7 @@ def _load_local(
         if saved:
             loaded = load_from_disk(str(path))
             assert isinstance(loaded, Dataset)
+            loaded.data.table.validate(full=True)  # offsets beyond the file would end the process
             data: Dataset | IterableDataset = loaded.to_iterable_dataset() if streaming else loaded
             files = list(files_below(path))
         else:
@@ -229,9 +231,9 @@ def _load_local(
             else:
                 data = (stream_files if streaming else read_files)(files, option=option, texts=texts)
         data = without_selection(data)
-    if isinstance(data, Dataset) and not len(data):
-        raise NeuronSelectError("there are no rows", option=option, value=path.name)
-    return _pinned(data, about, files)
+        if isinstance(data, Dataset) and not len(data):
+            raise NeuronSelectError("there are no rows", option=option, value=path.name)
+        return _pinned(data, about, files)
 
 
 @contextmanager
@@ -241,7 +243,8 @@ def _clear(option: str, name: str) -> Iterator[None]:
         yield
     except NeuronSelectError:
         raise
-    except (DatasetGenerationError, ValueError, OSError, TypeError, KeyError) as cause:
+    except (DatasetGenerationError, ValueError, OSError, TypeError, AttributeError, LookupError, RecursionError,
+            pa.ArrowException) as cause:  # fmt: skip
         reason = " ".join(str(cause.__cause__ or cause).split())[:240]
         raise NeuronSelectError(f"cannot be read: {reason}", option=option, value=name) from cause
 

@@ -22,6 +22,7 @@ from ..core.sources import Source, hub_errors, resolve
 from ..models.checkpoint import check_runs, config_of, read_tokenizer
 from ..models.loading import DTYPES, load_adapter
 from ..models.pin import check_trained, pin_model
+from ..models.sizes import check_whole
 from ..rows.encode import PLAIN_TEMPLATE
 
 BUNDLED = "hf_neuronselect-bundled"
@@ -71,6 +72,7 @@ def load_causal_lm(source: Source, token: str | bool | None = None, **options: A
     if options.get("quantization_config") is None:
         check_runs(source, config)
     base = source.base or source
+    check_whole(base, config)
     with hub_errors("model", source.id):
         try:
             model = AutoModelForCausalLM.from_pretrained(
