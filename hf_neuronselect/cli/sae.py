@@ -1,11 +1,11 @@
-"""``neuronselect sae train`` and ``neuronselect sae inspect``."""
+"""``neuronselect sae train``, ``sae find`` and ``sae inspect``."""
 
 import typer
 
-from ..core.configs import SaeInspectConfig, SaeTrainConfig
+from ..core.configs import SaeFindConfig, SaeInspectConfig, SaeTrainConfig
 from .flags import command, note, say
 
-app = typer.Typer(help="Train or look at a sparse autoencoder.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Train, find or look at a sparse autoencoder.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def _train(config: SaeTrainConfig) -> None:
@@ -21,5 +21,12 @@ def _inspect(config: SaeInspectConfig) -> None:
         say(f"{name:17} {value}")
 
 
+def _find(config: SaeFindConfig) -> None:
+    from ..pipelines.sae import find_sae
+
+    find_sae(config, say=say)
+
+
+app.command("find")(command(SaeFindConfig, _find, arguments=["model"]))
 app.command("train")(command(SaeTrainConfig, _train, section="sae"))
 app.command("inspect")(command(SaeInspectConfig, _inspect, arguments=["sae"]))

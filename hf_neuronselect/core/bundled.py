@@ -8,6 +8,7 @@ from pathlib import Path
 ASSETS = Path(__file__).parent.parent / "assets"
 MODEL = ASSETS / "model"
 SAE = ASSETS / "sae"
+SAES = (SAE, ASSETS / "saes" / "smollm2-135m-instruct")  # each has a folder a layer, with the record of its model
 POOL = ASSETS / "demo" / "pool.parquet"
 TARGETS = {file.stem: file for file in sorted((ASSETS / "demo" / "targets").glob("*.parquet"))}
 

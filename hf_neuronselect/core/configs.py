@@ -287,6 +287,15 @@ class SaeTrainConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SaeFindConfig(Options):
+    """List the SAEs of a model: in this package, on this machine and on the Hub."""
+
+    model: str = opt(help="Causal LM or PEFT adapter: folder or Hub id.")
+    revision: str | None = opt(None, "Branch, tag or commit of the model.")
+    layer: int = opt(-2, "0-based block that the SAE should read; negative counts from the end.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SaeInspectConfig(Options):
     """Show what an SAE file holds: format, site, shape, activation."""
 

@@ -28,7 +28,7 @@ _MODEL_FILES = (
     "vocab.txt", "merges.txt", "*.model", "*.spm", "*.tiktoken", "bpe.codes", "dict.txt", "emoji.json",
 )  # fmt: skip
 _SINGLE, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
-SAE_FILES = ("cfg.json", "sae.safetensors", "sae_weights.safetensors", "params.npz", "hyperparams.json",
+SAE_FILES = ("cfg.json", "sae.safetensors", "sae_weights.safetensors", "params.npz", "params.safetensors", "hyperparams.json",
              "checkpoints/final.safetensors", "activation_scaler.json")  # fmt: skip
 
 

@@ -21,6 +21,7 @@ PoolTokens = Literal["all", "no_special", "assistant", "user"]
 RowFormatName = Literal["auto", "messages", "prompt", "alpaca", "sharegpt", "qa", "text"]
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 Drift = Literal["endpoints", "mean", "per_token"]
+AUTO = "auto"
 
 _KINDS: dict[Any, str] = {str: "text", Path: "a path", dict: "a mapping"}
 _KNOWN: dict[Any, dict[str, Option]] = {}
@@ -320,8 +321,13 @@ class ModelOptions(Options):
 
     model: str | None = opt(None, "Causal LM or PEFT adapter: folder or Hub id. Without it, the bundled model and SAE.")
     revision: str | None = opt(None, "Branch, tag or commit of the model.")
-    sae: str | None = opt(None, "Sparse autoencoder: folder, org/repo or org/repo/folder.")
+    sae: str | None = opt(None, "Sparse autoencoder: folder, org/repo, org/repo/folder or auto (see sae find).")
     sae_revision: str | None = opt(None, "Branch, tag or commit of the SAE.")
+
+    def check(self) -> None:
+        super().check()
+        if self.sae == AUTO and self.sae_revision is not None:
+            raise NeuronSelectError("belongs to an SAE that is named", option="sae_revision", value=self.sae_revision)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ class SaeRecord:
     Figures are measured on rows that it was not trained on, without attention sinks.
 
     Attributes:
-        model, commit: the model it was trained on. layer: the block whose output it reads.
+        model, commit: the model it was trained on. norms: a hash of that model's norms. layer: the block whose output it reads.
         fvu: fraction of variance unexplained. dead: share of latents that never fire. tokens: it was measured on.
         l0: mean active latents. loss: of the model on the next tokens, in nats; with_sae: with the block's output
             replaced by the reconstruction; without: by zeros.
@@ -37,6 +37,7 @@ class SaeRecord:
     commit: str | None = None
     layer: int | None = None
     license: str | None = None
+    norms: str | None = None
     fvu: float
     dead: float
     latents: int

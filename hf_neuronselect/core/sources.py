@@ -171,9 +171,10 @@ def hub_commit(path: str | os.PathLike[str]) -> str:
 
 
 def bundled_folder(commit: str | None) -> Path | None:
-    """Folder of the bundled model or SAE with this content hash; None for anything else."""
+    """Folder in the package of the model or SAE with this content hash; None for anything else."""
     if not (commit or "").startswith("content:"):
         return None
     if commit == f"content:{model_hash(bundled.MODEL)}":
         return bundled.MODEL
-    return next((path for path in bundled.SAE.iterdir() if f"content:{sae_hash(path)}" == commit), None)
+    saes = (path for root in bundled.SAES for path in root.iterdir())
+    return next((path for path in saes if f"content:{sae_hash(path)}" == commit), None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.configs import SelectConfig
-from ..core.options import flag_words
+from ..core.options import AUTO, flag_words
 from ..core.provenance import ExtractionRecord, Provenance, SourceRecord
 from ..core.sources import bundled_folder
 
@@ -79,7 +79,9 @@ def _extraction(
     sources = (("model", "revision", extractor.model), ("sae", "sae_revision", extractor.sae))
     if extractor.model is None or not bundled_folder(extractor.model.commit):
         for option, revision, source in sources:
-            if source is not None and (alone or not source.on_hub):
+            if option == "sae" and source is not None and bundled_folder(source.commit):
+                values[option] = AUTO
+            elif source is not None and (alone or not source.on_hub):
                 # A model's or an SAE's id is a name of its own: its commit goes into another option.
                 values[option] = source.id if source.on_hub else spec(f"the {option}", source)
                 values[revision] = source.commit if source.on_hub else None

@@ -1,4 +1,4 @@
-"""Read SAEs in the formats of eai-sparsify, SAELens, Gemma Scope and Llama Scope.
+"""Read SAEs in the formats of eai-sparsify, SAELens, Gemma Scope (1 and 2) and Llama Scope.
 
 Each reader turns a folder into the internal :class:`~.sae.SparseAutoencoder`. Files from a Hub are not trusted: weights
 are only read from safetensors and npz (``allow_pickle=False``), configs from plain JSON.
@@ -31,6 +31,8 @@ from ..core.seals import CHECKSUMS, check_files
 from ..core.writing import settle
 from .npz import check_npz
 from .sae import Site, SparseAutoencoder
+
+MOST_BLOCKS = 512
 
 
 def _refuse(path: Path, message: str) -> NeuronSelectError:
@@ -209,6 +211,7 @@ def _saelens(folder: Path, layer: int | None) -> SparseAutoencoder:
 
 # ------------------------------------------------------------------------------------ Gemma Scope
 def _gemma_scope(folder: Path, layer: int | None) -> SparseAutoencoder:
+    """Gemma Scope: of Gemma 2."""
     tensors = _tensors(folder / "params.npz", ("W_enc", "b_enc", "threshold"))
     # .../gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71, in the Hub cache with a snapshot folder in between.
     # The innermost match counts, since folders above the repository have names of the user's choice.
@@ -231,6 +234,29 @@ def _gemma_scope(folder: Path, layer: int | None) -> SparseAutoencoder:
         site=site,
         model_name=f"google/gemma-2-{model}" if model else None,
         format="gemma_scope",
+    )
+
+
+def _gemma_scope_2(folder: Path, layer: int | None) -> SparseAutoencoder:
+    """Gemma Scope 2: of Gemma 3, ``.../gemma-scope-2-1b-it/resid_post/layer_22_width_16k_l0_medium``."""
+    path = folder.absolute().as_posix()
+    kind = (re.findall(r"/(resid_post|attn_out|mlp_out|transcoder|crosscoder|clt)[^/]*/", path) or ["resid_post"])[-1]
+    if kind != "resid_post":
+        raise _refuse(folder, f"Gemma Scope 2 site {kind} is not supported; use one of resid_post or resid_post_all")
+    tensors = _tensors(folder / "params.safetensors", ("w_enc", "b_enc", "threshold"))
+    number = re.match(r"layer_(\d+)_width", folder.name)
+    size, trained = (re.findall(r"gemma-scope-2-(\d+[mb])-(pt|it)", path) or [("", "")])[-1]
+    name = f"google/gemma-3-{size}" + ("" if (size, trained) == ("270m", "pt") else f"-{trained}")
+    return SparseAutoencoder(
+        W_enc=tensors["w_enc"].T.contiguous(),
+        b_enc=tensors["b_enc"],
+        activation="jumprelu",
+        threshold=tensors["threshold"],
+        W_dec=tensors.get("w_dec"),
+        b_dec=tensors.get("b_dec"),
+        site=Site(f"layers.{int(number[1]) if number else _layer(folder, layer)}"),
+        model_name=name if size else None,
+        format="gemma_scope_2",
     )
 
 
@@ -274,6 +300,7 @@ _READERS: dict[str, Callable[[Path, int | None], SparseAutoencoder]] = {
     "sae.safetensors": _sparsify,
     "sae_weights.safetensors": _saelens,
     "params.npz": _gemma_scope,
+    "params.safetensors": _gemma_scope_2,
     "hyperparams.json": _llama_scope,
 }
 
@@ -287,9 +314,22 @@ def _is_layer(folder: Path, name: str, layer: int) -> bool:
     parts = name.split("/")
     if (folder / "params.npz").is_file():
         return f"layer_{layer}" in parts
+    if (folder / "params.safetensors").is_file():
+        return any(part.startswith(f"layer_{layer}_") for part in parts)
     if (folder / "hyperparams.json").is_file():
         return any(re.search(rf"L{layer}R-\d+x$", part) for part in parts)
     return bool({f"layers.{layer}", f"h.{layer}", f"layer_{layer + 1}", f"blocks.{layer}.hook_resid_post"} & set(parts))
+
+
+def sae_folders(root: Path) -> list[tuple[Path, str, int | None]]:
+    """The SAEs in or below a folder: folder, format and, if its name tells, the block it reads."""
+    found = []
+    for name, reader in _READERS.items():
+        for folder in sorted(path.parent for path in (root.rglob(name) if root.is_dir() else ())):
+            path = f"{root.name}/{folder.relative_to(root).as_posix()}"
+            layer = next((number for number in range(MOST_BLOCKS) if _is_layer(folder, path, number)), None)
+            found.append((folder, reader.__name__.removeprefix("_"), layer))
+    return found
 
 
 def find_folder(root: Path, layer: int | None) -> Path:

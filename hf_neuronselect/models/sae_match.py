@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
 
 from ..core.errors import NeuronSelectError
 from ..core.sources import Source
+from .prefix import tensor_files
 from .sae import SparseAutoencoder
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -43,6 +49,9 @@ def check_match(sae: SparseAutoencoder, model: Source, blocks: int, name: str) -
     models = list(_with_base(model))
     if record.commit is not None and any(one.commit == record.commit for one in models):
         return ""
+    if record.norms is not None and any(norms_hash(one) == record.norms for one in models):
+        return (f"the SAE was trained on {record.model}, whose norms {model.id} has: if its other weights were trained on, "
+                "train an SAE of its own")  # fmt: skip
     if any(_alike(record.model, one.id) for one in models):
         return _doubt_of_commit(record.model, record.commit, models)
     # Names of folders say nothing, but hashes of files and ids on the Hub do.
@@ -53,6 +62,29 @@ def check_match(sae: SparseAutoencoder, model: Source, blocks: int, name: str) -
             "or train one (neuronselect sae train)", option="sae", value=name,
         )  # fmt: skip
     return _may_not_fit(record.model, model)
+
+
+def norms_hash(source: Source) -> str | None:
+    """32 hex digits of the norms of a local model in bfloat16; None if they cannot be read.
+
+    Rounding and quantising leave norms as they are, training changes them.
+    """
+    if not source.commit.startswith("content:"):
+        return None
+    found = hashlib.blake2b(digest_size=16)
+    try:
+        files = tensor_files(source)
+        names = sorted(name for name in files if re.search(r"norm\d*\.weight$|ln_\w+\.weight$", name))
+        for name in names:
+            with safe_open(Path(source.location) / files[name], "pt") as file:
+                weight = file.get_tensor(name)
+            if weight.ndim != 1:
+                return None
+            found.update(f"{name.removeprefix('model.')} {len(weight)} ".encode())
+            found.update(weight.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+    except (OSError, SafetensorError, NeuronSelectError, RuntimeError):
+        return None
+    return found.hexdigest() if names else None
 
 
 def _with_base(model: Source) -> Iterator[Source]:

@@ -83,4 +83,7 @@ def extractor_of(options: ExtractionOptions, signals: Sequence[str], note: Say) 
     """The extractor of a command's options; without a model, of the bundled one."""
     if options.model is None and signals:
         note("No --model: using the bundled 9 M model and its SAE.")
-    return NeuronFeatureExtractor.from_options(options, signals)
+    extractor = NeuronFeatureExtractor.from_options(options, signals)
+    if options.model is not None and extractor.extraction.sae_found:
+        note(f"{extractor.extraction.sae_found}.")
+    return extractor

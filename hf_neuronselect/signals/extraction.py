@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import torch
 from ..core import bundled
 from ..core.digests import sae_hash
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
-from ..core.options import ExtractionOptions
+from ..core.options import AUTO, ExtractionOptions
 from ..core.sources import Source, hub_commit, hub_errors
 from ..models.backbone import resolve_layer
 from ..models.checkpoint import check_runs, check_tokens, config_of, limits_of
+from ..models.find_sae import SHIPPED, FoundSae, find_saes, how_to_train, pick_sae
 from ..models.loading import DTYPES, ModelSpec, tokenizer_of
 from ..models.pin import pin_model
 from ..models.sae import SparseAutoencoder
@@ -32,7 +33,7 @@ class Extraction:
     Attributes:
         options: ``layer`` counts from 0 and ``dtype`` is never ``auto``.
         model, sae: pinned. sae_site: what the SAE reads, e.g. ``layers.30 output``. sae_k: latents it keeps by itself.
-        limits: of the model. doubts: what speaks against the SAE, a sentence each.
+        limits: of the model. doubts: what speaks against the SAE, a sentence each. sae_found: where it is, if none was named.
     """
 
     options: ExtractionOptions
@@ -42,6 +43,7 @@ class Extraction:
     sae_k: int | None = None
     limits: Limits = Limits()
     doubts: tuple[str, ...] = ()
+    sae_found: str = ""
 
     @property
     def spec(self) -> ModelSpec:
@@ -94,7 +96,7 @@ def resolve_extraction(
         NeuronSelectError: something cannot be had, or does not fit, with the mend.
     """
     if options.model is None:
-        if options.sae is not None:
+        if options.sae not in (None, AUTO):
             raise NeuronSelectError("belongs to a model: name the model, too", option="sae", value=options.sae)
         options = replace(options, model=str(bundled.MODEL), sae=str(bundled.SAE))
     assert options.model is not None
@@ -106,16 +108,54 @@ def resolve_extraction(
     check_tokens(source, tokenizer_of(source), limits, options.chat_template)
     layer = resolve_layer(options.layer, lm_config.get_text_config().num_hidden_layers)
     options = replace(options, layer=layer, dtype=_resolve_dtype(options, lm_config))
-    if options.sae is None:
-        if needs_sae:
-            raise NeuronSelectError(
-                f"needed by {', '.join(needs_sae)}: name a sparse autoencoder (a Hub id or folder) of {options.model}",
-                option="sae",
-            )
-        return Extraction(options, source, limits=limits)
-    sae_source = resolve_sae(options.sae, options.sae_revision, layer, token)
+    extraction = Extraction(options, source, limits=limits)
+    if options.sae is None and not needs_sae:
+        return extraction
+    name, found = options.sae, None
+    if name in (None, AUTO):
+        found, layer = _found_sae(options, source, lm_config, needs_sae)
+        name = found.sae[layer]
+    assert name is not None and options.model is not None
+    try:
+        sae_source = resolve_sae(name, options.sae_revision, layer, token)
+    except NeuronSelectError as cause:
+        if options.sae != AUTO:
+            raise
+        raise NeuronSelectError(
+            f"the catalogue names {name}, which cannot be had ({cause.message}); name another SAE with --sae, or "
+            f"{how_to_train(options.model, lm_config)}", option="sae", value=AUTO,
+        ) from cause  # fmt: skip
     sae = load_sae(sae_source.location, layer=layer)
-    return with_sae(Extraction(options, source, limits=limits), sae_source, sae, lm_config)
+    made = with_sae(extraction, sae_source, sae, lm_config)
+    if found is None:
+        return made
+    doubts = made.doubts or ((f"the SAE may not fit: {found.doubt}",) if found.doubt else ())
+    return replace(made, doubts=doubts, sae_found=found.about(layer))
+
+
+def _found_sae(
+    options: ExtractionOptions, source: Source, lm_config: Any, needs_sae: Sequence[str]
+) -> tuple[FoundSae, int]:
+    """The SAE meant by ``auto`` or, where none is named, the one in the package: the SAE, and its layer.
+
+    Raises:
+        NeuronSelectError: there is none.
+    """
+    assert options.model is not None
+    found = find_saes(source) if options.sae == AUTO else find_saes(source, (SHIPPED,))
+    picked = pick_sae(found, options.layer)
+    if picked is None and options.sae == AUTO:
+        raise NeuronSelectError(
+            f"no SAE of {source.id} is known; name one, or {how_to_train(options.model, lm_config)}", option="sae",
+            value=AUTO,
+        )  # fmt: skip
+    if picked is None:
+        raise NeuronSelectError(
+            f"needed by {', '.join(needs_sae)}: name a sparse autoencoder (a Hub id or folder) of {options.model}, or "
+            f"auto for one that `neuronselect sae find {options.model}` lists; or {how_to_train(options.model, lm_config)}",
+            option="sae",
+        )  # fmt: skip
+    return picked
 
 
 def with_sae(extraction: Extraction, source: Source, sae: SparseAutoencoder, lm_config: Any) -> Extraction:

@@ -31,6 +31,7 @@ from ..hub.cards import SaeCard, write_card
 from ..models.backbone import Backbone, resolve_layer
 from ..models.loading import causal_lm_of, tokenizer_of
 from ..models.sae_formats import load_sae
+from ..models.sae_match import norms_hash
 from ..rows.encode import Limits, SampleEncoder
 from ..signals.extraction import Extraction
 from ..signals.forward import place_of
@@ -248,6 +249,7 @@ def _measured(
         folder.name: SaeRecord(
             model=name,
             commit=model.commit,
+            norms=norms_hash(model),
             layer=layer,
             **asdict(one),
             loss_recovered=one.loss_recovered,

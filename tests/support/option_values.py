@@ -19,6 +19,7 @@ CONFIGS: dict[str, type[Options]] = {
     "export": configs.ExportConfig,
     "push": configs.PushConfig,
     "sae train": configs.SaeTrainConfig,
+    "sae find": configs.SaeFindConfig,
     "sae inspect": configs.SaeInspectConfig,
 }
 EVERY = [(command, name) for command, kind in CONFIGS.items() for name in options_of(kind)]
