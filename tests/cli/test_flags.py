@@ -16,7 +16,13 @@ from hf_neuronselect.core.options import Options, flag_words, options_of
 
 WORK = {name: f"hf_neuronselect.pipelines.{name}.{name}" for name in CONFIGS if " " not in name}
 WORK |= {f"sae {one}": f"hf_neuronselect.pipelines.sae.{one}_sae" for one in ("train", "inspect")}
-ARGUMENTS = {"run": ["recipe"], "export": ["folder"], "push": ["folder", "repo"], "sae inspect": ["sae"]}
+ARGUMENTS = {
+    "run": ["recipe"],
+    "export": ["folder"],
+    "push": ["folder", "repo"],
+    "sae find": ["model"],
+    "sae inspect": ["sae"],
+}
 
 
 @pytest.fixture

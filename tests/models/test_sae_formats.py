@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,30 @@ def test_gemma_scope_sites(folder: str, site: Site, model: str, tmp_path: Path) 
     """Gemma Scope says where it reads in its path only; its layer_i is block i."""
     sae = load_sae(gemma(tmp_path / folder))
     assert (sae.site, sae.model_name) == (site, model)
+
+
+def test_gemma_scope_2_is_gemma_scope_in_other_files(tmp_path: Path) -> None:
+    """The same encoder with lower-case names in safetensors; block and base model are told by the path."""
+    one = gemma(tmp_path / "one" / "layer_1")
+    with np.load(one / "params.npz") as archive:
+        tensors = {name.replace("W_", "w_"): torch.from_numpy(archive[name]) for name in archive.files}
+    root = tmp_path / "gemma-scope-2-1b-it"
+    for layer in (1, 11, 17):
+        folder = root / "resid_post_all" / f"layer_{layer}_width_16k_l0_big"
+        folder.mkdir(parents=True)
+        save_file(tensors, folder / "params.safetensors")
+    sae, x = load_sae(root, layer=1), golden("gemma_scope")[0]
+    assert (sae.site, sae.model_name, sae.format) == (Site("layers.1"), "google/gemma-3-1b-it", "gemma_scope_2")
+    np.testing.assert_array_equal(dense(sae, x), dense(load_sae(one), x))
+    assert load_sae(root, layer=17).site == Site("layers.17")
+    small = tmp_path / "gemma-scope-2-270m-pt" / "attn_out" / "layer_1_width_16k_l0_big"
+    shutil.copytree(root / "resid_post_all" / "layer_1_width_16k_l0_big", small)
+    with pytest.raises(NeuronSelectError, match="site attn_out is not supported"):
+        load_sae(small)
+    assert (
+        load_sae(small.rename(tmp_path / "gemma-scope-2-270m-pt" / "renamed"), layer=4).model_name
+        == "google/gemma-3-270m"
+    )
 
 
 def test_gemma_and_llama_scope_without_a_path_need_layer(tmp_path: Path) -> None:
