@@ -15,7 +15,7 @@ from hf_neuronselect.core.configs import RunConfig, SelectConfig
 from hf_neuronselect.core.options import Options, flag_words, options_of
 
 WORK = {name: f"hf_neuronselect.pipelines.{name}.{name}" for name in CONFIGS if " " not in name}
-WORK |= {f"sae {one}": f"hf_neuronselect.pipelines.sae.{one}_sae" for one in ("train", "inspect")}
+WORK |= {f"sae {one}": f"hf_neuronselect.pipelines.sae.{one}_sae" for one in ("train", "find", "inspect")}
 ARGUMENTS = {
     "run": ["recipe"],
     "export": ["folder"],
