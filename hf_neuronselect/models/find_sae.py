@@ -204,7 +204,7 @@ _RATE = 2000 * 119_000_000  # parameters of blocks times tokens/s: SmolLM2-135M 
 
 def how_to_train(model: str, lm_config: Any | None = None) -> str:
     """The command that trains an SAE, and its likely hours."""
-    command = f"neuronselect sae train --model {model} --pool YOUR_ROWS --out sae"
+    command = f"neuronselect sae train --model {model} --pool YOUR_ROWS --tokens 10e6 --out sae"
     on = f"{TRAINED / 1e6:.0f} million tokens on two CPU cores, at 2,000 tokens/s for 135 M parameters"
     if lm_config is None:
         return (

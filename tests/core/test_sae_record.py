@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import ROOT, write_sae
+from tiny import write_sae
 
 from hf_neuronselect.core import bundled
 from hf_neuronselect.core.digests import SAE_FILES, model_hash
@@ -29,7 +29,7 @@ def test_the_shipped_records_are_of_their_files() -> None:
     """Load checks the files; the bundled SAE's model is the bundled one, as it is now."""
     record = load_sae(next(bundled.SAE.iterdir())).record
     assert record is not None and record.commit == f"content:{model_hash(bundled.MODEL)}"
-    other = load_sae(ROOT / "recipes" / "smollm2" / "sae").record
+    other = load_sae(bundled.SAES[1]).record
     assert other is not None and other.layer == 28
     for one in (record, other):
         assert one.verdict == verdict_of(one.fvu, one.dead) and not one.doubt
