@@ -27,7 +27,14 @@ _MODEL_FILES = (
     "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja", "tekken.json", "vocab.json",
     "vocab.txt", "merges.txt", "*.model", "*.spm", "*.tiktoken", "bpe.codes", "dict.txt", "emoji.json",
 )  # fmt: skip
-_SINGLE, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# Of an adapter's configuration: what does not change what it computes. Its base is pinned by itself.
+_ADAPTER_NOTES = frozenset({
+    "auto_mapping", "base_model_name_or_path", "eva_config", "corda_config", "inference_mode", "init_lora_weights",
+    "init_weights", "loftq_config", "lora_dropout", "megatron_config", "module_dropout", "parent_library", "peft_version",
+    "revision", "runtime_config", "task_type",
+})  # fmt: skip
 SAE_FILES = ("cfg.json", "sae.safetensors", "sae_weights.safetensors", "params.npz", "params.safetensors", "hyperparams.json",
              "checkpoints/final.safetensors", "activation_scaler.json")  # fmt: skip
 
@@ -104,12 +111,31 @@ def model_hash(folder: Path) -> str:
     there = [path for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")) if path.is_file()]
     names = [path.relative_to(folder).as_posix() for path in there]
     used = [name for name in names if any(fnmatch(name, pattern) for pattern in _MODEL_FILES)]
-    return files_hash(folder, [*used, *(name for name in _weights(folder) if (folder / name).is_file())])
+    found = files_hash(folder, [
+        name for name in (*used, *_weights(folder)) if name != _ADAPTER_CONFIG and (folder / name).is_file()
+    ])  # fmt: skip
+    if not (folder / _ADAPTER_CONFIG).is_file():
+        return found
+    return hashlib.blake2b(f"{found}{_adapter_hash(folder / _ADAPTER_CONFIG)}".encode(), digest_size=16).hexdigest()
+
+
+def _adapter_hash(path: Path) -> str:
+    """Hash of what an adapter's configuration says of its layers: not of paths, versions or how it was trained."""
+    stated = _json(path)
+    if not stated:
+        return file_hash(path)
+    kept = {
+        # peft writes sets in any order
+        name: sorted(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else value
+        for name, value in stated.items()
+        if name not in _ADAPTER_NOTES
+    }
+    return hashlib.blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _weights(folder: Path) -> list[str]:
     """Names of the files that weights are loaded from."""
-    if (folder / "adapter_config.json").is_file():
+    if (folder / _ADAPTER_CONFIG).is_file():
         return [_ADAPTER]
     named = _json(folder / "config.json").get("transformers_weights")
     if isinstance(named, str):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import yaml
 
 from ..core.errors import NeuronSelectError
-from ..rows.encode import Sample
+from ..rows.encode import Limits, Sample
 from ..rows.formats import Conversation
 
 Files = dict[str, str | pa.Table]
@@ -32,7 +32,8 @@ class BaseModel:
     Attributes:
         name: Hub id or folder. revision: the commit the selection was made with, if it was made with this model.
         tokenizer: None if it is not on this machine. template: the chat template it lacks, or that its rows were scored
-            with instead of its own; else None. marked: whether its chat template marks the answers.
+            with instead of its own; else None. marked: whether its chat template marks the answers. limits: of rows, as far
+            as they are known.
     """
 
     name: str
@@ -40,6 +41,7 @@ class BaseModel:
     tokenizer: Any = None
     template: str | None = None
     marked: bool = False
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True)

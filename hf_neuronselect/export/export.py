@@ -71,9 +71,10 @@ def _files_of(selection: Selection, exporter: Exporter, base_model: str | None) 
     rows = _read(selection, exporter.name)
     base = base_model_of(selection, base_model, has_tools=rows.any_tools or rows.any_calls)
     settings = _settings(selection)
-    length = settings.max_length if settings else DEFAULT_LENGTH
+    asked = settings.max_length if settings else DEFAULT_LENGTH
+    length = min(asked, base.limits.positions or asked)
     if exporter.tokens(base):
-        rows = _tokenised(rows, base, length)
+        rows = _tokenised(rows, base, asked)
     elif base.tokenizer is None and exporter in (TRL, UNSLOTH):
         warnings.warn(
             f"the tokenizer of {base.name} is not on this machine, and the rows cannot be written as token ids. "
@@ -116,7 +117,8 @@ def _read(selection: Selection, trainer: str) -> Rows:
 
 def _tokenised(rows: Rows, base: BaseModel, length: int) -> Rows:
     """The rows with their token ids; rows that cannot be trained on are left out, with a warning."""
-    samples = AnswerEncoder(base.tokenizer, max_length=length, chat_template=base.template).encode(rows.conversations)
+    encoder = AnswerEncoder(base.tokenizer, max_length=length, chat_template=base.template, limits=base.limits)
+    samples = encoder.encode(rows.conversations)
     kept = [i for i, sample in enumerate(samples) if not sample.skip]
     reasons = left_out(samples)
     if not kept:

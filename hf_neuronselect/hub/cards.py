@@ -348,6 +348,7 @@ class AdapterCard(CardTemplate):
         pool = rows.pool if rows else None
         named = {
             "rows": "rows trained on",
+            "truncated": "of them cut at max_length or the model's last position",
             "steps": "steps",
             "tokens": "tokens of these rows",
             "answer_tokens": "of them answers",
@@ -359,7 +360,7 @@ class AdapterCard(CardTemplate):
             "rows": rows and (rows.repo_id or (f"selected from {_pinned(pool)}" if _pinned(pool) else None)),
             "selection method": rows and rows.method and rows.method.name,
             "targets": ", ".join((rows and rows.targets) or ()),
-            **{text: made.results[name] for name, text in named.items() if name in made.results},
+            **{text: made.results[name] for name, text in named.items() if made.results.get(name)},
             "first and last training loss": " to ".join(f"{loss:.3f}" for _, loss in ends),
             **made.hyperparameters,
             "packages": ", ".join(f"{name} {version}" for name, version in made.packages.items()),

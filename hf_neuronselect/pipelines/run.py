@@ -29,11 +29,13 @@ from ..core.sources import Source, hub_errors
 from ..core.writing import reserve
 from ..hub.push import check_write_access
 from ..models.pin import pin_model
-from ..rows.formats import Conversation, row_format
+from ..rows.formats import Conversation
 from ..rows.identity import pool_digest
 from ..rows.load import conversations_of, load_rows
 from ..selection.library import load_capability
+from ..selection.reader import Reader
 from ..selection.selection import Selection
+from ..signals.extractor import NeuronFeatureExtractor
 from ..training.data import check_trainable
 from ..training.evaluation import EVALUATION_RECORD, read_evaluation, write_evaluation
 from ..training.models import base_source
@@ -167,11 +169,13 @@ class _Run:
         return jobs
 
     def _check_trainable(self, pool: Dataset | IterableDataset, config: SelectConfig) -> None:
-        """Try rows from all over the pool with the base's chat template, before the pass over the pool."""
-        if not isinstance(pool, Dataset):
-            return
-        tried = pool.select(range(0, len(pool), len(pool) // _TRIED + 1))
-        rows = conversations_of(tried, row_format(pool.column_names, config.row_format, config.columns))
+        """Try rows from all over the pool, or a stream's first, with the base's chat template, before the pass."""
+        if isinstance(pool, Dataset):
+            pool = pool.select(range(0, len(pool), len(pool) // _TRIED + 1))
+        else:
+            pool = pool.take(_TRIED)
+        extractor = NeuronFeatureExtractor.without_model(config, ())
+        rows = [row for batch in Reader((), extractor, {}).read(pool) for row in batch.conversations]
         if reasons := check_trainable(rows, self.base, self.recipe.train):
             self.note(f"Of {len(rows)} rows tried, some cannot be trained on and would be left out: {reasons}")
 

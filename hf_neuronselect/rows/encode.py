@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -320,9 +321,10 @@ class SampleEncoder:
                 samples[i] = self._sample(np.asarray(encoded["input_ids"][j], np.int64), offsets, spans.get(i))
         found = [sample for sample in samples if sample is not None]
         if self.max_length < self.asked and any(sample.truncated and not sample.skip for sample in found):
+            asked = f", not at max_length {self.asked}" if self.asked < sys.maxsize else ""
             warnings.warn(
-                f"rows longer than the model's {self.max_length} positions are cut there, not at max_length "
-                f"{self.asked}; the record counts them as truncated",
+                f"rows longer than the model's {self.max_length} positions are cut there{asked}; the record counts them as "
+                "truncated",
                 NeuronSelectWarning,
                 stacklevel=2,
             )

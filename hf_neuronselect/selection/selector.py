@@ -8,6 +8,7 @@ import json
 import re
 import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from ..hub.pushable import PushToHub
 from ..methods import Method, make_method
 from ..methods.base import PoolMethod, Target, exemplar_signals, signals_needed
 from ..methods.pickers import row_scores
+from ..rows.identity import pool_digest
 from ..rows.leakage import Leakage
 from ..rows.load import source_of, without_selection
 from ..signals.base import Signal, signals_of
@@ -313,7 +315,7 @@ class NeuronSelector(PushToHub):
         if isinstance(pool, IterableDataset):
             held = stream_budget(pool, budget, list(self.targets), aggregate, self.method.picker())
         known, several = source or source_of(pool) or SourceRecord(), len(self.targets) > 1
-        method = self._prepared(pool)
+        method = self._prepared(pool, known)
         reader = self._reader(extractor, features, needs_rows=bool(exclude))
         reader.name = known.id
         with self._spooled(pool, reader):
@@ -352,16 +354,17 @@ class NeuronSelector(PushToHub):
             first = f"; {tally.reasons[0]}" if tally.reasons else ""
             raise NeuronSelectError(f"none of the {tally.rows} rows can be selected ({why}{first})", option="pool")
 
-    def _prepared(self, pool: Data) -> Method:
-        """The method after its :meth:`~hf_neuronselect.methods.Method.prepare`."""
+    def _prepared(self, pool: Data, source: SourceRecord) -> Method:
+        """The method after its :meth:`~hf_neuronselect.methods.Method.prepare`.
+
+        Its folder belongs to the pool's content; a stream of which nothing is known gets a folder of its own.
+        """
         if type(self.method).prepare is Method.prepare:
             return self.method
-        state = json.dumps([self.method.name, self.method.options, getattr(pool, "_fingerprint", None)], default=str)
-        work = (
-            cache_dir()
-            / "prepared"
-            / f"{self.method.name}-{hashlib.blake2b(state.encode(), digest_size=8).hexdigest()}"
-        )
+        what = pool_digest(pool) if isinstance(pool, Dataset) else source.commit or uuid.uuid4().hex
+        state = json.dumps([self.method.name, self.method.options, what], default=str)
+        digest = hashlib.blake2b(state.encode(), digest_size=8).hexdigest()
+        work = cache_dir() / "prepared" / f"{self.method.name}-{digest}"
         work.mkdir(parents=True, exist_ok=True)
         return self.method.prepare(pool, work)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from trl import SFTConfig
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.sources import Source
+from ..models.checkpoint import config_of, limits_of
 from ..rows.answers import AnswerEncoder, left_out
+from ..rows.encode import Limits
 from ..rows.formats import Conversation
 from .config import TrainConfig
 from .models import load_tokenizer
@@ -33,21 +37,36 @@ def tokenizer_for(base: Source, config: TrainConfig, token: str | bool | None = 
     return tokenizer
 
 
-def encoder_of(tokenizer: Any, arguments: SFTConfig) -> AnswerEncoder:
-    """Tokenises rows as they are trained on."""
+def clip_length(arguments: SFTConfig, limits: Limits) -> None:
+    """Let no row be longer than the model has positions; TRL would feed it longer ones."""
+    if limits.positions is not None and (arguments.max_length or sys.maxsize) > limits.positions:
+        arguments.max_length = limits.positions
+
+
+def encoder_of(tokenizer: Any, arguments: SFTConfig, limits: Limits | None = None) -> AnswerEncoder:
+    """Tokenises rows as they are trained on.
+
+    Args:
+        arguments: as asked for, before :func:`clip_length`. limits: of the model.
+    """
     # These ways of packing cut rows into pieces and keep all of them; else what is too long is cut off.
     keeps_all = arguments.packing and arguments.packing_strategy in ("wrapped", "bfd_split")
+    limits = limits or Limits()
     return AnswerEncoder(
         tokenizer,
         max_length=None if keeps_all else arguments.max_length,
         truncation_side="left" if getattr(arguments, "truncation_mode", "") == "keep_end" else "right",
+        limits=replace(limits, positions=None) if keeps_all else limits,
     )
 
 
-def training_rows(conversations: Sequence[Conversation], encoder: AnswerEncoder) -> Dataset:
+def training_rows(conversations: Sequence[Conversation], encoder: AnswerEncoder) -> tuple[Dataset, int]:
     """Tokenise rows: ``input_ids``, and ``assistant_masks``, which is 1 for the tokens of answers.
 
     Rows that cannot be trained on are left out, with a warning that counts them by reason.
+
+    Returns:
+        The rows, and how many of them were cut.
 
     Raises:
         NeuronSelectError: no row is left.
@@ -64,12 +83,13 @@ def training_rows(conversations: Sequence[Conversation], encoder: AnswerEncoder)
             f"{len(samples) - len(usable)} of {len(samples)} rows cannot be trained on and are left out: {reasons}",
             NeuronSelectWarning, stacklevel=3,
         )  # fmt: skip
-    return Dataset.from_dict(
+    rows = Dataset.from_dict(
         {
             "input_ids": [sample.input_ids.astype(np.int32) for sample in usable],
             "assistant_masks": [sample.pooled.astype(np.int8) for sample in usable],
         }
     )
+    return rows, sum(sample.truncated for sample in usable)
 
 
 def check_trainable(conversations: Sequence[Conversation], base: Source, config: TrainConfig) -> str:
@@ -81,7 +101,8 @@ def check_trainable(conversations: Sequence[Conversation], base: Source, config:
     Raises:
         NeuronSelectError: none of them can.
     """
-    encoder = encoder_of(tokenizer_for(base, config), config.arguments(Path("unused")))
+    limits = limits_of(config_of(base))
+    encoder = encoder_of(tokenizer_for(base, config), config.arguments(Path("unused")), limits)
     samples = encoder.encode(conversations)
     reasons = left_out(samples)
     if samples and all(sample.skip for sample in samples):

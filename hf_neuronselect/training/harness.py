@@ -12,10 +12,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from ..core.errors import NeuronSelectError, one_of
-from ..core.sources import Source, hub_errors, resolve
+from ..core.sources import Source, resolve
+from ..models.checkpoint import read_tokenizer
 from ..models.loading import DTYPES
 from .models import adapted, adapter_source, base_source, load_for_evaluation
 
@@ -238,13 +237,13 @@ def _check(adapters: Mapping[str, str | None], names: list[str], limit: int | No
 
 
 def _tokenizer(base: Source, name: str | None, token: str | bool | None) -> Any:
-    source = base
-    if name is not None:
-        source = resolve(name, revision=None, token=token, option="tokenizer", probe=("tokenizer_config.json",))
-    with hub_errors("tokenizer", source.id):
-        return AutoTokenizer.from_pretrained(
-            source.location, revision=source.revision, token=token, trust_remote_code=False
-        )
+    if name is None:
+        return read_tokenizer(base)
+    source = resolve(name, revision=None, token=token, option="tokenizer", probe=("tokenizer_config.json",))
+    try:
+        return read_tokenizer(source)
+    except NeuronSelectError as cause:
+        raise NeuronSelectError(cause.message, option="tokenizer", value=name) from cause
 
 
 @contextmanager

@@ -31,12 +31,13 @@ from ..core.sources import Source
 from ..core.writing import put, reserve, writing
 from ..hub.cards import AdapterCard, write_card
 from ..hub.markdown import check_readme
+from ..models.checkpoint import config_of, limits_of
 from ..models.loading import quiet_peft
 from ..rows.formats import Conversation
 from ..rows.load import conversations_of
 from .callback import CardCallback, StepCallback
 from .config import TrainConfig
-from .data import encoder_of, learnt, tokenizer_for, training_rows
+from .data import clip_length, encoder_of, learnt, tokenizer_for, training_rows
 from .models import base_source, load_causal_lm
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,9 @@ def _train(
     arguments = config.arguments(checkpoints)
     tokenizer = tokenizer_for(base, config, token)
     conversations = conversations_of(data)
-    rows = training_rows(conversations, encoder_of(tokenizer, arguments))
+    limits = limits_of(config_of(base))
+    rows, cut = training_rows(conversations, encoder_of(tokenizer, arguments, limits))
+    clip_length(arguments, limits)
     set_seed(arguments.seed)
     options = ModelConfig(**config.model_options)
     model = load_causal_lm(
@@ -125,7 +128,14 @@ def _train(
         hyperparameters=plain(
             {f"LoRA {key}": getattr(lora, key) for key in ("r", "lora_alpha", "lora_dropout")} | log.hyperparameters
         ),
-        results={"rows": len(rows), "tokens": tokens, "answer_tokens": trained, "seconds": seconds, "steps": log.steps},
+        results={
+            "rows": len(rows),
+            "truncated": cut,
+            "tokens": tokens,
+            "answer_tokens": trained,
+            "seconds": seconds,
+            "steps": log.steps,
+        },  # fmt: skip
         losses=tuple(log.losses),
         packages={package: version(package) for package in _PACKAGES},
     )

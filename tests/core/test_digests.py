@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -139,3 +140,24 @@ def test_a_file_that_just_changed_is_not_remembered(
     monkeypatch.setattr(digests, "_SETTLED", 3.0)
     file = put(tmp_path, "w") / "w"
     assert file_hash(file) == file_hash(file) and memo == [file, file]
+
+
+def test_an_adapters_identity_is_what_it_computes(tmp_path: Path) -> None:
+    """Not where its base lay, which version wrote it, or in which order a set came."""
+    config = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "/a/b",
+              "peft_version": "0.19", "lora_dropout": 0.05, "task_type": "CAUSAL_LM"}  # fmt: skip
+
+    def hash_of(**changes: object) -> str:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | changes))
+        return model_hash(tmp_path)
+
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    before = hash_of()
+    notes = {"base_model_name_or_path": "org/b", "revision": "main", "peft_version": "0.20", "inference_mode": True,
+             "task_type": None, "lora_dropout": 0.0, "target_modules": ["v_proj", "q_proj"]}  # fmt: skip
+    assert hash_of(**notes) == before
+    for change in ({"r": 8}, {"target_modules": ["q_proj"]}, {"use_rslora": True}, {"a_new_field": 1}):
+        assert hash_of(**change) != before
+    hash_of()
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"others")
+    assert model_hash(tmp_path) != before

@@ -36,7 +36,7 @@ from hf_neuronselect.core.errors import NeuronSelectWarning
 from hf_neuronselect.core.options import NumberOptions
 from hf_neuronselect.core.provenance import ExtractionRecord, SourceRecord
 from hf_neuronselect.export.export import FORMATS, export_selection
-from hf_neuronselect.rows.encode import SampleEncoder
+from hf_neuronselect.rows.encode import Limits, SampleEncoder
 from hf_neuronselect.rows.formats import Conversation, read_row, row_format
 from hf_neuronselect.rows.load import load_rows
 
@@ -638,11 +638,30 @@ def test_a_template_given_for_scoring_is_trained_with(
     shown = "{% for m in messages %}{{ m.role + '> ' + m.content + '</s>' }}{% endfor %}"
     selection = selected([{"messages": chat("q", "a")}])
     scored_by(selection, "org/scorer", "c" * 40, chat_template=shown)
-    monkeypatch.setattr("hf_neuronselect.export.model.AutoTokenizer.from_pretrained", lambda *a, **b: tiny_tokenizer())
+    monkeypatch.setattr("hf_neuronselect.export.model._here", lambda *given: (tiny_tokenizer(), Limits()))
     files = export_selection(selection, "trl", tmp_path)
     assert [file.name for file in files] == ["train.jsonl", "chat_template.jinja", "README.md", "sft.yaml"]
     (line,) = read_lines(files[0])
     assert tiny_tokenizer().decode(line["input_ids"]) == "user> q</s>assistant> a</s>"
+
+
+def test_the_base_model_is_read_as_any_model(tmp_path: Path) -> None:
+    """Named templates, the model's last position, and refusals are those of scoring and training."""
+    folder = tmp_path / "base"
+    lm = tiny_model("llama")
+    lm.config.max_position_embeddings = 24
+    lm.save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "none"}
+    tokenizer.save_pretrained(folder)
+    selection = selected([{"messages": chat("q", "a")}, {"messages": chat("why", "because " * 20)}])
+    with pytest.warns(NeuronSelectWarning, match="rows longer than the model's 24 positions are cut there"):
+        files = export_selection(selection, "trl", tmp_path / "out", base_model=str(folder))
+    assert [len(row["input_ids"]) <= 24 for row in read_lines(files[0])] == [True, True]
+    assert yaml.safe_load(files[-1].read_text())["max_length"] == 24
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(NeuronSelectError, match="base_model='base': its tokenizer cannot be read"):
+        export_selection(selection, "trl", tmp_path / "out", base_model=str(folder))
 
 
 def test_what_is_not_known_to_work_is_said(talks: Selection, tmp_path: Path) -> None:

@@ -241,6 +241,10 @@ def test_prepare_is_called_once_with_a_folder_that_stays(registered: None) -> No
         assert NeuronSelector("prepared").select(pool, k=1).indices.tolist() == [2]
     (folder,) = (cache_dir() / "prepared").glob("prepared-*")
     assert sorted(path.name for path in folder.iterdir()) == ["again", "best"]
+    NeuronSelector("prepared").select(Dataset.from_dict({"text": ["a", "b", "c"]}), k=1)  # the same rows, made anew
+    assert list((cache_dir() / "prepared").glob("prepared-*")) == [folder]
+    NeuronSelector("prepared").select(Dataset.from_dict({"text": ["a", "b", "d"]}), k=1)
+    assert len(list((cache_dir() / "prepared").glob("prepared-*"))) == 2
 
 
 def test_scores_of_a_wrong_shape_are_refused(registered: None) -> None:

@@ -453,6 +453,15 @@ def test_a_bad_recipe_is_one_line(text: str, message: str, here: Path) -> None:
     assert refused("run", "gone.yaml", "--out", "run").startswith("error: --config gone.yaml: cannot be read")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_pool_that_cannot_be_trained_on_is_refused_before_the_pass(streaming: bool, here: Path) -> None:
+    asked = {"messages": [{"role": "user", "content": "why?"}]}
+    Path("asked.jsonl").write_text("".join(json.dumps(asked | {"id": i}) + "\n" for i in range(20)))
+    write(without="push evaluate", select={"pool": "asked.jsonl", "streaming": streaming}, train={"controls": None})
+    line = refused("run", "recipe.yaml", "--out", "run")
+    assert "cannot be trained on these rows: no assistant turn with an answer (20)" in line
+
+
 def test_rows_that_are_not_selected_cannot_be_pushed(again: Path, hub: Hub) -> None:
     write(train={"controls": None})
     line = refused("train", "--config", "recipe.yaml", "--data", "run/selection", "--out", "other")

@@ -332,6 +332,25 @@ def test_what_would_be_left_out_is_known_before_a_selection(tmp_path: Path) -> N
         check_trainable(rows[:1], source, config)
 
 
+@pytest.mark.parametrize("asked", [200, 30, None])
+def test_rows_are_cut_at_the_models_last_position(asked: int | None, tmp_path: Path) -> None:
+    lm = tiny_model("llama")
+    lm.config.max_position_embeddings = 40
+    lm.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    data = Dataset.from_list([{"messages": chat("q", "a")}, {"messages": chat("q", "because " * 40)}])
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        record = train(tmp_path / "base", tmp_path / "a", data, max_length=asked)
+    said = [str(one.message) for one in heard if issubclass(one.category, NeuronSelectWarning)]
+    at = ", not at max_length 200" if asked == 200 else ""
+    wanted = f"rows longer than the model's 40 positions are cut there{at}; the record counts them as truncated"
+    assert said == ([] if asked == 30 else [wanted])
+    assert record.results["truncated"] == 1
+    assert record.results["tokens"] <= 2 * (asked if asked == 30 else 40)
+    assert "cut at max_length" in (tmp_path / "a" / "README.md").read_text()
+
+
 def test_tool_calls_are_learnt_from_every_format(base: Path, tmp_path: Path) -> None:
     """Lists of prompt and completion keep their calls; null arguments, as Arrow fills them in, are none."""
     config = TrainConfig.from_section(section(base))
@@ -347,7 +366,7 @@ def test_tool_calls_are_learnt_from_every_format(base: Path, tmp_path: Path) -> 
     for columns in ({"prompt": [question], "completion": [answer]}, {"messages": [question, answer]}):
         for tools in (None, "", "null", "[]", []):
             data = Dataset.from_list([columns | {"tools": tools}])
-            (row,) = training_rows(conversations_of(data), encoder)
+            ((row,), _) = training_rows(conversations_of(data), encoder)
             ids = np.asarray(row["input_ids"])
             assert tokenizer.decode(ids[np.asarray(row["assistant_masks"]) == 1]) == "I look." + shown
             assert "user\nWeather?<|im_end|>" in tokenizer.decode(ids) and "tools" not in tokenizer.decode(ids)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import datasets
 import evaluate
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import has_file
 
 from hf_neuronselect.core.errors import NeuronSelectError, NeuronSelectWarning
-from hf_neuronselect.core.sources import hub_errors, resolve
+from hf_neuronselect.models.checkpoint import read_tokenizer
+from hf_neuronselect.models.loading import load_adapter
 from hf_neuronselect.models.loss import answer_losses
+from hf_neuronselect.models.pin import pin_model
 from hf_neuronselect.rows.formats import Conversation, read_row, row_format
+from hf_neuronselect.training.models import adapter_source, load_causal_lm
 
 _DESCRIPTION = """\
 The mean negative log-likelihood, in nats per token, that a causal LM assigns to the answers of held-out rows, each
@@ -116,28 +117,26 @@ def load(
     """Load a model, with its adapter if one is named, and the tokenizer it was trained with."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    location, commit = _pin(model_id, revision, "model_id")
-    with hub_errors("model_id", model_id):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            location, revision=commit, dtype=dtype, trust_remote_code=False
-        )
+    with _called("model_id", model_id):
+        source = pin_model(model_id, revision=revision, token=None)
+        model = load_causal_lm(source, dtype=dtype)
+        tokenizer = read_tokenizer(source) if adapter_id is None else None
     if adapter_id is not None:
-        adapter, adapter_commit = _pin(adapter_id, None, "adapter_id")
-        with hub_errors("adapter_id", adapter_id):
-            model = PeftModel.from_pretrained(model, adapter, revision=adapter_commit)
-            if has_file(adapter, "tokenizer_config.json", revision=adapter_commit):
-                location, commit = adapter, adapter_commit
-    with hub_errors("model_id", model_id):
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=commit, trust_remote_code=False)
+        with _called("adapter_id", adapter_id):
+            adapter = adapter_source(adapter_id)
+            model = load_adapter(model, adapter, adapter_id, "adapter_id")
+        with _called("model_id", model_id):
+            tokenizer = read_tokenizer(replace(adapter, base=source))  # the base's where the adapter has none
     return model.to(device), tokenizer
 
 
-def _pin(name: str, revision: str | None, option: str) -> tuple[str, str | None]:
-    """A folder, or a Hub id and its current commit."""
-    if os.path.isdir(name):
-        return name, None
-    source = resolve(name, revision=revision, token=None, option=option)
-    return source.location, source.revision
+@contextmanager
+def _called(option: str, value: str) -> Iterator[None]:
+    """Errors name the metric's own argument."""
+    try:
+        yield
+    except NeuronSelectError as cause:
+        raise NeuronSelectError(cause.message, option=option, value=value) from cause
 
 
 class TargetLoss(evaluate.Measurement):
