@@ -80,6 +80,8 @@ def _sharegpt(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str
     system, turns = "", []
     for i, message in enumerate(messages):
         role, content = message["role"], message["content"]
+        if message.get("tool_calls") and role != "assistant":
+            raise ValueError(f"calls a tool in a {role} turn (turn {i})")
         if role in ("system", "developer"):
             if i > 0:
                 raise ValueError(f"has a {role} turn after the first (turn {i})")

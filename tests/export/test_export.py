@@ -430,14 +430,16 @@ def test_trl_trains_on_it(tmp_path: Path) -> None:
 
 
 @NEEDS_MIXED
-def test_trl_learns_the_answers_and_the_calls(
-    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trl_learns_the_answers_and_the_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trl import SFTTrainer, get_dataset, get_peft_config
 
     talks = selected(TALKS)
-    config = export_selection(talks, "trl", tmp_path, base_model=str(tiny_folder / "model"))[-1]
-    monkeypatch.chdir(tmp_path)
+    lm = tiny_model("llama")
+    lm.config.max_position_embeddings = 1024  # of characters
+    lm.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    config = export_selection(talks, "trl", tmp_path / "out", base_model=str(tmp_path / "model"))[-1]
+    monkeypatch.chdir(tmp_path / "out")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     _, sft, model, data = parse_trl(config)
     with warnings.catch_warnings():
@@ -587,7 +589,7 @@ def test_token_ids_are_what_was_scored_with_the_answers_marked(name: str, tmp_pa
     wanted = {0: f"First.{kind.end}Second one.{kind.end}", 2: f"a{kind.end}", 3: f"{kind.call}{kind.end}a{kind.end}"}
     for trainer in ("trl", "axolotl", "unsloth"):
         with pytest.warns(
-            NeuronSelectWarning, match=r"^1 of \d rows .* no assistant token within max_length=2048 \(1\)$"
+            NeuronSelectWarning, match=r"^1 of \d rows .* no assistant token within max_length=512 \(1\)$"
         ):
             files = export_selection(selection, trainer, tmp_path / trainer, base_model=model)
         lines, left = read_lines(files[0]), [i for i in selection.indices.tolist() if i != 1]
