@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Any
@@ -32,14 +33,16 @@ def main() -> None:
 
 
 class _Interrupts:
-    """Remembers Ctrl-C, which libraries may turn into errors of their own."""
+    """Remembers Ctrl-C, which libraries may turn into errors of their own. A forked worker ends without a word."""
 
     def __init__(self) -> None:
-        self.seen = False
+        self.seen, self.pid = False, os.getpid()
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody's own, or ignored
             signal.signal(signal.SIGINT, self._stop)
 
     def _stop(self, *_: Any) -> None:
+        if os.getpid() != self.pid:
+            os._exit(STOPPED)
         self.seen = True
         raise KeyboardInterrupt
 

@@ -45,8 +45,7 @@ def load_prefix(source: Source, lm_config: Any, depth: int, **options: Any) -> A
     Raises:
         NeuronSelectError: no safetensors, or a damaged or missing file.
     """
-    with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(lm_config, trust_remote_code=False)
+    whole = described(source, lm_config)
     decoder, blocks = find_decoder(whole)
     unused = {name for name in _FINAL_NORMS if hasattr(decoder, name)}
     head = whole.get_output_embeddings()
@@ -67,6 +66,25 @@ def load_prefix(source: Source, lm_config: Any, depth: int, **options: Any) -> A
         logger.info("%s is loaded whole: tensor %s was not found where expected", source.id, lost[0])
         return None
     return model
+
+
+def described(source: Source, lm_config: Any) -> Any:
+    """The model that a configuration describes, without memory for its weights.
+
+    Raises:
+        NeuronSelectError: none can be built.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(lm_config, trust_remote_code=False)
+    except ImportError:
+        raise
+    except Exception as cause:  # of many kinds: a name that is no name, sizes that do not fit
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+        raise NeuronSelectError(
+            f"its config.json describes a model that cannot be built ({reason}): save or download it again",
+            option="model", value=source.id,
+        ) from cause  # fmt: skip
 
 
 def check_parameters(source: Source, parameters: Iterable[nn.Parameter], held: int, *, packed: bool = False) -> None:

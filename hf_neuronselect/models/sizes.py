@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM
 
 from ..core.errors import NeuronSelectError
 from ..core.seals import json_object
 from ..core.sources import Source, hub_errors
-from .prefix import check_parameters, fetched, tensor_files
+from .prefix import check_parameters, described, fetched, tensor_files
 
 # By the ends of their names: numbers of which an object each is made, and widths; and more than any model has of them.
 _MOST = (
@@ -24,8 +21,6 @@ _MOST = (
     (re.compile(r"(^|_)labels$"), 1 << 16),
     (re.compile(r"_(size|dim|heads|embd|model|ff|inner)$"), 1 << 24),
 )
-logger = logging.getLogger(__name__)
-
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FULL = ("LOKR",)  # a rank beyond the layer's width means full matrices there
 
@@ -60,12 +55,7 @@ def check_whole(source: Source, config: Any) -> None:
     held = _bytes_of(source)
     if held is None:
         return
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as cause:  # of many kinds; whoever loads it says what is wrong
-        logger.debug("not built to be measured: %s", cause)
-        return
+    model = described(source, config)
     packed = any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config()))
     check_parameters(source, model.parameters(), held, packed=packed)
 

@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from damage import RECORDS
 from tiny import rows, write_sae
 
 from hf_neuronselect import NeuronSelector
 from hf_neuronselect.cli import main as cli
-
-RECORDS = {"list": b"[]", "text": b'"x"', "null": b"null", "number": b"1e400", "empty": b"", "bad byte": b'{"a": "\xff"}',
-           "deep": b"[" * 100_000, "deep object": b'{"method":' * 100_000}  # fmt: skip
 
 
 def refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *words: str) -> str:

@@ -50,6 +50,7 @@ def changed(folder: Path, to: Path, file: str = "config.json", **values: object)
         ({"text_config": {"num_local_experts": 10**9}}, "states num_local_experts 1000000000"),
         ({"num_labels": 10**8}, "states num_labels 100000000"),
         ({"hidden_size": 10**13}, "states hidden_size 10000000000000"),
+        ({"rope_parameters": {"rope_type": "", "rope_theta": 1e4}}, "describes a model that cannot be built"),
         ({"hidden_size": 1 << 21}, r"describes [\d,]+ parameters, its weights are [\d,]+ bytes"),
         ({"vocab_size": 1 << 24}, r"describes [\d,]+ parameters, its weights are [\d,]+ bytes"),
         ({"intermediate_size": 1 << 24}, r"describes [\d,]+ parameters, its weights are [\d,]+ bytes"),
