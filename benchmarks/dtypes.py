@@ -8,6 +8,8 @@
 Writing the stores to ``--work`` takes most of the time; a second run continues with the stores found there.
 
     python benchmarks/dtypes.py --data DATA --work FOLDER --out benchmarks/dtypes.json
+    python benchmarks/dtypes.py --data DATA --work FOLDER --model SMOLLM2 --methods mona,nait,hidden --rows 300 \
+        --out benchmarks/dtypes_smollm2.json
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,15 +37,14 @@ from hf_neuronselect.store.store import FeatureStore, write_store
 
 logger = logging.getLogger("dtypes")
 
-METHODS = ("mona", "nait")
 PART = 6000
 WIDER = 4
 TIMED = 64
 
 
-def extractor_of(dtype: str, **options: Any) -> NeuronFeatureExtractor:
+def extractor_of(model: str, methods: Sequence[str], dtype: str, **options: Any) -> NeuronFeatureExtractor:
     return NeuronFeatureExtractor.from_pretrained(
-        str(bundled.MODEL), sae=str(bundled.SAE), features=METHODS, dtype=dtype, value_dtype="float32", **options
+        model, sae="auto", features=methods, dtype=dtype, value_dtype="float32", **options
     )
 
 
@@ -58,14 +59,15 @@ def scores(
 ) -> dict[str, np.ndarray]:
     """``method, target`` -> float64 ``[rows]``, NaN where a row has no features."""
     options = replace(extractor.extraction.options, value_dtype=value_dtype)
-    same = NeuronFeatureExtractor(replace(extractor.extraction, options=options), METHODS)
+    methods = [signal.name for signal in extractor.signals]
+    same = NeuronFeatureExtractor(replace(extractor.extraction, options=options), methods)
     exemplars = {name: rows.map(same, batched=True) for name, rows in targets.items()}
-    selectors = {name: NeuronSelector(name).fit(exemplars) for name in METHODS}
+    selectors = {name: NeuronSelector(name).fit(exemplars) for name in methods}
     scorers = {name: selector.method.scorer(selector.targets) for name, selector in selectors.items()}
     found: dict[str, list[np.ndarray]] = {}
-    for tables in store.batches({name: store.identity_of(name) for name in METHODS}):
+    for tables in store.batches({name: store.identity_of(name) for name in methods}):
         batch, usable = batch_of(tables)
-        if value_dtype == "float16":
+        if value_dtype == "float16" and "mona" in methods:
             rounded = batch.sparse("mona").values.astype(np.float16).astype(np.float32)
             batch = with_values(batch, rounded)
         for method, scorer in scorers.items():
@@ -106,6 +108,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="pool.jsonl.gz and targets/")
     parser.add_argument("--work", type=Path, required=True, help="folder for the stores")
+    parser.add_argument("--model", default=str(bundled.MODEL), help="folder of a model whose SAE is found")
+    parser.add_argument("--methods", default="mona,nait")
     parser.add_argument("--rows", type=int, help="size of a random sample of the pool; default all rows")
     parser.add_argument("--ratio", type=float, default=0.05)
     parser.add_argument("--out", type=Path)
@@ -121,11 +125,12 @@ def main() -> None:
         path.name.split(".")[0]: load_rows(str(path)).data for path in sorted(args.data.glob("targets/*.jsonl.gz"))
     }
 
-    extractors = {dtype: extractor_of(dtype) for dtype in ("float32", "bfloat16")}
+    methods = args.methods.split(",")
+    extractors = {dtype: extractor_of(args.model, methods, dtype) for dtype in ("float32", "bfloat16")}
     stores = {dtype: stored(one, rows, sample_about, args.work / dtype) for dtype, one in extractors.items()}
     forward = extractors["bfloat16"].forward
     budget = WIDER * forward.token_budget(forward.loaded(extractors["bfloat16"].signals)[0])
-    wide = extractor_of("bfloat16", batch_tokens=budget)
+    wide = extractor_of(args.model, methods, "bfloat16", batch_tokens=budget)
     wide_store = stored(wide, part, sample_about, args.work / "bfloat16-wide")
 
     prepared = extractors["float32"].prepare(read_pool(args.data / "pool.jsonl.gz", TIMED))
@@ -138,7 +143,7 @@ def main() -> None:
 
     reference = scores(stores["float32"], extractors["float32"], targets, "float32")
     result: dict[str, Any] = {
-        "machine": machine(torch.device("cpu")), "rows": len(rows), "ratio": args.ratio, "timed_tokens": count(samples),
+        "machine": machine(torch.device("cpu")), "model": extractors["float32"].extraction.model.id, "rows": len(rows), "ratio": args.ratio, "timed_tokens": count(samples),
         "time of float32 / bfloat16": faster, "against float32": {},
     }  # fmt: skip
     found = {}
@@ -167,7 +172,7 @@ def as_markdown(result: Mapping[str, Any]) -> list[str]:
     parts = {f"float32: {name}": part for name, part in result["against float32"].items()}
     parts |= {name: part for name, part in result.items() if name.startswith("bfloat16, budget")}
     for name, part in parts.items():
-        for method in METHODS:
+        for method in dict.fromkeys(label.split(", ")[0] for label in part):
             rows = [found for label, found in part.items() if label.startswith(f"{method}, ")]
             cells = [[row[key] for row in rows] for key in ("rank_correlation", "top_overlap")]
             lines.append(

@@ -334,7 +334,10 @@ class ModelOptions(Options):
 class PrecisionOptions(Options):
     """Number formats the model runs in."""
 
-    dtype: Dtype = opt("auto", "Weights and activations; auto: the checkpoint's on a GPU, float32 on a CPU.")
+    dtype: Dtype = opt(
+        "auto",
+        "Weights and activations; auto: the checkpoint's on a GPU and, of large bfloat16 models, on a CPU that has it; else float32.",
+    )
     quantize: Literal["4bit", "8bit"] | None = opt(None, "Load the model quantised (needs bitsandbytes).")
     attn_implementation: str | None = opt(None, "Attention kernel, as transformers names it.")
 

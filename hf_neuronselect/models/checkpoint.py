@@ -88,6 +88,14 @@ def check_runs(source: Source, config: Any) -> None:
         ) from cause
 
 
+def block_parameters(config: Any) -> int:
+    """About how many parameters all blocks have, as far as the configuration tells."""
+    text = config.get_text_config()
+    width = text.hidden_size
+    inner = getattr(text, "intermediate_size", None) or 4 * width
+    return int(text.num_hidden_layers * (4 * width**2 + 3 * width * inner))
+
+
 def limits_of(config: Any) -> Limits:
     """How many positions and embeddings a model has, as far as its configuration tells."""
     if config is None:

@@ -21,6 +21,7 @@ from ..core import bundled
 from ..core.digests import cache_dir
 from ..core.sae_record import SaeRecord, read_record
 from ..core.sources import Source
+from .checkpoint import block_parameters
 from .sae_formats import sae_folders
 from .sae_match import norms_hash
 
@@ -210,8 +211,5 @@ def how_to_train(model: str, lm_config: Any | None = None) -> str:
         return (
             f"train one: {command} (about {TRAINED * 1e9 / _RATE / 3600:.0f} hours for each billion parameters; {on})"
         )
-    text = lm_config.get_text_config()
-    width, blocks = text.hidden_size, text.num_hidden_layers
-    inner = getattr(text, "intermediate_size", None) or 4 * width
-    hours = TRAINED * blocks * (4 * width**2 + 3 * width * inner) / _RATE / 3600
+    hours = TRAINED * block_parameters(lm_config) / _RATE / 3600
     return f"train one: {command} (about {max(hours, 0.1):.{1 if hours < 10 else 0}f} hours for {on})"

@@ -16,6 +16,7 @@ from ..core.folders import ADAPTER_FILES, TRAINING_RECORD, read_adapter
 from ..core.provenance import TrainingRecord
 from ..core.seals import json_object
 from ..core.sources import Source, hub_errors, resolve
+from .gguf import model_folder
 
 APPLIED = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "VERA")
 """Kinds of adapters that change a model's layers in place; others would be lost where only some blocks run."""
@@ -29,7 +30,7 @@ def pin_model(name: str, *, revision: str | None, token: str | bool | None, opti
     Raises:
         NeuronSelectError: it cannot be had, or is an adapter of a kind that cannot be applied.
     """
-    source = resolve(name, revision=revision, token=token, option=option)
+    source = resolve(model_folder(name, option), revision=revision, token=token, option=option)
     stated = _adapter_config(source, token, option)
     if stated is None:
         return source

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+import torch
+
 from ..core.configs import CAPABILITY
 from ..core.errors import NeuronSelectError
 from ..core.options import ExtractionOptions
@@ -84,6 +86,10 @@ def extractor_of(options: ExtractionOptions, signals: Sequence[str], note: Say) 
     if options.model is None and signals:
         note("No --model: using the bundled 9 M model and its SAE.")
     extractor = NeuronFeatureExtractor.from_options(options, signals)
+    on_cpu = options.device == "cpu" or (options.device == "auto" and not torch.cuda.is_available())
+    if options.dtype == "auto" and on_cpu and extractor.extraction.options.dtype == "bfloat16":
+        note("Computing in bfloat16, which this CPU has: much faster than float32, and nearly the same rows. For float32: "
+             "--dtype float32.")  # fmt: skip
     if options.model is not None and extractor.extraction.sae_found:
         note(f"{extractor.extraction.sae_found}.")
     return extractor

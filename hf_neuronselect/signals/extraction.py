@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.options import AUTO, ExtractionOptions
 from ..core.sources import Source, hub_commit, hub_errors
 from ..models.backbone import resolve_layer
-from ..models.checkpoint import check_runs, check_tokens, config_of, limits_of
+from ..models.checkpoint import block_parameters, check_runs, check_tokens, config_of, limits_of
 from ..models.find_sae import SHIPPED, FoundSae, find_saes, how_to_train, pick_sae
 from ..models.loading import DTYPES, ModelSpec, tokenizer_of
 from ..models.pin import pin_model
@@ -24,6 +25,9 @@ from ..models.sae import SparseAutoencoder
 from ..models.sae_formats import download_sae, find_folder, load_sae
 from ..models.sae_match import check_match
 from ..rows.encode import Limits
+
+LARGE = 50_000_000
+"""Parameters in blocks from which on speed matters more than that scores do not move with the batch size."""
 
 
 @dataclass(frozen=True)
@@ -214,9 +218,22 @@ def _resolve_dtype(options: ExtractionOptions, lm_config: Any) -> Any:
     stored = stored if stored in DTYPES else "float32"
     if options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available()):
         return stored
-    # bf16 is faster on CPUs with matrix units, but its rounding depends on the batch's shape: a score would move with
-    # the batch size. It is there for those who ask for it.
-    return "float32"
+    # The rounding of bfloat16 depends on a batch's shape, so a score moves a little with the batch size. For a model that
+    # takes hours that is worth its speed where the CPU has the instructions (without them it is slower than float32).
+    large = block_parameters(lm_config) >= LARGE and options.device in ("auto", "cpu")
+    return stored if stored == "bfloat16" and large and cpu_has_bfloat16() else "float32"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 natively (AVX512-BF16, AMX, or Arm's BF16)."""
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    if any(one is not None and one() for one in asked):
+        return True
+    try:
+        said = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return said is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(said[1].split())
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -22,6 +22,8 @@ from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSel
 from hf_neuronselect.core.options import ExtractionOptions, options_of
 from hf_neuronselect.models.backbone import Backbone
 from hf_neuronselect.models.batching import TokenBatch
+from hf_neuronselect.pipelines.parts import extractor_of
+from hf_neuronselect.signals import extraction
 from hf_neuronselect.signals.extraction import Extraction
 
 
@@ -278,6 +280,29 @@ def test_an_sae_of_another_model_is_warned_of(tmp_path: Path, tiny_folder: Path)
     (folder / "cfg.json").write_text(json.dumps({"architecture": "standard", "metadata": meta}))
     with pytest.warns(NeuronSelectWarning, match="trained on gemma-2-2b, the model is model"):
         make_extractor(tiny_folder, sae=str(folder))
+
+
+def test_auto_is_bfloat16_for_a_large_model_where_the_cpu_has_it(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model("llama").bfloat16().save_pretrained(tmp_path / "lm")
+    tiny_tokenizer().save_pretrained(tmp_path / "lm")
+
+    def dtype(folder: Path, **options: object) -> tuple[str, bool]:
+        said: list[str] = []
+        made = extractor_of(ExtractionOptions(model=str(folder), **options), ["hidden"], said.append)
+        return made.extraction.options.dtype, any("bfloat16" in line and "--dtype float32" in line for line in said)
+
+    plain = ("float32", False)
+    monkeypatch.setattr(extraction, "cpu_has_bfloat16", lambda: True)
+    assert dtype(tmp_path / "lm") == plain, "a small one"
+    monkeypatch.setattr(extraction, "LARGE", 1000)
+    assert dtype(tmp_path / "lm") == ("bfloat16", True)
+    assert dtype(tmp_path / "lm", dtype="float32") == plain
+    assert dtype(tmp_path / "lm", dtype="bfloat16") == ("bfloat16", False), "asked for: nothing to say"
+    assert dtype(tiny_folder / "model") == plain, "stored in float32"
+    monkeypatch.setattr(extraction, "cpu_has_bfloat16", lambda: False)
+    assert dtype(tmp_path / "lm") == plain, "a CPU without it"
 
 
 def test_an_sae_of_another_block_is_warned_of(tiny_folder: Path) -> None:
