@@ -42,6 +42,9 @@ def config_of(source: Source) -> Any:
         with hub_errors("model", base.id):
             config = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=False)
         text = config.get_text_config()
+        for name in ("num_hidden_layers", "hidden_size", "vocab_size"):  # not every transformers looks at types
+            if not isinstance(value := getattr(text, name, 0), int | None):
+                raise TypeError(f"{name} is {value!r}, not a number")
     except NeuronSelectError:
         raise
     except Exception as cause:  # transformers raises errors of many kinds on such files

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from ..core import bundled
 from ..core.configs import CAPABILITY, CompareConfig
@@ -234,7 +234,10 @@ def _with_signals(rows: Rows, extractor: NeuronFeatureExtractor) -> Rows:
     assert isinstance(rows.data, Dataset)
     if set(extractor.column_types) & set(rows.data.column_names):
         return rows  # columns of these names are the user's: each method computes its own
-    return Rows(rows.data.map(extractor, batched=True, keep_in_memory=True, load_from_cache_file=False), rows.about)
+    made = rows.data.map(extractor, batched=True, keep_in_memory=True, load_from_cache_file=False,
+                         remove_columns=rows.data.column_names)  # fmt: skip
+    # beside the rows' own columns as they are: an older `datasets` cannot write JSON columns again
+    return Rows(concatenate_datasets([rows.data, made], axis=1), rows.about)
 
 
 def _jaccard(one: np.ndarray, other: np.ndarray) -> float:

@@ -14,6 +14,8 @@ from ..core.errors import NeuronSelectError
 from .encode import Limits, Sample, SampleEncoder, templates_of
 from .formats import Conversation
 
+# Prints nothing: transformers before 5.6 sees no answer before a template has printed something.
+_BEGUN = "{% set nothing = '' %}{{ nothing }}"
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 NO_ANSWER = "error: no assistant turn with an answer"
 
@@ -92,7 +94,7 @@ class AnswerEncoder:
             encoded = encoder.tokenizer.apply_chat_template(
                 conversation.messages,
                 tools=conversation.tools,
-                chat_template=encoder.templates["default"],
+                chat_template=_BEGUN + encoder.templates["default"],
                 return_dict=True,
                 return_assistant_tokens_mask=True,
             )

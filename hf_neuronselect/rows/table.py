@@ -8,16 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
-import datasets
 import pyarrow as pa
 from datasets import Dataset
 
 from .formats import Row
+from .json_type import JSON, JSON_LIST, array_of_texts, is_json, schema_of
 
 CHUNK_ROWS = 4000
-_HAS_JSON = hasattr(datasets, "Json") and hasattr(pa, "json_")  # older versions have no such type: JSON as text
-JSON: pa.DataType = pa.json_(pa.utf8()) if _HAS_JSON else pa.large_string()
-JSON_LIST: pa.DataType = pa.list_(JSON) if _HAS_JSON else JSON
 _ODD = re.compile(r"\d{19}|0\.0\d{9}")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d[\d.]*(?:e[-+]?\d+)?')  # texts and numbers of JSON
 _MIXED = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
@@ -37,7 +34,7 @@ class Columns:
 
     @property
     def schema(self) -> pa.Schema:
-        return pa.schema(list(self.types.items()))
+        return schema_of(self.types)
 
     def batch(self, rows: Sequence[Row]) -> pa.RecordBatch:
         """Rows as columns; a key that a row lacks is null."""
@@ -79,7 +76,7 @@ def _infer(values: list[Any]) -> tuple[pa.DataType, pa.Array | None]:
         array = pa.array(values)
     except _MIXED:
         return (JSON_LIST if all(value is None or isinstance(value, list) for value in values) else JSON), None
-    if pa.types.is_nested(array.type) and (_is_empty_struct(array.type) or (_HAS_JSON and _ragged(array, values))):
+    if pa.types.is_nested(array.type) and (_is_empty_struct(array.type) or _ragged(array, values)):
         return (JSON_LIST if pa.types.is_list(array.type) else JSON), None
     return array.type, array
 
@@ -121,26 +118,22 @@ def _merge(one: pa.DataType, other: pa.DataType) -> pa.DataType:
         return pa.float64()
     if pa.types.is_list(one) and pa.types.is_list(other):
         inner = _merge(one.value_type, other.value_type)
-        return JSON_LIST if _is_json(inner) or _holds_json(inner) else pa.list_(inner)
+        return JSON_LIST if is_json(inner) or _holds_json(inner) else pa.list_(inner)
     if pa.types.is_struct(one) and pa.types.is_struct(other):
         fields, more = ({field.name: field.type for field in kind} for kind in (one, other))
-        if fields.keys() == more.keys() or not _HAS_JSON:
+        if fields.keys() == more.keys():
             merged = {
                 name: _merge(fields.get(name, pa.null()), more.get(name, pa.null())) for name in {**fields, **more}
             }
-            if not any(_is_json(kind) or _holds_json(kind) for kind in merged.values()):
+            if not any(is_json(kind) or _holds_json(kind) for kind in merged.values()):
                 return pa.struct(list(merged.items()))
     return JSON
 
 
-def _is_json(kind: pa.DataType) -> bool:
-    return bool(kind == JSON or kind == JSON_LIST)
-
-
 def _holds_json(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return any(_is_json(field.type) or _holds_json(field.type) for field in kind)
-    return pa.types.is_list(kind) and (_is_json(kind.value_type) or _holds_json(kind.value_type))
+        return any(is_json(field.type) or _holds_json(field.type) for field in kind)
+    return pa.types.is_list(kind) and (is_json(kind.value_type) or _holds_json(kind.value_type))
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -157,11 +150,7 @@ def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 
 def _json(values: Iterable[Any]) -> pa.Array:
-    if not _HAS_JSON:
-        texts = [value if value is None or isinstance(value, str) else _dumps(value) for value in values]
-        return pa.array(texts, pa.large_string())
-    texts = [None if value is None else _dumps(value) for value in values]
-    return pa.ExtensionArray.from_storage(JSON, pa.array(texts, pa.utf8()))
+    return array_of_texts(None if value is None else _dumps(value) for value in values)
 
 
 def _dumps(value: Any) -> str:

@@ -73,9 +73,13 @@ def _model(family: str = "llama") -> Any:
 
 
 def _mask(tokenizer: Any, conversation: Conversation) -> tuple[list[int], list[bool]]:
+    template = (
+        "{% set nothing = '' %}{{ nothing }}" + tokenizer.chat_template
+    )  # else transformers 5.0 misses a first answer
     got = tokenizer.apply_chat_template(
-        conversation.messages, tools=conversation.tools, return_dict=True, return_assistant_tokens_mask=True
-    )
+        conversation.messages, tools=conversation.tools, chat_template=template, return_dict=True,
+        return_assistant_tokens_mask=True,
+    )  # fmt: skip
     return got["input_ids"], [bool(inside) for inside in got["assistant_masks"]]
 
 

@@ -541,7 +541,8 @@ class _Handler(BaseHTTPRequestHandler):
     @route("PUT", _API + "/settings", "write")
     def settings(self, repo: Repo) -> Reply:
         asked = self.json()
-        repo.private = asked.get("visibility", "private" if repo.private else "public") == "private"
+        older = asked.get("private", repo.private)  # what older clients call it
+        repo.private = asked["visibility"] == "private" if "visibility" in asked else older
         repo.gated = asked.get("gated", repo.gated)
         return Reply()
 
