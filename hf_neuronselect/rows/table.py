@@ -15,6 +15,7 @@ from .formats import Row
 from .json_type import JSON, JSON_LIST, array_of_texts, is_json, schema_of
 
 CHUNK_ROWS = 4000
+_SORTS_KEYS = pa.array([{"b": 0, "a": 0}]).type.field(0).name == "a"  # an older Arrow does
 _ODD = re.compile(r"\d{19}|0\.0\d{9}")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d[\d.]*(?:e[-+]?\d+)?')  # texts and numbers of JSON
 _MIXED = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
@@ -78,7 +79,19 @@ def _infer(values: list[Any]) -> tuple[pa.DataType, pa.Array | None]:
         return (JSON_LIST if all(value is None or isinstance(value, list) for value in values) else JSON), None
     if pa.types.is_nested(array.type) and (_is_empty_struct(array.type) or _ragged(array, values)):
         return (JSON_LIST if pa.types.is_list(array.type) else JSON), None
+    if _SORTS_KEYS and (kind := _in_order(array.type, values)) != array.type:
+        return kind, pa.array(values, kind)
     return array.type, array
+
+
+def _in_order(kind: pa.DataType, values: Iterable[Any]) -> pa.DataType:
+    """A type with the keys of mappings in the order of the values."""
+    known = [value for value in values if value is not None]
+    if pa.types.is_struct(kind):
+        types = {field.name: field.type for field in kind}
+        names = dict.fromkeys(chain.from_iterable(known))
+        return pa.struct([(name, _in_order(types[name], [value.get(name) for value in known])) for name in names])
+    return pa.list_(_in_order(kind.value_type, chain.from_iterable(known))) if pa.types.is_list(kind) else kind
 
 
 def _is_empty_struct(kind: pa.DataType) -> bool:

@@ -138,6 +138,11 @@ def test_calls_with_other_arguments_keep_their_own_keys(tmp_path: Path) -> None:
     assert [read_row(row, fmt).messages for row in data] == [read_row(row, fmt).messages for row in rows]
 
 
+def test_keys_keep_their_order() -> None:
+    rows = [{"x": None, "y": []}, {"x": {"b": [{"d": 1, "c": {"z": 1, "a": 2}}], "a": "t"}, "y": [{"k": 1, "b": 2}]}]
+    assert json.dumps(list(as_dataset(rows))) == json.dumps(rows)
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
