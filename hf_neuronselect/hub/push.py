@@ -15,6 +15,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.folders import (
+    SAE,
     SELECTION_RECORD,
     TRAINING_RECORD,
     read_adapter,
@@ -23,7 +24,7 @@ from ..core.folders import (
     read_selection,
 )
 from ..core.provenance import Origin, SourceRecord
-from ..core.seals import read
+from ..core.seals import check_files, read
 from ..core.sources import hub_errors
 from .kinds import Kind, folder_kind, names_in
 from .markdown import PLACE, README, merge_card, read_text
@@ -139,6 +140,9 @@ def _checked(folder: Path, kind: Kind) -> Mapping[str, str] | None:
         read_library(folder, folder.name, "folder")
     if kind.name == "adapter" and (folder / TRAINING_RECORD).is_file():
         read_adapter(folder, folder.name, "folder")
+    if kind.name == "SAE":
+        for place in sorted(path.parent for path in folder.glob(kind.marker)):
+            check_files(place, what=SAE.what, again=SAE.again, option="folder", value=f"{folder.name}/{place.name}")
     return None
 
 

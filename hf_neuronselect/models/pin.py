@@ -14,7 +14,7 @@ from transformers.utils import find_adapter_config_file
 from ..core.errors import NeuronSelectError
 from ..core.folders import ADAPTER_FILES, TRAINING_RECORD, read_adapter
 from ..core.provenance import TrainingRecord
-from ..core.seals import json_object
+from ..core.seals import SEAL, json_object
 from ..core.sources import Source, hub_errors, resolve
 from .gguf import model_folder
 
@@ -90,13 +90,21 @@ def check_trained(adapter: Source, name: str, option: str, token: str | bool | N
                 adapter.location, revision=adapter.revision, token=token, allow_patterns=list(ADAPTER_FILES)
             )
         folder = Path(record).parent
-    if not (folder / TRAINING_RECORD).is_file():
+    if not (folder / TRAINING_RECORD).is_file() or _foreign(folder / TRAINING_RECORD):
         return None
     try:
         return read_adapter(folder, name, option)
     except NeuronSelectError as cause:
         mend = f"; as an adapter made elsewhere it is used without its {TRAINING_RECORD}"
         raise NeuronSelectError(cause.message + mend, option=option, value=name) from cause
+
+
+def _foreign(record: Path) -> bool:
+    """Whether another program's file has the name of our record; a damaged one is ours."""
+    try:
+        return json_object(record).keys().isdisjoint((SEAL, "base_model"))
+    except ValueError:
+        return False
 
 
 def check_adapters(model: Any, option: str = "model") -> None:

@@ -73,8 +73,8 @@ def whole(extractor: NeuronFeatureExtractor, tiny_folder: Path, tmp_path_factory
     shutil.copytree(tiny_folder / "model", root / "model")
     _saes(root)
     _adapters(root)
-    (root / "recipe.yaml").write_text(json.dumps({"select": {"pool": str(root / "pool.jsonl"), "method": "random", "k": 3},
-                                                  "train": {"model": str(root / "nowhere")}}))  # fmt: skip
+    (root / "recipe.yaml").write_text(json.dumps({"select": {"pool": str(root / "nowhere"), "method": "random", "k": 3},
+                                                  "train": {"max_steps": 1}}))  # fmt: skip
     (root / "run").mkdir()
     Steps(root / "run", lambda text: None).run("select random", [1], lambda: None)
     return root

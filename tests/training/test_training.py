@@ -819,6 +819,18 @@ def test_an_adapter_that_was_changed_is_refused(file: str, tuned: Path, base: Pa
         assert caught.value.as_command_line().isprintable()
 
 
+def test_an_adapter_with_another_programs_record(tuned: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(tuned, folder)
+    (folder / "training.json").write_text('{"loss": 1.5}')
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"lora_alpha": 1}))
+    assert (
+        pin_model(str(folder), revision=None, token=None).commit
+        != pin_model(str(tuned), revision=None, token=None).commit
+    )
+
+
 def test_an_adapter_of_another_base(tuned: Path, base: Path, tmp_path: Path) -> None:
     other = with_tokenizer(tmp_path / "other", tiny_tokenizer())
     tiny_model("llama", initializer_range=0.1).save_pretrained(other)
