@@ -275,7 +275,7 @@ class SaeTrainConfig(Options):
     context: int = opt(512, "Tokens of a piece of a row.", unit="tokens", minimum=8)
     max_rows: int | None = opt(None, "Use only the first rows.", unit="rows", minimum=1)
     streaming: bool = opt(False, "Read the pool as a stream, only as far as the tokens need it.")
-    buffer_gb: float = opt(0.5, "Gigabytes of disk, in OUT, for shuffled activations.", minimum=0)
+    buffer_gb: float = opt(0.5, "Gigabytes of disk, in OUT, for shuffled activations, at most.", minimum=0)
     seed: int = opt(0, "Seed of the order and of the first weights.", minimum=0)
 
     def check(self) -> None:

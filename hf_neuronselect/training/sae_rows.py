@@ -94,9 +94,11 @@ def foresee(rows: SaeRows, latents: int, k: int, tokens: int) -> str:
         mends = ["more rows, or --streaming" if there < tokens else "more --tokens"]
         if there // PER_LATENT > 2 * k:
             mends.append(f"fewer latents (--latents {there // PER_LATENT})")
+        dead = 100 * dead_share(there, latents, k)
+        expected = f"{dead:.0f} % of them dead and " if dead >= 1 else ""
         warnings.warn(
-            f"{there:,} different tokens are few for {latents:,} latents, which need about {needed:,}: expect "
-            f"{100 * dead_share(there, latents, k):.0f} % of them dead and an SAE that knows these rows only; mend: {', or '.join(mends)}",
+            f"{there:,} different tokens are few for {latents:,} latents, which need about {needed:,}: expect {expected}an "
+            f"SAE that knows these rows only; mend: {', or '.join(mends)}",
             NeuronSelectWarning, stacklevel=3,
         )  # fmt: skip
     left = f", {rows.left_out.total():,} left out ({_listed(rows.left_out)})" if rows.left_out else ""

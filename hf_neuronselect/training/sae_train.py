@@ -45,7 +45,8 @@ from .topk import TopK, TopKPlan, default_batch
 Say = Callable[[str], None]
 _FORWARD = {"cpu": 8192, "cuda": 32768}  # tokens of a forward pass
 _MEASURED = {"cpu": 2048, "cuda": 8192}  # the same where logits are held, too
-CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+_BLOCK = {"cpu": 1 << 17, "cuda": 1 << 20}  # tokens shuffled at once, at most: a killed training loses one block
+CONFIG, WEIGHTS, CHECKPOINT = "cfg.json", "sae.safetensors", "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -110,19 +111,19 @@ def train_on_rows(
     note(foresee(rows, shape.latents, shape.k, config.tokens))
     lm = causal_lm_of(extraction.spec, place)
     work = config.out / SAE_WORK
-    resumed = (work / "checkpoint.safetensors").is_file()
+    checkpoint = work / CHECKPOINT
+    resumed = checkpoint.is_file()
     started = time.monotonic()
     try:
         with _fast_products(place):
             stream, sites, saes = _fit(
                 Backbone(lm), shape, rows, work, _identity(extraction, rows, config), config, note
             )
-    except NeuronSelectError:
+    finally:  # also when it is stopped: only a checkpoint is of use later
         for block in work.glob("block-*"):
             block.unlink()
-        if not resumed and not any(work.glob("checkpoint*")):
+        if not checkpoint.is_file():
             shutil.rmtree(work, ignore_errors=True)
-        raise
     training = {
         "tokens": saes[0].seen, "rows": rows.rows, "distinct_tokens": rows.train.usable, "pool": plain(pool),
         "k": shape.k, "batch": saes[0].plan.batch, "lr": config.learning_rate, "seed": config.seed,
@@ -179,13 +180,14 @@ def _fit(
             f"holds {max(0, block + longest):,} tokens; at least {(batch + longest) * token_bytes / 1e9:.2g} are needed",
             option="buffer_gb", value=config.buffer_gb,
         )  # fmt: skip
+    kind = backbone.device.type
     stream = Activations(
-        backbone, sites, rows.train, block=min(block, config.tokens), batch=_FORWARD.get(backbone.device.type, 8192),
-        seed=config.seed, folder=work,
+        backbone, sites, rows.train, block=min(block, config.tokens, _BLOCK.get(kind, 1 << 17)),
+        batch=_FORWARD.get(kind, 8192), seed=config.seed, folder=work,
     )  # fmt: skip
     _check_room(work, 2 * 24 * shape.latents * shape.width * len(sites))
     plan = TopKPlan(shape.width, shape.latents, shape.k, config.tokens, batch, config.learning_rate, config.seed)
-    checkpoint = work / "checkpoint.safetensors"
+    checkpoint = work / CHECKPOINT
     if checkpoint.is_file():
         note("going on with the unfinished training in this folder")
 

@@ -107,7 +107,7 @@ def test_a_training_killed_at_any_step_gives_the_same_weights(
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(TopK, "step", dying)
             train_sae(config)
-        assert not list(config.out.glob("*/sae.safetensors"))
+        assert [path.name for path in config.out.rglob("*") if path.is_file()] == ["checkpoint.safetensors"]
     with pytest.raises(NeuronSelectError, match="another model, pool or options"):
         train_sae(changed(config, seed=1))
     resumed = trained(config)
@@ -160,9 +160,13 @@ def test_too_few_tokens_are_foreseen_before_the_pass(config: SaeTrainConfig, mon
         raise ZeroDivisionError
 
     monkeypatch.setattr(sae_train, "causal_lm_of", load)
-    for changes, mend in (({"tokens": 10**6}, "more rows"), ({"tokens": 1000}, "more --tokens")):
+    few = (
+        ({"tokens": 10**6}, "21 % of them dead and ", "more rows"),
+        ({"tokens": 1000, "k": 1}, "92 % of them dead and ", "more --tokens"),
+    )
+    for changes, dead, mend in few:
         with (
-            pytest.warns(NeuronSelectWarning, match=f"few for 4,096 latents.*819,200.*dead.*{mend}"),
+            pytest.warns(NeuronSelectWarning, match=f"few for 4,096 latents.*819,200.*{dead}an SAE .*{mend}"),
             pytest.raises(ZeroDivisionError),
         ):
             train_sae(changed(config, latents=4096, **changes))
