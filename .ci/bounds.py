@@ -1,6 +1,6 @@
 """The lower bounds of pyproject.toml as pins (`>=` made `==`), or (`check`) whether this environment has exactly those versions.
 
-torch is the exception: its pin is the version given by `TORCH`, a CPU build (see .ci/oldest).
+torch is the exception: its pin is the version given by `TORCH`, a CPU build (see .ci/run).
 """
 
 import os

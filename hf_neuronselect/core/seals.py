@@ -88,7 +88,7 @@ def decode(
         raise NeuronSelectError(
             f"{file} was changed after it was written; {again}", option=option, value=value
         ) from cause
-    except (ValueError, UnicodeError, RecursionError) as cause:
+    except (ValueError, msgspec.MsgspecError, RecursionError) as cause:
         reason = " ".join(str(cause).split())[:160]
         raise NeuronSelectError(f"not {what} ({reason}, in {file})", option=option, value=value) from cause
 
