@@ -168,8 +168,13 @@ class CompareConfig(KeepOptions, ExtractionOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Options):
-    """Run the whole main job on the bundled model, SAE and data, offline."""
+    """Run the whole main job on the bundled data: with the bundled model and SAE, offline, or with a real model."""
 
+    model: str | None = opt(
+        None,
+        "smollm2, or a model whose SAE is known (folder, GGUF file or Hub id); default the bundled one.",
+        moves=False,
+    )
     out: Path = opt(Path("neuronselect-demo"), "Folder for selections, picture and report.", moves=False)
 
 

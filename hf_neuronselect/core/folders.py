@@ -49,7 +49,7 @@ SAE = FolderKind(  # of other blocks, too: they stay
     "an SAE folder", ("*/sae.safetensors",), begun=SAE_WORK, again="download or train it again"
 )
 COMPARISON = FolderKind("a comparison's folder", ("compare.csv",), "method,target,rows", ("compare.md",))
-DEMO = FolderKind("a demo folder", ("report.html",), "<title>neuronselect demo", ("profiles.png",))
+DEMO = FolderKind("a demo folder", ("report.html",), "<title>neuronselect demo", ("profiles.png", "pool.parquet"))
 RUN = FolderKind("a run's folder", ("run.json",), '"steps"', again="name another folder")
 # A store whose manifest was lost is restored from its shards.
 STORE = FolderKind("a feature store", ("manifest.json", "*/signal.json", "*/shard-*.parquet", ".*.part"))

