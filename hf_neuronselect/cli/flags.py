@@ -58,8 +58,22 @@ def command(
                 raise NeuronSelectError(f"{name.upper()} is needed: {options_of(kind)[name].help}")
         try:
             return work(kind.from_mapping(values))
+        except NeuronSelectError as error:
+            error.flag = _spelled(error.option)
+            raise
         except KeyboardInterrupt as cause:  # typer would print an empty line and hide it
             raise SystemExit(STOPPED) from cause
+
+    def _spelled(name: str | None) -> str | None:
+        """An option as this command has it: ``--pool``, ``FOLDER``; another's, as of a recipe, in plain words."""
+        if name == "config" and section is None and "recipe" in positional:
+            name = "recipe"
+        if name is None or (name == "config" and section is not None):
+            return None
+        if name in positional:
+            return name.upper()
+        option = options_of(kind).get(name)
+        return name.replace("_", " ") if option is None else (flags or {}).get(name) or option.flags[0]
 
     parameters = [
         inspect.Parameter(

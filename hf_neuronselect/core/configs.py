@@ -73,7 +73,11 @@ class PickOptions(KeepOptions):
     def check(self) -> None:
         super().check()
         if self.weight and self.aggregate != "weighted":
-            raise NeuronSelectError("belongs to aggregate weighted", option="weight", value=next(iter(self.weight)))
+            raise NeuronSelectError(
+                "belongs to aggregate weighted; add --aggregate weighted, or remove it",
+                option="weight",
+                value=next(iter(self.weight)),
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

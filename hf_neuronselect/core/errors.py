@@ -19,6 +19,7 @@ class NeuronSelectError(ValueError):
 
     def __init__(self, message: str, *, option: str | None = None, value: object = None) -> None:
         self.message, self.option, self.value = shown(message), option, value
+        self.flag: str | None = None  # how the command that was called spells the option
         super().__init__(self.message)
 
     def __str__(self) -> str:
@@ -27,11 +28,11 @@ class NeuronSelectError(ValueError):
         return f"{self.option}={self.value!r}: {self.message}"
 
     def as_command_line(self) -> str:
-        """``--option VALUE: message``, as ``neuronselect`` prints it."""
+        """``--option VALUE: message``, as ``neuronselect`` prints it; what is no flag of the command has no dashes."""
         if self.option is None:
             return self.message
         value = "" if self.value is None else f" {shown(self.value)}"
-        return f"--{self.option.replace('_', '-')}{value}: {self.message}"
+        return f"{self.flag or '--' + self.option.replace('_', '-')}{value}: {self.message}"
 
 
 class NeuronSelectWarning(UserWarning):
@@ -44,9 +45,16 @@ class NeuronSelectWarning(UserWarning):
 def unknown(kind: str, name: object, known: Iterable[str], option: str) -> NeuronSelectError:
     """An error for a name that is not registered; it names the near ones."""
     known = sorted(known)
-    near = get_close_matches(str(name), known, n=3)
+    near = near_names(str(name), known)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     return NeuronSelectError(f"unknown {kind}; {hint}", option=option, value=name)
+
+
+def near_names(name: str, known: Iterable[str]) -> list[str]:
+    """At most three of the known names that were probably meant; those of the same letters first."""
+    known = sorted(known)
+    turned = [one for one in known if sorted(one) == sorted(name)]
+    return list(dict.fromkeys([*turned, *get_close_matches(name, known, n=3)]))[:3]
 
 
 def one_of(value: str, allowed: Iterable[str], option: str) -> str:

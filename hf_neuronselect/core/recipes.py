@@ -22,7 +22,9 @@ def read_recipe(path: Path) -> Mapping[Any, Any]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:
         reason = " ".join(str(cause).split())[:200]
-        raise NeuronSelectError(f"cannot be read: {reason}", option="config", value=path.name) from cause
+        raise NeuronSelectError(
+            f"cannot be read: {reason}; check the path and the YAML in it", option="config", value=path.name
+        ) from cause
     return found if isinstance(found, Mapping) else {}
 
 

@@ -103,6 +103,10 @@ def _refused(cause: BaseException, page: str, writing: bool) -> str | None:
     return _answered(cause.__cause__, writing) if isinstance(cause.__cause__, HfHubHTTPError) else None
 
 
+_NOT_CACHED = ("no such path here; HF_HUB_OFFLINE is set and nothing of that name is in the cache: check the name, or "
+               "unset HF_HUB_OFFLINE to download it")  # fmt: skip
+
+
 def _unreached(cause: BaseException, writing: bool) -> str | None:
     """Message when the Hub was not reached; None for any other error."""
     offline = constants.HF_HUB_OFFLINE
@@ -110,13 +114,14 @@ def _unreached(cause: BaseException, writing: bool) -> str | None:
     if "client has been closed" in str(cause):  # huggingface_hub < 1.28 tries again with the client that failed
         inner = ConnectionError()
     if isinstance(inner, (LocalEntryNotFoundError, OfflineModeIsEnabled)) and not writing:
-        return (f"no such path here; {'HF_HUB_OFFLINE is set' if offline else 'the Hub cannot be reached'} and nothing "
-                "of that name is in the cache")  # fmt: skip
+        return _NOT_CACHED if offline else (
+            "no such path here, the Hub cannot be reached and nothing of that name is in the cache: check the name, or "
+            "try again with a network")  # fmt: skip
     if not isinstance(inner, (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError)):
         return None
     if offline:
-        return "HF_HUB_OFFLINE is set: nothing can be pushed" if writing else (
-            "no such path here; HF_HUB_OFFLINE is set and nothing of that name is in the cache")  # fmt: skip
+        return "HF_HUB_OFFLINE is set: nothing can be pushed; unset it" if writing else (
+            _NOT_CACHED)  # fmt: skip
     mend = "try again" if writing else "try again, or work offline with HF_HUB_OFFLINE=1 and what is cached"
     return f"the Hub cannot be reached ({type(inner).__name__}); {mend}"
 
@@ -147,7 +152,7 @@ def resolve(name: str, *, revision: str | None, token: str | bool | None, option
     if os.path.isdir(name):
         return Source(Path(name).resolve().name, f"content:{model_hash(Path(name))}", str(Path(name).resolve()))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise NeuronSelectError("no such folder", option=option, value=name)
+        raise NeuronSelectError("no such folder; check the path", option=option, value=name)
     with hub_errors(option, name):
         missing: EntryNotFoundError | None = None
         for filename in probe:

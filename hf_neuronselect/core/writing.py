@@ -95,7 +95,7 @@ def check_folder(folder: Path, kind: FolderKind, option: str = "out") -> None:
     while not above.exists():
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise NeuronSelectError(f"cannot be written: {above.name or above} is read-only or no folder", option=option,
+        raise NeuronSelectError(f"cannot be written: {above.name or above} is read-only or no folder; name another folder", option=option,
                                 value=folder.name)  # fmt: skip
 
 

@@ -77,8 +77,8 @@ def _files_of(selection: Selection, exporter: Exporter, base_model: str | None) 
         rows = _tokenised(rows, base, asked)
     elif base.tokenizer is None and exporter in (TRL, UNSLOTH):
         warnings.warn(
-            f"the tokenizer of {base.name} is not on this machine, and the rows cannot be written as token ids. "
-            f"{exporter.learnt(rows, base)}",
+            f"the tokenizer of {base.name} is not on this machine, and the rows cannot be written as token ids: download it "
+            f"(`hf download {base.name}`) and export again for that. {exporter.learnt(rows, base)}",
             NeuronSelectWarning, stacklevel=3,
         )  # fmt: skip
     files = exporter.write(rows, base, length)
@@ -96,7 +96,9 @@ def _settings(selection: Selection) -> NumberOptions | None:
 
 def _read(selection: Selection, trainer: str) -> Rows:
     if not len(selection):
-        raise NeuronSelectError("the selection has no rows", option="format", value=trainer)
+        raise NeuronSelectError(
+            "the selection has no rows; select again with a larger budget", option="format", value=trainer
+        )
     rows = Rows(selection.conversations(), [int(i) for i in selection.indices])
     for i, row in enumerate(rows.conversations):
         if row.skip:
@@ -126,7 +128,8 @@ def _tokenised(rows: Rows, base: BaseModel, length: int) -> Rows:
                                 value=base.name)  # fmt: skip
     if reasons:
         warnings.warn(
-            f"{len(samples) - len(kept)} of {len(samples)} rows cannot be trained on and are left out: {reasons}",
+            f"{len(samples) - len(kept)} of {len(samples)} rows cannot be trained on and are left out: {reasons}; mend "
+            "these rows, or leave it",
             NeuronSelectWarning, stacklevel=4,
         )  # fmt: skip
     return Rows([rows.conversations[i] for i in kept], [rows.index[i] for i in kept], [samples[i] for i in kept])

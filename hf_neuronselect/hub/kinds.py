@@ -80,7 +80,7 @@ def folder_kind(folder: Path) -> Kind:
         NeuronSelectError: not a folder, or none of the known kinds.
     """
     if not folder.is_dir():
-        raise NeuronSelectError("no such folder", option="folder", value=folder.name)
+        raise NeuronSelectError("no such folder; check the path", option="folder", value=folder.name)
     names = names_in(folder)
     for kind in KINDS:
         if kind.marks(names, lambda name: folder / name):

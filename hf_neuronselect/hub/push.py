@@ -199,7 +199,8 @@ def _own_files(folder: Path, kind: Kind, listed: Mapping[str, str] | None) -> li
     if seen := [name for name in others if not name.rpartition("/")[2].startswith(".")]:
         more = f" and {len(seen) - 5} more" if len(seen) > 5 else ""
         warnings.warn(
-            f"left out, since its record does not list them: {', '.join(seen[:5])}{more}",
+            f"not pushed, since the folder's record does not list them: {', '.join(seen[:5])}{more}; upload them yourself "
+            "with `hf upload` if they belong there",
             NeuronSelectWarning,
             stacklevel=4,
         )

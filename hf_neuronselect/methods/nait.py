@@ -101,7 +101,7 @@ class Nait(Method):
         if changed:
             warnings.warn(
                 f"the sign of {changed} of {len(signs)} block directions would turn if the drift ran between content "
-                "tokens: the template's first token decides them",
+                "tokens, so the template's first token decides them: compare the picks with random before trusting them",
                 NeuronSelectWarning,
                 stacklevel=3,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -203,9 +204,11 @@ TRAINED = 10_000_000  # tokens after which more make a better reconstruction but
 _RATE = 2000 * 119_000_000  # parameters of blocks times tokens/s: SmolLM2-135M in bfloat16 on two CPU cores
 
 
-def how_to_train(model: str, lm_config: Any | None = None) -> str:
-    """The command that trains an SAE, and its likely hours."""
-    command = f"neuronselect sae train --model {model} --pool YOUR_ROWS --tokens 10e6 --out sae"
+def how_to_train(model: str, lm_config: Any | None = None, *, pool: str | None = None, layer: int | None = None) -> str:
+    """The command that trains an SAE, ready to be copied where the pool is known, and its likely hours."""
+    words = ["neuronselect", "sae", "train", "--model", model, "--pool", pool or "YOUR_ROWS"]
+    words += [] if layer is None else ["--layer", str(layer)]
+    command = f"`{shlex.join([*words, '--tokens', '10e6', '--out', 'sae'])}`, then add `--sae sae`"
     on = f"{TRAINED / 1e6:.0f} million tokens on two CPU cores, at 2,000 tokens/s for 135 M parameters"
     if lm_config is None:
         return (

@@ -242,7 +242,7 @@ def _whole(source: Source, options: dict[str, Any], *, plain: bool) -> Any:
     model, info = loaded
     if plain and (lost := lost_tensors(model, info)):
         raise NeuronSelectError(
-            f"the checkpoint lacks {lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''}; they are not made up",
+            f"the checkpoint lacks {lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''}; save or download the model again with all its weights",
             option="model",
             value=source.id,
         )

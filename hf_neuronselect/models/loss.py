@@ -86,7 +86,9 @@ def answer_losses(
     if not usable:
         first = next((f"; row {i}: {skip}" for i, skip in enumerate(skips)), "")
         raise NeuronSelectError(
-            f"no row has an answer to compute a loss on{first}", option="data", value=f"{len(skips)} rows"
+            f"no row has an answer to compute a loss on{first}; give rows with an assistant turn",
+            option="data",
+            value=f"{len(skips)} rows",
         )
     nll = np.full(len(rows), np.nan)
     tokens = np.zeros(len(rows), dtype=np.int64)

@@ -39,7 +39,11 @@ def pin_model(name: str, *, revision: str | None, token: str | bool | None, opti
         check_trained(source, source.id, option)
     base_name, base_revision = stated.get("base_model_name_or_path"), stated.get("revision")
     if not isinstance(base_name, str) or not base_name:
-        raise NeuronSelectError("its adapter_config.json does not name its base model", option=option, value=source.id)
+        raise NeuronSelectError(
+            "its adapter_config.json does not name its base model; write a folder or Hub id into base_model_name_or_path there",
+            option=option,
+            value=source.id,
+        )
     # A folder, by its path from the adapter's own folder or from here, or a Hub id and its revision.
     places = [Path(base_name).expanduser()] if source.revision else [Path(source.location) / base_name, Path(base_name)]
     folder = next((path for path in places if path.is_dir()), None)

@@ -211,7 +211,9 @@ def _read(source: Source, files: Mapping[str, str]) -> dict[str, torch.Tensor]:
         path = fetched(source, file)
         if path is None:
             raise NeuronSelectError(
-                f"the file {file}, which has {min(names)}, is missing", option="model", value=source.id
+                f"the file {file}, which has {min(names)}, is missing; download the model again",
+                option="model",
+                value=source.id,
             )
         state |= _opened(
             source, path, lambda held, names=names: {k: held.get_tensor(k) for k in names.intersection(held.keys())}

@@ -339,7 +339,7 @@ def find_folder(root: Path, layer: int | None) -> Path:
         NeuronSelectError: there is none, or several of which none is for that layer.
     """
     if not root.is_dir():
-        raise NeuronSelectError("no such folder", option="sae", value=root.name)
+        raise NeuronSelectError("no such folder; check the path", option="sae", value=root.name)
     if _reader(root):
         return root
     found = sorted({p.parent for name in _READERS for p in root.rglob(name)}, key=lambda p: p.as_posix())

@@ -31,7 +31,10 @@ def _fit(config: FitConfig, chosen: Chosen, say: Say, note: Say) -> NeuronSelect
         if spec.startswith(CAPABILITY):
             raise NeuronSelectError("is fitted already; give rows", option="target", value=spec)
     if not specs:
-        raise NeuronSelectError(f"method {config.method} needs exemplars: --target NAME=rows", option="target")
+        raise NeuronSelectError(
+            f"method {config.method} needs exemplars, 10 to 100 rows that show the task: --target NAME=rows",
+            option="target",
+        )
     targets = load_named(specs, "target")
     check_rows(targets.values(), config)
     selector = chosen.selector()

@@ -44,7 +44,8 @@ class Job:
     def __post_init__(self) -> None:
         if self.capability is None and self.chosen.method.needs_target and not self.targets:
             raise NeuronSelectError(
-                f"method {self.chosen.method.name} needs exemplars: --target NAME=rows", option="target"
+                f"method {self.chosen.method.name} needs exemplars, 10 to 100 rows that show the task: --target NAME=rows",
+                option="target",
             )
         if self.capability is not None and self.chosen.method.needs_target:
             self.selector, self.fitted = self.capability, True

@@ -83,7 +83,7 @@ def hold(out: Path, kind: FolderKind) -> Iterator[None]:
 # -------------------------------------------------------------------------------------- extractors
 def extractor_of(options: ExtractionOptions, signals: Sequence[str], note: Say) -> NeuronFeatureExtractor:
     """The extractor of a command's options; without a model, of the bundled one."""
-    if options.model is None and signals:
+    if options.model is None and options.sae is None and signals:
         note("No --model: using the bundled 9 M model and its SAE.")
     extractor = NeuronFeatureExtractor.from_options(options, signals)
     on_cpu = options.device == "cpu" or (options.device == "auto" and not torch.cuda.is_available())

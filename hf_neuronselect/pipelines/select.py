@@ -86,7 +86,9 @@ def _method(config: SelectConfig, capability: NeuronSelector | None) -> Chosen:
     if own is None or ("method" in config.given and config.method != own.name):
         chosen = method_of(config.method, config.method_option, config.seed)
         if own is not None and chosen.method.needs_target:  # a control needs none: it only leaves out the same rows
-            raise NeuronSelectError(f"the capability is of method {own.name}", option="method", value=config.method)
+            raise NeuronSelectError(
+                f"the capability is of method {own.name}; leave --method out", option="method", value=config.method
+            )
         return chosen
     chosen = method_of(own.name, own.options | config.method_option, config.seed)
     if chosen.method.options != own.options:

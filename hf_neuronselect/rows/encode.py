@@ -323,8 +323,8 @@ class SampleEncoder:
         if self.max_length < self.asked and any(sample.truncated and not sample.skip for sample in found):
             asked = f", not at max_length {self.asked}" if self.asked < sys.maxsize else ""
             warnings.warn(
-                f"rows longer than the model's {self.max_length} positions are cut there{asked}; the record counts them as "
-                "truncated",
+                f"rows longer than the model's {self.max_length} positions are cut there{asked}, and counted as truncated; give "
+                f"max_length {self.max_length} to say so",
                 NeuronSelectWarning,
                 stacklevel=2,
             )

@@ -112,7 +112,11 @@ def read_stream(files: Sequence[str], option: str, texts: Sequence[str], drop: S
             yield row
             some = True
     if not some:
-        raise NeuronSelectError("there are no rows", option=option, value=", ".join(Path(f).name for f in files[:3]))
+        raise NeuronSelectError(
+            "there are no rows; give a file that has some",
+            option=option,
+            value=", ".join(Path(f).name for f in files[:3]),
+        )
 
 
 def _read(path: Path, option: str) -> Iterator[Row]:

@@ -204,7 +204,8 @@ def selection_columns(names: Iterable[str]) -> list[str]:
     if ours != ["source_index"]:
         return []
     warnings.warn(
-        "the column source_index, as of an earlier selection, is left out: a new one counts the rows of this pool",
+        "the column source_index, as of an earlier selection, is left out, since a new one counts the rows of this "
+        "pool; rename it to keep it",
         NeuronSelectWarning,
         stacklevel=3,
     )

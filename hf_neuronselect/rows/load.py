@@ -20,7 +20,7 @@ from huggingface_hub import DatasetInfo, HfApi, constants
 
 from ..core import bundled
 from ..core.digests import contents_hash, files_below
-from ..core.errors import NeuronSelectError, unknown
+from ..core.errors import NeuronSelectError, near_names, unknown
 from ..core.folders import SELECTION_RECORD, read_selection
 from ..core.provenance import SourceRecord, record_of
 from ..core.seals import json_object
@@ -76,6 +76,15 @@ def _bundled_file(spec: str, option: str) -> Path:
     return files[name]
 
 
+def _near(path: Path) -> str:
+    """Names beside a path that does not exist, if one of them was probably meant."""
+    try:
+        near = near_names(path.name, [one.name for one in path.parent.iterdir()])
+    except (OSError, ValueError):
+        return ""
+    return f" (did you mean {' or '.join(str(path.parent / name) for name in near)}?)" if near else ""
+
+
 def _split_outside_brackets(text: str) -> list[str]:
     """``config:train[:100]`` -> ``["config", "train[:100]"]``: brackets protect their colon."""
     return re.split(r":(?![^\[]*\])", text)
@@ -113,8 +122,9 @@ def load_rows(
     match = _HUB.fullmatch(spec)
     if match is None or spec.startswith((".", "/", "~")):
         raise NeuronSelectError(
-            "no such file or folder, and not a Hub id (org/name[@revision][:config[:split]])", option=option, value=spec
-        )
+            f"no such file or folder{_near(path)}, and not a Hub id (org/name[@revision][:config[:split]])",
+            option=option, value=spec,
+        )  # fmt: skip
     parts = _split_outside_brackets(match["rest"]) if match["rest"] else []
     if len(parts) > 2:
         raise NeuronSelectError("more than config:split after the id", option=option, value=spec)
@@ -222,8 +232,9 @@ def _load_local(
             files = [path] if path.is_file() else _files_of(path, split, option)
             kinds = {_kind(file) for file in files}
             if not files or None in kinds or len(kinds) > 1:
+                found = "is empty: it " if path.is_dir() and not files else ""
                 raise NeuronSelectError(
-                    f"needs {', '.join(_KINDS)} (also {', '.join(PACKED)}), a save_to_disk folder, or a folder of one kind",
+                    f"{found}needs {', '.join(_KINDS)} (also {', '.join(PACKED)}), a save_to_disk folder, or a folder of one kind",
                     option=option, value=path.name,
                 )  # fmt: skip
             if kinds == {"parquet"}:
@@ -232,7 +243,9 @@ def _load_local(
                 data = (stream_files if streaming else read_files)(files, option=option, texts=texts)
         data = without_selection(data)
         if isinstance(data, Dataset) and not len(data):
-            raise NeuronSelectError("there are no rows", option=option, value=path.name)
+            raise NeuronSelectError(
+                "there are no rows; give a file or split that has some", option=option, value=path.name
+            )
         return _pinned(data, about, files)
 
 

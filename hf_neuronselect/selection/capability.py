@@ -156,7 +156,9 @@ def _check_same(fitted: ExtractionRecord, made: ExtractionRecord, given: Mapping
                 f"{one.id} at {' on '.join(map(str, one.pins))}" if one else "none" for one in (before, now)
             )
             raise NeuronSelectError(
-                f"the capability was fitted with {known}, this is {found}", option=option, value=given.get(option)
+                f"the capability was fitted with {known}, this is {found}: name the one it was fitted with",
+                option=option,
+                value=given.get(option),
             )
     assert fitted.options is not None and made.options is not None
     for name, value in part_of(fitted.options, type(fitted.options)).items():

@@ -88,7 +88,7 @@ class PoolScores:
         able = int(self.valid.sum())
         if budget.k is not None and budget.k > able:
             warnings.warn(
-                f"k={budget.k} is more than the {able} rows that can be selected; all are taken",
+                f"k={budget.k} is more than the {able} rows that can be selected: all are taken; ask for fewer, or give a larger pool",
                 NeuronSelectWarning,
                 stacklevel=4,
             )

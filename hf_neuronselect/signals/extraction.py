@@ -101,7 +101,7 @@ def resolve_extraction(
     """
     if options.model is None:
         if options.sae not in (None, AUTO):
-            raise NeuronSelectError("belongs to a model: name the model, too", option="sae", value=options.sae)
+            raise NeuronSelectError("belongs to a model: give --model, too", option="sae", value=options.sae)
         options = replace(options, model=str(bundled.MODEL), sae=str(bundled.SAE))
     assert options.model is not None
     source = pin_model(options.model, revision=options.revision, token=token)
@@ -127,7 +127,7 @@ def resolve_extraction(
             raise
         raise NeuronSelectError(
             f"the catalogue names {name}, which cannot be had ({cause.message}); name another SAE with --sae, or "
-            f"{how_to_train(options.model, lm_config)}", option="sae", value=AUTO,
+            f"{_how_to_train(options, lm_config)}", option="sae", value=AUTO,
         ) from cause  # fmt: skip
     sae = load_sae(sae_source.location, layer=layer)
     made = with_sae(extraction, sae_source, sae, lm_config)
@@ -150,16 +150,21 @@ def _found_sae(
     picked = pick_sae(found, options.layer)
     if picked is None and options.sae == AUTO:
         raise NeuronSelectError(
-            f"no SAE of {source.id} is known; name one, or {how_to_train(options.model, lm_config)}", option="sae",
+            f"no SAE of {source.id} is known; name one, or {_how_to_train(options, lm_config)}", option="sae",
             value=AUTO,
         )  # fmt: skip
     if picked is None:
         raise NeuronSelectError(
-            f"needed by {', '.join(needs_sae)}: name a sparse autoencoder (a Hub id or folder) of {options.model}, or "
-            f"auto for one that `neuronselect sae find {options.model}` lists; or {how_to_train(options.model, lm_config)}",
+            f"{', '.join(needs_sae)} needs a sparse autoencoder of {options.model}: name one (a Hub id or folder), or "
+            f"auto for one that `neuronselect sae find {options.model}` lists; or {_how_to_train(options, lm_config)}",
             option="sae",
         )  # fmt: skip
     return picked
+
+
+def _how_to_train(options: ExtractionOptions, lm_config: Any) -> str:
+    """As :func:`how_to_train`, for the pool and the layer of a command's options."""
+    return how_to_train(str(options.model), lm_config, pool=getattr(options, "pool", None), layer=options.layer)
 
 
 def with_sae(extraction: Extraction, source: Source, sae: SparseAutoencoder, lm_config: Any) -> Extraction:
@@ -173,7 +178,7 @@ def with_sae(extraction: Extraction, source: Source, sae: SparseAutoencoder, lm_
     width = lm_config.get_text_config().hidden_size
     if sae.d_in != width and "o_proj" not in sae.site.module:
         raise NeuronSelectError(
-            f"the SAE reads vectors of {sae.d_in}, {model.id} has {width}: it belongs to another model",
+            f"the SAE reads vectors of {sae.d_in}, {model.id} has {width}: name an SAE of this model",
             option="sae",
             value=source.id,
         )

@@ -77,7 +77,9 @@ class NeuronFeatureExtractor:
         self.signals = signals_of(signals)
         self._engines = {} if engines is None else engines
         if extraction.sae is None and (names := _needing_sae(self.signals)):
-            raise NeuronSelectError(f"needed by {', '.join(names)}: make the extractor with sae=", option="sae")
+            raise NeuronSelectError(
+                f"{', '.join(names)} needs a sparse autoencoder: make the extractor with sae=", option="sae"
+            )
 
     # ------------------------------------------------------------------------------ construction
     @classmethod

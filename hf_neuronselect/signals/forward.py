@@ -137,7 +137,7 @@ class ForwardEngine(Engine):
             rows = sorted({i for found in broken.values() for i in found})
             warnings.warn(
                 f"{len(rows)} of {len(usable)} rows (first: row {rows[0]} of its batch) overflow in {dtype} and are "
-                "computed again in float32",
+                "computed again in float32; --dtype float32 (or bfloat16) saves the second pass",
                 NeuronSelectWarning,
                 stacklevel=5,
             )
@@ -176,7 +176,9 @@ class ForwardEngine(Engine):
                 budget = max(1, sum(len(samples[i].input_ids) for i in chosen) // 2)
                 self._budget = budget
                 warnings.warn(
-                    f"out of memory: going on with batches of {budget} tokens", NeuronSelectWarning, stacklevel=6
+                    f"out of memory: going on with batches of {budget} tokens; next time give --batch-tokens {budget}",
+                    NeuronSelectWarning,
+                    stacklevel=6,
                 )
                 if backbone.device.type == "cuda":
                     torch.cuda.empty_cache()

@@ -122,7 +122,7 @@ class ShardMaker:
             )  # fmt: skip
         warnings.warn(
             f"a worker died by {cause}: {shard_name(number)} (rows {rows.start} to {rows.stop - 1}) is done again by a "
-            "new one",
+            "new one; if that happens often, use fewer workers or a smaller batch_tokens",
             NeuronSelectWarning,
             stacklevel=4,
         )

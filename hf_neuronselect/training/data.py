@@ -80,7 +80,8 @@ def training_rows(conversations: Sequence[Conversation], encoder: AnswerEncoder)
         raise NeuronSelectError(f"none of the {len(samples)} rows can be trained on: {reasons}", option="data")
     if reasons:
         warnings.warn(
-            f"{len(samples) - len(usable)} of {len(samples)} rows cannot be trained on and are left out: {reasons}",
+            f"{len(samples) - len(usable)} of {len(samples)} rows cannot be trained on and are left out: {reasons}; mend "
+            "these rows, or leave it",
             NeuronSelectWarning, stacklevel=3,
         )  # fmt: skip
     rows = Dataset.from_dict(
@@ -135,7 +136,7 @@ def learnt(prepared: Dataset) -> tuple[Dataset, int, int]:
         return prepared, tokens, answers
     warnings.warn(
         f"{position - len(kept)} of {position} packed rows hold no token of an answer and are left out; "
-        "packing_strategy: bfd keeps rows whole",
+        "set packing_strategy: bfd to keep rows whole",
         NeuronSelectWarning, stacklevel=3,
     )  # fmt: skip
     return prepared.select(kept), tokens, answers

@@ -87,11 +87,14 @@ def evaluate_models(
         kept, taken = without_trained(rows, trained) if trained else (rows, 0)
         if taken:
             warnings.warn(
-                f"data {name}: {taken} of {len(rows)} rows stand in the training rows and are taken out",
+                f"data {name}: {taken} of {len(rows)} rows are left out, since the training rows hold them; "
+                "give other held-out rows if too few are left",
                 NeuronSelectWarning, stacklevel=2,
             )  # fmt: skip
         if not len(kept):
-            raise NeuronSelectError("no held-out row is left", option="data", value=name)
+            raise NeuronSelectError(
+                "every row is among the training rows; give other held-out rows", option="data", value=name
+            )
         cleaned[name] = conversations_of(kept.select(range(min(max_rows or len(kept), len(kept))))), taken
     model = load_for_evaluation(base, dtype, device, token)
     tokenizer = load_tokenizer(base, token)

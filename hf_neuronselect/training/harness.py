@@ -264,7 +264,7 @@ def _load_tasks(names: list[str], folder: Path | None) -> tuple[Any, list[Any]]:
     from lm_eval.tasks import TaskManager
 
     if folder is not None and not folder.is_dir():
-        raise NeuronSelectError("no such folder", option="include_path", value=str(folder))
+        raise NeuronSelectError("no such folder; check the path", option="include_path", value=str(folder))
     manager, own = None, []
     if folder is not None:
         manager = TaskManager(include_path=str(folder), include_defaults=False)

@@ -56,7 +56,11 @@ def load_tokenizer(source: Source, token: str | bool | None = None) -> Any:
     """
     tokenizer = read_tokenizer(source)
     if tokenizer.eos_token is None:
-        raise NeuronSelectError("its tokenizer has no end-of-text token", option="model", value=source.id)
+        raise NeuronSelectError(
+            "its tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json",
+            option="model",
+            value=source.id,
+        )
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
     return tokenizer
@@ -161,7 +165,8 @@ def check_base(adapter: Source, name: str, base: Source, token: str | bool | Non
         same = named is None or base.revision is None or stated.id == base.id
     if not same:
         raise NeuronSelectError(
-            f"was trained on {stated.id} at {stated.commit}, not on {base.id} at {base.commit}",
+            f"was trained on {stated.id} at {stated.commit}, not on {base.id} at {base.commit}: name that "
+            "as the model",
             option="adapter", value=name,
         )  # fmt: skip
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -143,7 +145,7 @@ def test_sae_inspect(files: dict[str, str], capsys, monkeypatch) -> None:
         (["--ratio", "0.1", "--k", "3"], "exactly one of ratio, k, threshold, max_tokens"),
         (["--k", "0"], "error: --k 0: must be at least 1"),
         (["--method", "mono"], "error: --method mono: unknown method; did you mean mona"),
-        (["--method-option", "metric=dot"], "error: --metric dot: must be one of jaccard, cosine, euclidean"),
+        (["--method-option", "metric=dot"], "error: metric dot: must be one of jaccard, cosine, euclidean"),
         (["--method-option", "metric"], "NAME=VALUE is needed"),
         (["--layer", "7"], "error: --layer 7: out of range: the model has 4 blocks"),
         (["--batch-tokens", "many"], "error: --batch-tokens many: must be a whole number (tokens), or auto"),
@@ -214,11 +216,16 @@ def test_skipped_rows_are_said(files: dict[str, str], tmp_path: Path, capsys, mo
 
 
 def test_sae_train_then_select_with_it(files: dict[str, str], tmp_path: Path, capsys, monkeypatch) -> None:
-    pool = tmp_path / "text.jsonl"
-    rows(60, seed=5).to_json(pool)
-    words = ["sae", "train", "--pool", str(pool), "--model", files["model"], "--out", str(tmp_path / "sae"),
-             "--expansion-factor", "4", "--k", "5", "--context", "64", "--tokens", "4e3", "--batch", "256",
-             "--learning-rate", "0.003", "--dtype", "float32", "--buffer-gb", "0.001"]  # fmt: skip
+    """A selection without an SAE names the commands: the one that trains it, and what to add then."""
+    monkeypatch.chdir(tmp_path)
+    rows(60, seed=5).to_json(tmp_path / "my [own] text.jsonl")
+    chosen = ["select", "--pool", "my [own] text.jsonl", "--target", f"t={files['target.jsonl']}", "--model",
+              files["model"], "--out", "sel"]  # fmt: skip
+    code, _, err = run(capsys, monkeypatch, *chosen, "--k", "3")
+    assert code == 2 and err.count("\n") == 1 and not (tmp_path / "sel").exists()
+    training, adding = re.fullmatch(r"error: --sae: mona needs a .* `neuronselect (.*)` and add `(.*)`\n", err).groups()
+    words = [*shlex.split(training), "--expansion-factor", "4", "--k", "5", "--context", "64", "--tokens", "4e3", "--batch",
+             "256", "--learning-rate", "0.003", "--dtype", "float32", "--buffer-gb", "0.001"]  # fmt: skip
     code, out, err = run(capsys, monkeypatch, *words)
     assert code == 0, err
     assert out.startswith("layers.2: ") and "% of 128 latents dead, loss " in out and "tokens/s" in err
@@ -226,14 +233,47 @@ def test_sae_train_then_select_with_it(files: dict[str, str], tmp_path: Path, ca
     record = json.loads((tmp_path / "sae" / "layers.2" / "training.json").read_text())
     assert 0 < record["fvu"] < 1 and record["verdict"] in out and record["training"]["batch"] == 256
     assert f"{record['fvu']:.4f} on" in (tmp_path / "sae" / "README.md").read_text()
-    chosen = base(files, tmp_path / "sel")
-    chosen[chosen.index("--sae") + 1] = str(tmp_path / "sae")
-    code, _, err = run(capsys, monkeypatch, *chosen, "--k", "3")
+    code, _, err = run(capsys, monkeypatch, *chosen, "--k", "3", *shlex.split(adding))
     assert code == 0, err
     assert ("the SAE is poor" in err) == record["verdict"].startswith("poor")
     assert json.loads((tmp_path / "sel" / "selection.json").read_text())["extractor"]["options"]["layer"] == 2
     _, out, _ = run(capsys, monkeypatch, "sae", "inspect", str(tmp_path / "sae"))
     assert record["verdict"] in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "select --pool pol.jsonl --out o",
+            "--pool pol.jsonl: no such file or folder (did you mean pool.jsonl?), and not",
+        ),
+        ("select --pool none --out o", "--pool none: is empty: it needs .jsonl, .json, .csv, .parquet"),
+        ("select --pool pool.jsonl --method mano --out o", "--method mano: unknown method; did you mean mona or "),
+        ("select --pool pool.jsonl --k 3 --out o", "--target: method mona needs exemplars, 10 to 100 rows"),
+        ("select --pool pool.jsonl --sae s --out o", "--sae s: belongs to a model: give --model, too"),
+        (
+            "select --pool pool.jsonl --target pool.jsonl --model who/typo --out o",
+            "check the name, or unset HF_HUB_OFFLINE",
+        ),
+        ("export gone --format trl", "selection gone: no such path here"),
+        ("push gone who/what", "FOLDER gone: no such folder; check the path"),
+        ("run gone.yaml --out o", "RECIPE gone.yaml: cannot be read: "),
+        ("run recipe.yaml --out o", "pool pol.jsonl: no such file or folder (did you mean pool.jsonl?)"),
+    ],
+)
+def test_an_error_names_what_was_typed_and_the_mend(
+    words: str, message: str, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """What is no flag of the command, such as a key of a recipe, is named without dashes."""
+    monkeypatch.chdir(tmp_path)
+    rows(4).to_json("pool.jsonl")
+    Path("none").mkdir()
+    Path("recipe.yaml").write_text("select: {pool: pol.jsonl, method: longest, k: 2}\ntrain: {max_steps: 1}\n")
+    code, out, err = run(capsys, monkeypatch, *words.split())
+    line = err.splitlines()[-1]
+    assert code == 2 and out == "" and line.startswith("error: ") and message in line, err
+    assert not Path("o").exists() or not any(Path("o").iterdir())
 
 
 def test_a_device_map_changes_no_number(capsys, monkeypatch, files: dict[str, str], tmp_path: Path) -> None:

@@ -791,7 +791,9 @@ def test_what_was_trained_on_is_taken_out(question: str, answer: str, stands: bo
 @PEFT_WARNS
 def test_leaks_are_counted_and_warned_of(tuned: Path, base: Path) -> None:
     leaking = concatenate_datasets([HELD_OUT, LEARNT.select(range(3))])
-    with pytest.warns(NeuronSelectWarning, match="^data sevens: 3 of 8 rows stand in the training rows and are taken"):
+    with pytest.warns(
+        NeuronSelectWarning, match="^data sevens: 3 of 8 rows are left out, since the training rows hold"
+    ):
         found = evaluate_models(base_source(str(base)), {"mona": tuned}, {"sevens": leaking}, trained=[LEARNT])
     clean = evaluate_models(base_source(str(base)), {"mona": tuned}, {"sevens": HELD_OUT}, trained=[LEARNT])
     assert [replace(row, taken_out=3) for row in clean] == found

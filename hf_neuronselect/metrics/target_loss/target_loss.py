@@ -86,7 +86,8 @@ def target_loss(
     skipped = [i for i, reason in enumerate(got.skips) if reason]
     if skipped:
         warnings.warn(
-            f"{len(skipped)} of {len(conversations)} rows skipped; row {skipped[0]}: {got.skips[skipped[0]]}",
+            f"{len(skipped)} of {len(conversations)} rows are left out (row {skipped[0]}: "
+            f"{got.skips[skipped[0]]}); mend or remove them",
             NeuronSelectWarning,
             stacklevel=2,
         )
