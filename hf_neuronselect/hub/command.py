@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.configs import SelectConfig
+from ..core.configs import CAPABILITY, SelectConfig
+from ..core.folders import FITTED
 from ..core.options import AUTO, flag_words
 from ..core.provenance import ExtractionRecord, Provenance, SourceRecord
 from ..core.sources import bundled_folder
+from .markdown import PLACE
 
 ROWS, MODEL = "ROWS", "MODEL"  # printed where nothing is known
 COMPUTED_BY = "the model that computed the columns, with its SAE and options"
@@ -37,19 +39,24 @@ class Command:
 
 
 def select_command(made: Provenance) -> Command:
-    """The ``neuronselect select`` command that makes a selection again."""
+    """The ``neuronselect select`` command that makes a selection again.
+
+    Where exemplars cannot be had by name, the target that was fitted on them is read from the selection itself.
+    """
     fill_in: list[tuple[str, str, str]] = []
 
     def spec(what: str, source: SourceRecord | None) -> str:
         word = _spec(source)
-        if source is None or not (source.on_hub or word.startswith("bundled:")):
+        if not _resolves(source):
             fill_in.append((what, word, (source.commit if source else None) or ""))
         return word
 
     values: dict[str, Any] = {"pool": spec("the pool", made.pool)}
     if made.capability is not None:
         name = f":{made.capability.name}" if made.capability.name else ""
-        values["target"] = [f"capability:{spec('the capability', made.capability)}{name}"]
+        values["target"] = [f"{CAPABILITY}{spec('the capability', made.capability)}{name}"]
+    elif own_target(made):
+        values["target"] = [f"{CAPABILITY}{PLACE}"]
     else:
         values["target"] = [
             f"{name}={spec(f'exemplars of {name}', target.source)}" for name, target in made.targets.items()
@@ -58,7 +65,9 @@ def select_command(made: Provenance) -> Command:
     values["method_option"] = {name: value for name, value in made.method.options.items() if value is not None}
     if made.extractor is not None:
         # A capability brings its own options; a method without targets uses it only to leave out its exemplars.
-        values |= _extraction(made.extractor, spec, alone=made.capability is None or not made.targets)
+        values |= _extraction(
+            made.extractor, spec, alone=not own_target(made) and (made.capability is None or not made.targets)
+        )
     if made.tokens.pool_mean is not None and (made.extractor is None or made.extractor.model is None):
         signals = made.extractor.signals if made.extractor else {}
         fill_in.append((COMPUTED_BY, MODEL, ", ".join(f"{name}-{identity}" for name, identity in signals.items())))
@@ -69,6 +78,17 @@ def select_command(made: Provenance) -> Command:
     values["keep"] = [what for what in ("duplicate", "leak") if what not in made.exclude]
     values["out"] = "selected"
     return Command(["neuronselect", "select", *flag_words(SelectConfig, values)], fill_in)
+
+
+def own_target(made: Provenance) -> bool:
+    """Whether the command reads the target that the selection itself holds."""
+    named = all(_resolves(target.source) for target in made.targets.values())
+    return made.capability is None and not named and set(FITTED) <= (made.files or {}).keys()
+
+
+def _resolves(source: SourceRecord | None) -> bool:
+    """Whether a source can be had by its name on any machine."""
+    return source is not None and (source.on_hub or _spec(source).startswith("bundled:"))
 
 
 def _extraction(

@@ -9,12 +9,20 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from ..core.digests import files_hash
 from ..core.errors import NeuronSelectError
-from ..core.folders import CAPABILITY_FILE, CAPABILITY_RECORD, read_capability
+from ..core.folders import (
+    CAPABILITY_FILE,
+    CAPABILITY_FOLDER,
+    CAPABILITY_RECORD,
+    FITTED,
+    SELECTION_RECORD,
+    read_capability,
+)
 from ..core.options import ExtractionOptions, check_names, part_of
 from ..core.provenance import CapabilityRecord, ExtractionRecord, SourceRecord
 from ..core.seals import checksums, encode
@@ -86,7 +94,7 @@ class Capability:
     def fetch(
         cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None, subfolder: str = ""
     ) -> Capability:
-        """Load a capability from a folder or the Hub.
+        """Load a capability from a folder or the Hub: a saved one, or that of a selection (a folder, or its dataset).
 
         Args:
             subfolder: of the folder or repository, e.g. of a feature library.
@@ -96,16 +104,40 @@ class Capability:
         """
         folder, known, commit = Path(source), Path(source).resolve().name, None
         if not folder.is_dir():
-            inside, known = f"{subfolder}/" if subfolder else "", str(source)
-            with hub_errors("target", str(source)):
-                patterns = [f"{inside}{CAPABILITY_RECORD}", f"{inside}{CAPABILITY_FILE}"]
-                folder = Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
+            known = str(source)
+            with hub_errors("target", known):
+                folder = _download(known, subfolder, revision, token)
             commit = hub_commit(folder)
-        folder = folder / subfolder
+        own = not subfolder and (folder / FITTED[0]).is_file() and not (folder / CAPABILITY_FILE).exists()
+        folder = folder / (CAPABILITY_FOLDER if own else subfolder)
         loaded = cls.load(folder, str(source))
         name = Path(subfolder).name or None
         commit = commit or f"content:{files_hash(folder, (CAPABILITY_RECORD, CAPABILITY_FILE))}"
         return cls(loaded.record, loaded.targets, loaded.leakage, SourceRecord(id=known, commit=commit, name=name))
+
+
+def _download(repo: str, subfolder: str, revision: str | None, token: str | bool | None) -> Path:
+    """A snapshot of a model repository with a capability, or else of a data set that holds a selection."""
+    wanted = [f"{subfolder}/{name}" if subfolder else name for name in (CAPABILITY_RECORD, CAPABILITY_FILE)]
+    missing: Exception | None = None
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, token=token, allow_patterns=wanted))
+        if subfolder or (folder / CAPABILITY_FILE).is_file():
+            return folder
+    except (RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError) as cause:
+        if subfolder:
+            raise
+        missing = cause
+    try:
+        return Path(
+            snapshot_download(
+                repo, repo_type="dataset", revision=revision, token=token, allow_patterns=[SELECTION_RECORD, *FITTED]
+            )
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError):
+        if missing is not None:
+            raise missing from None
+        return folder
 
 
 def make_extractor(

@@ -48,6 +48,7 @@ from hf_neuronselect.hub.cards import (
     write_card,
 )
 from hf_neuronselect.hub.command import select_command
+from hf_neuronselect.hub.markdown import PLACE
 from hf_neuronselect.hub.markdown import BEGIN, END, cell, fenced, merge_card
 from hf_neuronselect.hub.push import push_folder
 from hf_neuronselect.metrics import METRICS, metric_path
@@ -592,9 +593,11 @@ def test_the_command_of_a_card_makes_the_same_rows(
     for path in files.iterdir():
         (work / path.name).symlink_to(path)
     monkeypatch.chdir(work)
-    command_line(*made[1:])
+    own = f"capability:{PLACE}"  # local exemplars: the selection holds the target that was fitted on them
+    assert (own in made) == any(word.startswith("math=") and "bundled" not in word for word in words), made
+    command_line(*[word.replace(PLACE, str(tmp_path / "first")) for word in made[1:]])
     same_rows(tmp_path / "first", work / "selected")
-    assert words_of(text_of(work / "selected")) == made
+    assert [word.replace(own, "capability:first") for word in made] == words_of(text_of(work / "selected"))
 
 
 def parquet(data: Dataset, path: Path) -> bytes:
@@ -661,10 +664,12 @@ def test_a_command_that_cannot_know_the_exemplars_says_so(
     selector.select(pool, k=3).save_pretrained(tmp_path / "s")
     text = text_of(tmp_path / "s")
     words = words_of(text)
-    assert "- the pool: `ROWS`\n" in text and "- exemplars of math: `ROWS`\n" in text
+    assert "- the pool: `ROWS`\n" in text and "exemplars of math" not in text.partition("## Make it again")[2]
     assert f"- the model: `model`, recorded with the hash {extractor.extraction.model.commit}\n" in text
     assert words[words.index("--pool") + 1] == "ROWS"  # a place to fill
-    assert [words[i + 1] for i, word in enumerate(words) if word == "--target"] == ["math=ROWS", "code=ROWS"]
+    assert [words[i + 1] for i, word in enumerate(words) if word == "--target"] == [f"capability:{PLACE}"]
+    unsaved = select_command(selector.select(pool, k=3).provenance)
+    assert ("exemplars of math", "ROWS", "") in unsaved.fill_in and "math=ROWS" in unsaved.words
 
 
 def test_write_card_makes_what_render_gives(tmp_path: Path, selector: NeuronSelector) -> None:

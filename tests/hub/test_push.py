@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -34,13 +35,17 @@ from transformers import AutoModelForCausalLM
 from versions import before
 
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelector, Selection
+from hf_neuronselect.cli import main as cli
+from hf_neuronselect.core.configs import SelectConfig
 from hf_neuronselect.core.errors import NeuronSelectError, NeuronSelectWarning
 from hf_neuronselect.core.folders import DATA_FILE, FITTED
 from hf_neuronselect.core.provenance import SelectionSummary, SourceRecord, TrainingRecord, plain
 from hf_neuronselect.core.seals import encode
 from hf_neuronselect.hub.push import check_write_access, push_folder
 from hf_neuronselect.metrics import metric_path
+from hf_neuronselect.pipelines.select import select
 from hf_neuronselect.rows.load import load_rows
+from hf_neuronselect.selection.library import load_capability
 from hf_neuronselect.store.store import FeatureStore, write_store
 from hf_neuronselect.training.config import TrainConfig
 from hf_neuronselect.training.sft import train_adapter
@@ -100,7 +105,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def named(files: dict[str, bytes], name: str) -> dict[str, bytes]:
     """The same with the repository's id in the card as it stands in a folder's."""
-    return files | {"README.md": files["README.md"].replace(f'"{name}"'.encode(), b'"path/or/id/of/this"')}
+    return files | {"README.md": files["README.md"].replace(name.encode(), b"path/or/id/of/this")}
 
 
 def since(hub: Hub, start: int, word: str) -> list[str]:
@@ -946,3 +951,45 @@ def test_a_source_with_capitals_is_named_as_it_is(hub: Hub, name: str, tmp_path:
     assert made.provenance.pool.id == source
     made.push_to_hub(f"{name}-3")
     assert not hub.repos["datasets", f"{name}-3"].private
+
+
+@pytest.mark.parametrize("pushed", [True, False])
+def test_the_command_in_a_card_makes_the_selection_again(
+    hub: Hub, name: str, pushed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool by its id and commit; the exemplars were local, and the selection holds the target fitted on them."""
+    rows(30).to_json(tmp_path / "rows.jsonl")
+    hub.add("datasets", f"{name}-pool", {"train.jsonl": (tmp_path / "rows.jsonl").read_bytes()})
+    rows(6, seed=3).to_json(tmp_path / "mine.jsonl")
+    made = select(
+        SelectConfig(pool=f"{name}-pool", target=(f"t={tmp_path / 'mine.jsonl'}",), k=4, layer=2, out=tmp_path / "sel",
+                     method="nait")
+    )  # fmt: skip
+    if pushed:
+        push_folder(tmp_path / "sel", name)
+    else:  # the pool moves on, the command does not
+        more = CommitOperationAdd("more.jsonl", b'{"messages": []}\n')
+        HfApi().create_commit(f"{name}-pool", [more], repo_type="dataset", commit_message="more")
+    card = (
+        hub.files("datasets", name)["README.md"] if pushed else (tmp_path / "sel" / "README.md").read_bytes()
+    ).decode()
+    assert "Before it runs" not in card and "mine.jsonl" in card
+    (block,) = re.findall(r"```bash\n(neuronselect select .*?)```", card, re.DOTALL)
+    words = shlex.split(block.replace("\\\n", " ").replace("path/or/id/of/this", str(tmp_path / "sel")))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    again = Selection.from_pretrained("selected")
+    same_rows(again.dataset, made.dataset)
+    assert again.provenance.capability is not None and again.provenance.capability.id == (name if pushed else "sel")
+
+
+def test_a_model_with_the_name_of_a_selection_is_not_taken_for_it(hub: Hub, name: str, selection: Selection) -> None:
+    selection.push_to_hub(name)
+    hub.add("models", name, {"adapter_config.json": b"{}", "config.json": b"{}"})
+    found = load_capability(name)
+    assert found.targets.keys() == {"math", "code"} and found.capability.commit == hub.commit("datasets", name)
+    assert load_capability(f"{name}@{found.capability.commit}").capability == found.capability

@@ -169,7 +169,7 @@ def test_auto_loads_what_the_catalogue_names(
         ) as gone:
             extractor("me/gone")
         assert "\n" not in str(gone.value) and "sae train --model me/auto-lm" in str(gone.value)
-        with pytest.raises(NeuronSelectError, match="needed by mona.*sae find me/auto-lm"):  # nothing large unasked
+        with pytest.raises(NeuronSelectError, match="mona needs.*sae find me/auto-lm"):  # nothing large unasked
             NeuronFeatureExtractor.from_pretrained("me/auto-lm")
     finally:
         monkeypatch.undo()
@@ -178,7 +178,7 @@ def test_auto_loads_what_the_catalogue_names(
 
 def test_the_shipped_sae_is_taken_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = save(tmp_path / "lm")
-    with pytest.raises(NeuronSelectError, match="needed by mona.*sae find.*sae train --model .*hours"):
+    with pytest.raises(NeuronSelectError, match="mona needs.*sae find.*sae train --model .*hours"):
         NeuronFeatureExtractor.from_pretrained(str(model))
     with pytest.raises(NeuronSelectError, match="no SAE of lm is known"):
         NeuronFeatureExtractor.from_pretrained(str(model), sae="auto")
