@@ -259,6 +259,8 @@ class _Lines(_View):
 
     def update(self, progress: Progress) -> None:
         share = progress.share
+        if share == 1.0:  # the last line says it
+            return
         self._line(progress, ("" if share is None else f"{share:.0%}, ".replace("%", " %")) + progress.counts)
         self.brief = False
 

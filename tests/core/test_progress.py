@@ -65,7 +65,6 @@ def test_a_log_has_a_line_at_the_start_every_15_seconds_and_at_the_end() -> None
         "mona: 40 %, 32.0 k of about 80.0 k tokens, 1,000 tokens/s, 48 s left",
         "mona: 60 %, 48.0 k of 80.0 k tokens, 1,000 tokens/s, 32 s left",
         "mona: 80 %, 64.0 k of 80.0 k tokens, 1,000 tokens/s, 16 s left",
-        "mona: 100 %, 80.0 k of 80.0 k tokens, 1,000 tokens/s",
         "mona: 2,000 rows, 80.0 k tokens in 80 s, 1,000 tokens/s",
     ]
 

@@ -571,7 +571,7 @@ def test_token_ids_are_what_was_scored_with_the_answers_marked(name: str, tmp_pa
     wanted = {0: f"First.{kind.end}Second one.{kind.end}", 2: f"a{kind.end}", 3: f"{kind.call}{kind.end}a{kind.end}"}
     for trainer in ("trl", "axolotl", "unsloth"):
         with pytest.warns(
-            NeuronSelectWarning, match=r"^1 of \d rows .* no assistant token within max_length=512 \(1\)$"
+            NeuronSelectWarning, match=r"^1 of \d rows .* no assistant token within max_length=512 \(1\);"
         ):
             files = export_selection(selection, trainer, tmp_path / trainer, base_model=model)
         lines, left = read_lines(files[0]), [i for i in selection.indices.tolist() if i != 1]

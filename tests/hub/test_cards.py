@@ -48,8 +48,7 @@ from hf_neuronselect.hub.cards import (
     write_card,
 )
 from hf_neuronselect.hub.command import select_command
-from hf_neuronselect.hub.markdown import PLACE
-from hf_neuronselect.hub.markdown import BEGIN, END, cell, fenced, merge_card
+from hf_neuronselect.hub.markdown import BEGIN, END, PLACE, cell, fenced, merge_card
 from hf_neuronselect.hub.push import push_folder
 from hf_neuronselect.metrics import METRICS, metric_path
 from hf_neuronselect.training.sft import write_record
@@ -536,13 +535,18 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture)
     return run
 
 
-def same_rows(first: Path, second: Path) -> None:
-    """Bit-equal rows and scores, and a record that differs in its times alone."""
+def same_rows(first: Path, second: Path, *, by_first: bool = False) -> None:
+    """Bit-equal rows and scores, and a record that differs in its times alone.
+
+    Args:
+        by_first: the second selection was made by the target that the first one holds, and says so.
+    """
     for file in (DATA_FILE, "scores.parquet"):
         assert pq.read_table(first / file).equals(pq.read_table(second / file))
     records = [json.loads((folder / "selection.json").read_text()) for folder in (first, second)]
     for record in records:
         del record["timing"], record["cost"], record["seal"], record["pool"]["fingerprint"]  # of a file's path, too
+    assert (records[1].pop("capability")["id"] == first.name) if by_first else True
     assert records[0] == records[1]
 
 
@@ -596,7 +600,7 @@ def test_the_command_of_a_card_makes_the_same_rows(
     own = f"capability:{PLACE}"  # local exemplars: the selection holds the target that was fitted on them
     assert (own in made) == any(word.startswith("math=") and "bundled" not in word for word in words), made
     command_line(*[word.replace(PLACE, str(tmp_path / "first")) for word in made[1:]])
-    same_rows(tmp_path / "first", work / "selected")
+    same_rows(tmp_path / "first", work / "selected", by_first=own in made)
     assert [word.replace(own, "capability:first") for word in made] == words_of(text_of(work / "selected"))
 
 

@@ -105,7 +105,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def named(files: dict[str, bytes], name: str) -> dict[str, bytes]:
     """The same with the repository's id in the card as it stands in a folder's."""
-    return files | {"README.md": files["README.md"].replace(name.encode(), b"path/or/id/of/this")}
+    card = re.sub(rf'("|capability:){name}\b(?!-)', r"\1path/or/id/of/this", files["README.md"].decode())
+    return files | {"README.md": card.encode()}
 
 
 def since(hub: Hub, start: int, word: str) -> list[str]:
@@ -390,7 +391,7 @@ def test_only_files_of_the_record_are_pushed_and_no_links(hub: Hub, name: str, t
     (tmp_path / "secret").write_text("key")
     (folder / "data" / "extra.parquet").write_bytes((folder / "scores.parquet").read_bytes())
     (folder / "notes.txt").symlink_to(tmp_path / "secret")
-    with pytest.warns(NeuronSelectWarning, match="left out, since .*: data/extra.parquet, notes.txt$"):
+    with pytest.warns(NeuronSelectWarning, match="not pushed, since .*: data/extra.parquet, notes.txt; upload"):
         push_folder(folder, name)
     assert not {"data/extra.parquet", "notes.txt"} & set(hub.files("datasets", name))
     (folder / "report.html").unlink()

@@ -247,7 +247,7 @@ def test_bad_input(tmp_path: Path, tiny_folder: Path, extractor: NeuronFeatureEx
         (lambda: make_extractor(tiny_folder, features=["monna"]), "did you mean mona"),
         (lambda: make_extractor(tiny_folder, sae=str(wide)), "reads vectors of 48, model has 32"),
         (lambda: make_extractor(tiny_folder, sae=str(tmp_path / "nowhere")), "no such folder"),
-        (lambda: NeuronFeatureExtractor.from_pretrained(model), "name a sparse autoencoder"),
+        (lambda: NeuronFeatureExtractor.from_pretrained(model), "needs a sparse autoencoder"),
         (lambda: NeuronFeatureExtractor.from_pretrained("./nowhere"), "no such folder"),
         (lambda: NeuronFeatureExtractor.from_pretrained(str(tmp_path), features=["hidden"]), "not a model"),
         (lambda: NeuronFeatureExtractor.from_pretrained("who/what", features=["hidden"]), "nothing of that name is in"),

@@ -344,7 +344,8 @@ def test_rows_are_cut_at_the_models_last_position(asked: int | None, tmp_path: P
         record = train(tmp_path / "base", tmp_path / "a", data, max_length=asked)
     said = [str(one.message) for one in heard if issubclass(one.category, NeuronSelectWarning)]
     at = ", not at max_length 200" if asked == 200 else ""
-    wanted = f"rows longer than the model's 40 positions are cut there{at}; the record counts them as truncated"
+    wanted = f"rows longer than the model's 40 positions are cut there{at}, and counted as truncated; "
+    wanted += "give max_length 40 to say so"
     assert said == ([] if asked == 30 else [wanted])
     assert record.results["truncated"] == 1
     assert record.results["tokens"] <= 2 * (asked if asked == 30 else 40)
