@@ -283,14 +283,14 @@ def test_rows_without_answers_are_left_out_and_said(base: Path, tmp_path: Path, 
     asked = [{"messages": chat("why?", "so")[:1]}, {"messages": chat("why?", "")}, {"messages": None}, {"messages": []}]
     data = Dataset.from_list([*asked, {"messages": chat("why?", "so")}])
     reasons = re.escape("no assistant turn with an answer (2), empty (2)")
-    with pytest.warns(NeuronSelectWarning, match=f"^4 of 5 rows cannot be trained on and are left out: {reasons}$"):
+    with pytest.warns(NeuronSelectWarning, match=f"^4 of 5 rows cannot be trained on and are left out: {reasons};"):
         assert len(prepared(base, tmp_path / "a", data)) == 1
     with pytest.raises(NeuronSelectError, match="none of the 4 rows can be trained on: .*no assistant turn"):
         train(base, tmp_path / "b", Dataset.from_list(asked[::-1]))
     assert not (tmp_path / "b").exists()
     long = Dataset.from_list([{"messages": chat("q" * 90, "a")}] * 2 + [{"messages": chat("q", "a")}])
     for packing in (False, True):
-        with pytest.warns(NeuronSelectWarning, match=r"^2 of 3 rows .* no assistant token within max_length=60 \(2\)$"):
+        with pytest.warns(NeuronSelectWarning, match=r"^2 of 3 rows .* no assistant token within max_length=60 \(2\);"):
             assert len(prepared(base, tmp_path / f"c{packing}", long, max_length=60, packing=packing)) == 1
         assert json.loads((tmp_path / f"c{packing}" / "training.json").read_text())["results"]["rows"] == 1
     with pytest.raises(NeuronSelectError, match=r"none of the 3 rows can be trained on.*max_length=9 \(3\)"):
@@ -800,7 +800,7 @@ def test_leaks_are_counted_and_warned_of(tuned: Path, base: Path) -> None:
     assert [replace(row, taken_out=3) for row in clean] == found
     with (
         pytest.warns(NeuronSelectWarning, match="16 of 16"),
-        pytest.raises(NeuronSelectError, match="data='sevens': no held-out row is left"),
+        pytest.raises(NeuronSelectError, match="data='sevens': every row is among the training rows"),
     ):
         evaluate_models(base_source(str(base)), {"mona": tuned}, {"sevens": LEARNT}, trained=[LEARNT])
 
