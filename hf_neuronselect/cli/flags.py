@@ -66,7 +66,7 @@ def command(
 
     def _spelled(name: str | None) -> str | None:
         """An option as this command has it: ``--pool``, ``FOLDER``; another's, as of a recipe, in plain words."""
-        if name == "config" and section is None and "recipe" in positional:
+        if name == "config" and "recipe" in options_of(kind):
             name = "recipe"
         if name is None or (name == "config" and section is not None):
             return None

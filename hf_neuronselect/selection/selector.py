@@ -150,9 +150,7 @@ class NeuronSelector(PushToHub):
         self.exemplars[name] = TargetRecord(exemplars=rows, used=usable, source=source)
         self.cost = self.cost.merge(reader.cost())
         if usable == 0:
-            raise NeuronSelectError(
-                f"no exemplar can be used ({reasons[0]}); mend these rows, or give others", option="target", value=name
-            )
+            raise NeuronSelectError(f"no exemplar can be used ({reasons[0]}); give others", option="target", value=name)
         if usable < rows:
             warnings.warn(
                 f"target {name}: {rows - usable} of {rows} exemplars are left out ({reasons[0]}); mend or remove them",
@@ -354,10 +352,8 @@ class NeuronSelector(PushToHub):
         if not some:
             why = ", ".join(f"{count} {name}" for name, count in tally.excluded.items() if count)
             first = f"; {tally.reasons[0]}" if tally.reasons else ""
-            raise NeuronSelectError(
-                f"none of the {tally.rows} rows can be selected ({why}{first}); mend these rows, or give others",
-                option="pool",
-            )
+            why = f"none of the {tally.rows} rows can be selected ({why}{first}); give others"
+            raise NeuronSelectError(why, option="pool")
 
     def _prepared(self, pool: Data, source: SourceRecord) -> Method:
         """The method after its :meth:`~hf_neuronselect.methods.Method.prepare`.

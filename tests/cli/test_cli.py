@@ -223,7 +223,9 @@ def test_sae_train_then_select_with_it(files: dict[str, str], tmp_path: Path, ca
               files["model"], "--out", "sel"]  # fmt: skip
     code, _, err = run(capsys, monkeypatch, *chosen, "--k", "3")
     assert code == 2 and err.count("\n") == 1 and not (tmp_path / "sel").exists()
-    training, adding = re.fullmatch(r"error: --sae: mona needs a .* `neuronselect (.*)` and add `(.*)`\n", err).groups()
+    training, adding = re.fullmatch(
+        r"error: --sae: mona needs a .*`neuronselect (sae train .*)`, then add `(.*)` .*\n", err
+    ).groups()
     words = [*shlex.split(training), "--expansion-factor", "4", "--k", "5", "--context", "64", "--tokens", "4e3", "--batch",
              "256", "--learning-rate", "0.003", "--dtype", "float32", "--buffer-gb", "0.001"]  # fmt: skip
     code, out, err = run(capsys, monkeypatch, *words)

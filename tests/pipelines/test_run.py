@@ -424,33 +424,33 @@ def test_offline_does_the_rest_and_says_so(here: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: [", "error: --config bad.yaml: cannot be read: "),
-        ("train: 5", "error: --config bad.yaml: section train needs option: value lines"),
-        ("- train", "error: --config bad.yaml: needs a section train"),
-        ("", "error: --config bad.yaml: needs a section train"),
-        ("select: {pool: x}", "error: --config bad.yaml: needs a section train"),
-        ("{train: {}, evalute: {}}", "error: --config evalute: unknown section; did you mean evaluate"),
-        ("{train: {}, 7: {}}", "error: --config 7: unknown section; known: evaluate, push, select, train"),
-        ("{train: {max_step: 5}}", "error: --config max_step: unknown key of section train; did you mean max_steps"),
-        ("{train: {controls: [randm]}}", "error: --controls randm: unknown control; did you mean random"),
+        ("train: [", "error: RECIPE bad.yaml: cannot be read: "),
+        ("train: 5", "error: RECIPE bad.yaml: section train needs option: value lines"),
+        ("- train", "error: RECIPE bad.yaml: needs a section train"),
+        ("", "error: RECIPE bad.yaml: needs a section train"),
+        ("select: {pool: x}", "error: RECIPE bad.yaml: needs a section train"),
+        ("{train: {}, evalute: {}}", "error: RECIPE evalute: unknown section; did you mean evaluate"),
+        ("{train: {}, 7: {}}", "error: RECIPE 7: unknown section; known: evaluate, push, select, train"),
+        ("{train: {max_step: 5}}", "error: RECIPE max_step: unknown key of section train; did you mean max_steps"),
+        ("{train: {controls: [randm]}}", "error: controls randm: unknown control; did you mean random"),
         ("{train: {}, select: {out: x}}", "error: --out x: belongs to the command, not into a recipe's select"),
-        ("{train: {}, evaluate: {task: x}}", "error: --config task: unknown key of section evaluate; did you mean tasks"),
-        ("{train: {}, select: {poool: x}}", "error: --config poool: unknown key of section select; did you mean pool"),
-        ("{train: {}, push: {selecton: x}}", "error: --config selecton: unknown key of section push; did you mean selection"),
-        ("{train: {}, push: me/repo}", "error: --config bad.yaml: section push needs option: value lines"),
+        ("{train: {}, evaluate: {task: x}}", "error: RECIPE task: unknown key of section evaluate; did you mean tasks"),
+        ("{train: {}, select: {poool: x}}", "error: RECIPE poool: unknown key of section select; did you mean pool"),
+        ("{train: {}, push: {selecton: x}}", "error: RECIPE selecton: unknown key of section push; did you mean selection"),
+        ("{train: {}, push: me/repo}", "error: RECIPE bad.yaml: section push needs option: value lines"),
         ("{train: {}}", "error: --data: name a selection or rows to train on, or add a section select"),
-        ("{train: {controls: [random], data: x}}", "error: --controls random: controls need the section select"),
+        ("{train: {controls: [random], data: x}}", "error: controls random: controls need the section select"),
         ("{train: {data: x}, evaluate: {data: [a=x, a=y]}}", "error: --data a: is the name of two"),
         ("{train: {data: pool.jsonl}, evaluate: {data: [a=gone.jsonl]}}", "error: --data gone.jsonl: no such file"),
         ("{train: {data: ./gone.jsonl}}", "error: --data"),
-        ("{train: {data: pool.jsonl, model: ./gone}}", "error: --model ./gone: no such folder"),
+        ("{train: {data: pool.jsonl, model: ./gone}}", "error: model ./gone: no such folder"),
     ],
 )  # fmt: skip
 def test_a_bad_recipe_is_one_line(text: str, message: str, here: Path) -> None:
     Path("bad.yaml").write_text(text)
     assert refused("run", "bad.yaml", "--out", "run").startswith(message)
     assert not Path("run").exists() or {path.name for path in Path("run").iterdir()} == {"run.json"}
-    assert refused("run", "gone.yaml", "--out", "run").startswith("error: --config gone.yaml: cannot be read")
+    assert refused("run", "gone.yaml", "--out", "run").startswith("error: RECIPE gone.yaml: cannot be read")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
