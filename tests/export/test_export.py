@@ -405,6 +405,8 @@ def test_trl_trains_on_it(tmp_path: Path) -> None:
         cwd=out, capture_output=True, text=True, timeout=300,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
+    if "No module named 'mergekit'" in done.stderr:
+        pytest.skip("with these libraries, this trl's own command line does not start without mergekit")
     assert done.returncode == 0, done.stderr[-3000:]
     assert (out / "out" / "adapter_model.safetensors").is_file()
     state = json.loads(next((out / "out").glob("checkpoint-*/trainer_state.json")).read_text())
