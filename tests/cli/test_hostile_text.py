@@ -18,6 +18,7 @@ from hf_neuronselect.cli import run_app
 from hf_neuronselect.cli.flags import note, say
 from hf_neuronselect.core.errors import NeuronSelectWarning
 from hf_neuronselect.core.provenance import SourceRecord
+from hf_neuronselect.core.sae_record import SaeRecord
 from hf_neuronselect.core.text import replaced, shown
 from hf_neuronselect.explain.report import page, text_table
 from hf_neuronselect.hub.cards import SaeCard
@@ -67,8 +68,9 @@ def test_tables_pages_and_cards() -> None:
     table = text_table(["a", HOSTILE], [[HOSTILE + "\n", "1"], [FINE, "2"]])
     assert clean(table) and table.count("\n") == 3
     assert clean(page(HOSTILE, f"<p>{HOSTILE}</p>")) and FINE in page("t", FINE)
-    card = SaeCard(HOSTILE, "layers.1", {"fvu": 0.5, "dead": 0, "latents": 2, "tokens": 3, "l0": 1.0,
-                                         "first_token_norm_ratio": 1.0})  # fmt: skip
+    card = SaeCard(
+        {"layers.1": SaeRecord(model=HOSTILE, verdict=HOSTILE, fvu=0.5, dead=0.0, latents=2, tokens=3, l0=1.0)}
+    )
     assert clean(card.render())
 
 
