@@ -490,7 +490,7 @@ def test_rows_edited_by_hand_are_not_trained_on(again: Path) -> None:
 
 def test_two_of_one_name(here: Path) -> None:
     write(select={"method": "random"}, train={"max_steps": 1})
-    assert "--name random: a control has the adapter's name; set name: in" in refused(
+    assert "name random: a control has the adapter's name; set name: in" in refused(
         "run", "recipe.yaml", "--out", "run", "--no-push"
     )
 
