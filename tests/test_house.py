@@ -35,6 +35,7 @@ SIGNAL_NAMES = {"mona", "nait", "polysemantic", "hidden", "routing"}
 NAMED_METHODS = {
     "core.configs": {"mona"},
     "training.config": {"random"},
+    "selection.doubts": {"longest", "shortest"},  # the control that a warning names
     "pipelines.demo": {"mona", "nait", "polysemantic", "hidden", "longest", "random"},
 }
 # Imports inside functions that may close a circle, with the reason.

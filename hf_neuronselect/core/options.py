@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hin
 from .errors import NeuronSelectError, unknown
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-PoolTokens = Literal["all", "no_special", "assistant", "user"]
+PoolTokens = Literal["all", "no_special", "content", "assistant", "user"]
 RowFormatName = Literal["auto", "messages", "prompt", "alpaca", "sharegpt", "qa", "text"]
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 Drift = Literal["endpoints", "mean", "per_token"]

@@ -70,11 +70,18 @@ class SourceRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetRecord:
-    """Exemplars of a target: how many were given and used, and where they came from."""
+    """Exemplars of a target: how many were given and used, and where they came from.
+
+    Attributes:
+        hit: of a selection, the share of exemplars that score above the pool's top 5 % when they are not fitted on; None
+            where it is not known. doubts: what speaks against its scores, a sentence each.
+    """
 
     exemplars: int = 0
     used: int = 0
     source: SourceRecord | None = None
+    hit: float | None = None
+    doubts: tuple[str, ...] = ()
 
 
 # --------------------------------------------------------------------------------- how it was computed
@@ -240,7 +247,8 @@ class Provenance:
     @property
     def doubts(self) -> list[tuple[str, str]]:
         """What a reader must know before the rows are used: what it is of, and a sentence."""
-        return [("SAE", doubt) for doubt in (self.extractor.doubts if self.extractor else ())]
+        of_targets = [(name, doubt) for name, target in self.targets.items() for doubt in target.doubts]
+        return [("SAE", doubt) for doubt in (self.extractor.doubts if self.extractor else ())] + of_targets
 
     def summary(self, repo_id: str | None = None) -> SelectionSummary:
         """What is kept with an adapter; errors of single rows stay with the selection."""

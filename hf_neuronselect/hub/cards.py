@@ -182,6 +182,11 @@ class SelectionCard(CardTemplate):
                 for name, target in made.targets.items()
                 if target.source
             },
+            **{
+                f"exemplars of {name} found": f"{target.hit:.0%} score in the pool's best 5 % when not fitted on"
+                for name, target in made.targets.items()
+                if target.hit is not None
+            },
             "capability": _pinned(made.capability),
             "budget": _listed(made.budget.given()).replace("=", " "),
             "options": _listed(made.method.options),

@@ -39,7 +39,7 @@ class Method(ABC):
     Class attributes:
         name: what users call it. paper: where it comes from.
         signals: signals a row needs to be scored, by name.
-        exemplar_signals: those that exemplars need (default: the same). optional_signals: used by ``fit`` if there.
+        exemplar_signals: those that exemplars need (default: the same).
         needs_target: False for methods that look at the pool alone.
         default_ratio: the share the paper keeps.
     """
@@ -48,7 +48,6 @@ class Method(ABC):
     paper: ClassVar[str] = ""
     signals: ClassVar[tuple[str, ...]] = ()
     exemplar_signals: ClassVar[tuple[str, ...] | None] = None
-    optional_signals: ClassVar[tuple[str, ...]] = ()
     needs_target: ClassVar[bool] = True
     default_ratio: ClassVar[float] = 0.05
 
@@ -95,6 +94,19 @@ class Method(ABC):
         """Smaller signals that are enough to score these targets, in place of :attr:`signals`; () if there are none."""
         return ()
 
+    @property
+    def observes(self) -> bool:
+        """Whether it sees the whole pool before it scores."""
+        return False
+
+    def doubts(self, rows: RowBatch, target: Target) -> list[str]:
+        """Why these scores should not be believed, a sentence each that ends with what to do.
+
+        Args:
+            rows: some of the pool's, spread over it, with their signals.
+        """
+        return []
+
     def explain(self, rows: RowBatch, target: Target) -> list[dict[str, np.ndarray]]:
         """Per row, the parts of its score: equally long arrays, largest ``share`` first.
 
@@ -104,7 +116,11 @@ class Method(ABC):
 
 
 class PoolMethod(Method):
-    """A method whose scores depend on the whole pool: it observes every row once before any is scored."""
+    """A method whose scores depend on the whole pool: it observes every row before any is scored."""
+
+    @property
+    def observes(self) -> bool:
+        return True
 
     @abstractmethod
     def start(self) -> Any:
@@ -113,6 +129,10 @@ class PoolMethod(Method):
     @abstractmethod
     def observe(self, state: Any, rows: RowBatch) -> None:
         """Add rows of the pool (all usable) to the state."""
+
+    def again(self, state: Any) -> bool:
+        """Called when all rows were observed: whether to observe them once more."""
+        return False
 
     @abstractmethod
     def finish(self, state: Any, targets: Mapping[str, Target]) -> Mapping[str, Target]:

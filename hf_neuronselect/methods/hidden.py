@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 
+from ..core.options import opt
 from ..signals.columns import RowBatch
-from .base import Method, Target, register_method
+from .base import PoolMethod, Target, register_method
 
 
 @register_method
-class Hidden(Method):
+@dataclass(frozen=True)
+class Hidden(PoolMethod):
     """Cosine of the mean hidden state to the exemplars' mean (the paper leaves the metric open: choice)."""
 
     name = "hidden"
     paper = "arXiv:2503.15573"
     signals = ("hidden",)
 
+    centre: Literal["none", "pool"] = opt(
+        "none",
+        "pool: the pool's mean is taken off rows and prototype first (ours), so that what all rows share is gone.",
+    )
+
+    @property
+    def observes(self) -> bool:
+        return self.centre == "pool"
+
     def fit(self, exemplars: RowBatch) -> Target:
         return {"prototype": exemplars.dense("hidden").astype(np.float64).mean(axis=0)}
 
+    def start(self) -> list[np.ndarray]:
+        return []  # one sum and count a batch
+
+    def observe(self, state: list[np.ndarray], rows: RowBatch) -> None:
+        vectors = rows.dense("hidden")
+        state.append(np.append(vectors.sum(axis=0, dtype=np.float64), len(vectors)))
+
+    def finish(self, state: list[np.ndarray], targets: Mapping[str, Target]) -> Mapping[str, Target]:
+        if not state:
+            return targets
+        total = np.sum(state, axis=0)
+        return {name: {**target, "centre": total[:-1] / total[-1]} for name, target in targets.items()}
+
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         vectors, proto = rows.dense("hidden").astype(np.float64), target["prototype"]
+        if "centre" in target:
+            vectors, proto = vectors - target["centre"], proto - target["centre"]
         scale = np.sqrt((vectors * vectors).sum(axis=1) * (proto * proto).sum())
         dot = (vectors * proto).sum(axis=1)
         return np.divide(dot, scale, out=np.zeros_like(dot), where=scale > 0)

@@ -7,8 +7,9 @@ positions, never by a mask over padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -36,61 +37,85 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray]:
 
 
 @dataclass(frozen=True)
+class MarkedTokens:
+    """Some tokens of each row of a batch.
+
+    Attributes:
+        token: int64 ``[T]``, positions in the flattened ``[B * L]``, row by row. row: int64 ``[T]``, each one's row.
+        count: float32 ``[B]``, tokens of each row. first, last: int64 ``[B]``, positions of a row's first and last one; 0
+            in rows without any.
+    """
+
+    token: torch.Tensor
+    row: torch.Tensor
+    count: torch.Tensor
+    first: torch.Tensor
+    last: torch.Tensor
+
+    @classmethod
+    def of(cls, marks: Sequence[np.ndarray], width: int, device: torch.device) -> MarkedTokens:
+        """Args: marks: bool ``[n]`` of each row, n <= width."""
+        mask = np.zeros((len(marks), width), dtype=bool)
+        for i, mark in enumerate(marks):
+            mask[i, : len(mark)] = mark
+        token, some = np.flatnonzero(mask), mask.any(axis=1)
+        last = np.where(some, width - 1 - mask[:, ::-1].argmax(axis=1), 0)
+        parts = (token, token // width, mask.sum(axis=1).astype(np.float32), mask.argmax(axis=1), last)
+        return cls(*(torch.from_numpy(part).to(device) for part in parts))
+
+    def vectors(self, hidden: torch.Tensor) -> torch.Tensor:
+        """These tokens' vectors: ``[B, L, d]`` -> ``[T, d]``."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return flat if len(self.token) == len(flat) else flat.index_select(0, self.token)
+
+    def mean(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Mean over these tokens: ``[B, L, d]`` -> float32 ``[B, d]``, summed in token order; 0 in rows without any."""
+        vectors = self.vectors(hidden).float()
+        total = torch.zeros(len(self.count), vectors.shape[-1], device=vectors.device)
+        return total.index_add_(0, self.row, vectors) / self.count.clamp_min(1)[:, None]
+
+
+@dataclass(frozen=True)
 class TokenBatch:
     """A padded batch, with the token positions that reductions need.
 
     Attributes:
         input_ids: int64 ``[B, L]``, padded on the right.
         last: int64 ``[B]``, position of each row's last token.
-        content: int64 ``[B, 2]``, positions of the first and last content token.
-        token: int64 ``[T]``, pooled tokens as positions in the flattened ``[B * L]``, row by row.
-        row: int64 ``[T]``, the row of each pooled token.
-        n_pooled: float32 ``[B]``, pooled tokens of each row (>= 1).
+        pooled: the tokens that are averaged, at least one a row. marks: other tokens, by :attr:`Sample.marks`' names.
     """
 
     input_ids: torch.Tensor
     last: torch.Tensor
-    content: torch.Tensor
-    token: torch.Tensor
-    row: torch.Tensor
-    n_pooled: torch.Tensor
+    pooled: MarkedTokens
+    marks: Mapping[str, MarkedTokens]
 
     @property
     def size(self) -> int:
         return self.input_ids.shape[0]
 
+    @cached_property
+    def whole(self) -> MarkedTokens:
+        """All tokens but the padding."""
+        lengths = (self.last + 1).tolist()
+        marks = [np.ones(length, dtype=bool) for length in lengths]
+        return MarkedTokens.of(marks, self.input_ids.shape[1], self.input_ids.device)
+
     @classmethod
     def of(cls, samples: Sequence[Sample], pad_id: int, device: torch.device) -> TokenBatch:
         width = max(len(sample.input_ids) for sample in samples)
         ids = np.full((len(samples), width), pad_id, dtype=np.int64)
-        pooled = np.zeros((len(samples), width), dtype=bool)
         for i, sample in enumerate(samples):
             ids[i, : len(sample.input_ids)] = sample.input_ids
-            pooled[i, : len(sample.pooled)] = sample.pooled
-        token = np.flatnonzero(pooled)
-
-        def put(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device)
-
         return cls(
-            input_ids=put(ids),
-            last=put(np.asarray([len(sample.input_ids) - 1 for sample in samples])),
-            content=put(np.asarray([sample.content for sample in samples])),
-            token=put(token),
-            row=put(token // width),
-            n_pooled=put(pooled.sum(axis=1).astype(np.float32)),
+            input_ids=torch.from_numpy(ids).to(device),
+            last=torch.from_numpy(np.asarray([len(sample.input_ids) - 1 for sample in samples])).to(device),
+            pooled=MarkedTokens.of([sample.pooled for sample in samples], width, device),
+            marks={
+                name: MarkedTokens.of([sample.marks[name] for sample in samples], width, device)
+                for name in samples[0].marks
+            },
         )
-
-    def pooled(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The pooled tokens' vectors: ``[B, L, d]`` -> ``[T, d]``."""
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        return flat if len(self.token) == len(flat) else flat.index_select(0, self.token)
-
-    def mean(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Mean over pooled tokens: ``[B, L, d]`` -> float32 ``[B, d]``, summed in token order."""
-        vectors = self.pooled(hidden).float()
-        total = torch.zeros(self.size, vectors.shape[-1], device=vectors.device)
-        return total.index_add_(0, self.row, vectors) / self.n_pooled[:, None]
 
     def at(self, hidden: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Each row's vector at one position: ``[B, L, d]``, ``[B]`` -> float32 ``[B, d]``."""

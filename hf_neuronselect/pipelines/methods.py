@@ -40,8 +40,8 @@ class Chosen:
 
     @property
     def exemplar_signals(self) -> tuple[str, ...]:
-        """Signals that fitting reads, those it can do without included."""
-        return tuple(dict.fromkeys([*exemplar_signals(self.method), *self.method.optional_signals]))
+        """Signals that are read of exemplars: to fit on them, and to score those that were not fitted on."""
+        return tuple(dict.fromkeys([*exemplar_signals(self.method), *self.method.signals]))
 
     @property
     def draws(self) -> bool:

@@ -103,7 +103,7 @@ class AnswerEncoder:
             answer = answer[:kept] if encoder.truncation_side == "right" else answer[-kept:]
         answer[0] = False
         skip = "" if answer.any() else f"error: no assistant token within max_length={encoder.max_length}"
-        return Sample(sample.input_ids, answer, sample.content, sample.n_total, skip)
+        return Sample(sample.input_ids, answer, {}, sample.n_total, skip)
 
 
 class _WithEnds(SampleEncoder):
@@ -117,10 +117,12 @@ class _WithEnds(SampleEncoder):
         ends = [rf"\s*{re.escape(eos)}"] if eos else []
         self.end = re.compile("|".join(ends + [re.escape(token) for token in sorted(others, key=len, reverse=True)]))
 
-    def spans(self, conversation: Conversation, rendered: str, roles: Iterable[str]) -> list[tuple[int, int]]:
-        found = super().spans(conversation, rendered, roles)
-        ends = [self.end.match(rendered, end) for _, end in found]
-        return [(start, mark.end() if mark else end) for (start, end), mark in zip(found, ends, strict=True)]
+    def turn_spans(self, conversation: Conversation, rendered: str) -> list[tuple[str, int, int]]:
+        found = super().turn_spans(conversation, rendered)
+        ends = [self.end.match(rendered, end) if end > start else None for _, start, end in found]
+        return [
+            (role, start, mark.end() if mark else end) for (role, start, end), mark in zip(found, ends, strict=True)
+        ]
 
 
 def marks_answers(template: str | None) -> bool:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jinja2 import TemplateError
@@ -17,7 +17,10 @@ from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
 from .formats import Conversation
 from .turns import ROLES
 
-POOL_TOKENS = ("all", "no_special", "assistant", "user")
+POOL_TOKENS = ("all", "no_special", "content", "assistant", "user")
+# Tokens that a signal may ask for besides the pooled ones, by name: the turns whose texts they are of.
+MARKS = {"content": ROLES, "answer": ("assistant",)}
+Spans: TypeAlias = list[tuple[int, int]]
 # Errors a chat template can raise on a row.
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 # The day that a chat template may print (Llama 3 prints it as "today"). With the day of the run, the same row would be
@@ -45,15 +48,15 @@ class Sample:
     Attributes:
         input_ids: int64 ``[n]``, the tokens fed to the model.
         pooled: bool ``[n]``, the tokens whose activations are averaged.
-        content: first and last position of the turns' own text, without template tokens; the whole sequence unless
-            ``content_spans`` is set.
+        marks: bool ``[n]`` by name (:data:`MARKS`): tokens of the turns' own texts (``content``), of the answers
+            (``answer``). Only those asked for.
         n_total: length before truncation.
         skip: reason the row has no tokens (``empty`` or ``error: …``), else ``""``.
     """
 
     input_ids: np.ndarray
     pooled: np.ndarray
-    content: tuple[int, int]
+    marks: Mapping[str, np.ndarray]
     n_total: int
     skip: str = ""
 
@@ -108,7 +111,7 @@ def _pinned(template: str) -> str:
 
 
 def _skipped(reason: str, n_total: int = 0) -> Sample:
-    return Sample(np.zeros(0, np.int64), np.zeros(0, bool), (0, 0), n_total, reason)
+    return Sample(np.zeros(0, np.int64), np.zeros(0, bool), {}, n_total, reason)
 
 
 def _difference(text: str, other: str) -> tuple[int, int]:
@@ -144,10 +147,10 @@ class SampleEncoder:
 
     Args:
         tokenizer: a transformers tokenizer; spans need a fast one (offsets).
-        pool_tokens: ``all``, ``no_special``, ``assistant`` or ``user``.
+        pool_tokens: ``all``, ``no_special``, ``content`` (the turns' own texts), ``assistant`` or ``user``.
         max_length: tokens kept of a row.
         truncation_side: the side that is cut; ``right`` keeps the beginning.
-        content_spans: whether to find the first and last token of the turns' own text.
+        marks: names of :data:`MARKS`, tokens to find besides the pooled ones.
         chat_template: overrides the tokenizer's own. Of several named ones, rows with tools take ``tool_use``, all
             others ``default``. A date in it is always :data:`DAY`.
         limits: of the model that the tokens are for.
@@ -164,7 +167,7 @@ class SampleEncoder:
         pool_tokens: str = "all",
         max_length: int = 2048,
         truncation_side: str = "right",
-        content_spans: bool = False,
+        marks: Sequence[str] = (),
         chat_template: str | None = None,
         limits: Limits | None = None,
     ) -> None:
@@ -175,7 +178,8 @@ class SampleEncoder:
             raise NeuronSelectError("must be at least 1", option="max_length", value=max_length)
         self.asked, self.limits = max_length, limits or Limits()
         self.max_length = min(max_length, self.limits.positions or max_length)
-        self.content_spans = content_spans
+        self.marks = {name: MARKS[name] for name in marks}
+        self.pooled_roles = {"content": ROLES, "assistant": ("assistant",), "user": ("user",)}.get(pool_tokens, ())
         self.templates = {"default": chat_template} if chat_template else templates_of(tokenizer)
         if self.templates and "default" not in self.templates:
             raise NeuronSelectError(
@@ -184,10 +188,11 @@ class SampleEncoder:
             )
         self.templates = {name: _pinned(template) for name, template in self.templates.items()}
         self.special_ids = np.asarray(sorted(set(tokenizer.all_special_ids)), dtype=np.int64)
-        self.needs_offsets = content_spans or pool_tokens in ("assistant", "user")
+        self.needs_offsets = bool(self.marks or self.pooled_roles)
         if self.needs_offsets and not tokenizer.is_fast:
             raise NeuronSelectError(
-                "finding the turns needs a fast tokenizer (offsets); use pool_tokens='all' or 'no_special'",
+                "finding the turns needs a fast tokenizer (offsets): use pool_tokens all or no_special, and a method that "
+                "reads whole rows",
                 option="pool_tokens",
                 value=pool_tokens,
             )
@@ -213,19 +218,21 @@ class SampleEncoder:
 
     def spans(self, conversation: Conversation, rendered: str, roles: Iterable[str]) -> list[tuple[int, int]]:
         """Character spans ``[start, end)`` in ``rendered`` of the turns of ``roles``, in their order."""
+        return _spans_of(self.turn_spans(conversation, rendered), roles)
+
+    def turn_spans(self, conversation: Conversation, rendered: str) -> list[tuple[str, int, int]]:
+        """Every turn's role and character span in ``rendered``; plain text is one turn of any role."""
         if conversation.text is not None:
-            return [(0, len(rendered))]
-        roles = set(roles)
-        turns = [i for i, message in enumerate(conversation.messages) if message["role"] in roles]
+            return [(role, 0, len(rendered)) for role in ROLES]
         found = self._spans_at_once(conversation, rendered)
         if found is None:
             sentinel = next(s for s in _SENTINELS if s not in rendered)
             found = {}
-            for i in turns:
+            for i, message in enumerate(conversation.messages):
                 start, end = _difference(rendered, self._render_replaced(conversation, i, sentinel))
-                text = conversation.messages[i]["content"].strip() if end > start else ""
+                text = message["content"].strip() if end > start else ""
                 found[i] = _whole(rendered, start, end, text)
-        return [found[i] for i in turns if found[i][1] > found[i][0]]
+        return [(message["role"], *found[i]) for i, message in enumerate(conversation.messages)]
 
     def _spans_at_once(self, conversation: Conversation, rendered: str) -> dict[int, tuple[int, int]] | None:
         """The span of every turn by one more rendering, in which all turns are replaced.
@@ -277,7 +284,7 @@ class SampleEncoder:
         """Tokenise. Rows that cannot be used are returned with ``skip`` set, never dropped."""
         samples: list[Sample | None] = [None] * len(conversations)
         rendered: dict[int, str] = {}
-        spans: dict[int, tuple[list, list]] = {}
+        spans: dict[int, tuple[Spans, dict[str, Spans]]] = {}
         for i, conversation in enumerate(conversations):
             if conversation.skip:
                 samples[i] = _skipped(conversation.skip)
@@ -290,10 +297,10 @@ class SampleEncoder:
             try:
                 text = self.render(conversation)
                 if self.needs_offsets:
-                    pooled_roles = [self.pool_tokens] if self.pool_tokens in ("assistant", "user") else []
+                    of_turns = self.turn_spans(conversation, text)
                     spans[i] = (
-                        self.spans(conversation, text, pooled_roles) if pooled_roles else [],
-                        self.spans(conversation, text, ROLES) if self.content_spans else [],
+                        _spans_of(of_turns, self.pooled_roles),
+                        {name: _spans_of(of_turns, roles) for name, roles in self.marks.items()},
                     )
             except _TEMPLATE_ERRORS as error:
                 reason = re.sub(r"\s+", " ", str(error))[:200]
@@ -330,7 +337,9 @@ class SampleEncoder:
             )
         return found
 
-    def _sample(self, ids: np.ndarray, offsets: np.ndarray | None, spans: tuple[list, list] | None) -> Sample:
+    def _sample(
+        self, ids: np.ndarray, offsets: np.ndarray | None, spans: tuple[Spans, dict[str, Spans]] | None
+    ) -> Sample:
         n_total = len(ids)
         if n_total == 0:
             return _skipped("empty")
@@ -338,21 +347,24 @@ class SampleEncoder:
             pooled = ~np.isin(ids, self.special_ids)
         else:
             pooled = np.ones(n_total, bool)
-        content = np.ones(n_total, bool)
+        marks: dict[str, np.ndarray] = {}
         if offsets is not None and spans is not None:
-            if self.pool_tokens in ("assistant", "user"):
+            if self.pooled_roles:
                 pooled = _inside(offsets, spans[0])
-            if self.content_spans:
-                content = _inside(offsets, spans[1])
+            marks = {name: _inside(offsets, found) for name, found in spans[1].items()}
         keep = slice(0, self.max_length) if self.truncation_side == "right" else slice(-self.max_length, None)
-        ids, pooled, content = ids[keep], pooled[keep], content[keep]
+        ids, pooled = ids[keep], pooled[keep]
         if beyond := self.limits.beyond(self.tokenizer, ids):
             return _skipped(f"error: {beyond}", n_total)
         if not pooled.any():
             return _skipped(f"error: no {self.pool_tokens} token within max_length={self.max_length}", n_total)
-        where = np.flatnonzero(content)
-        ends = (int(where[0]), int(where[-1])) if len(where) else (0, len(ids) - 1)
-        return Sample(ids, pooled, ends, n_total)
+        return Sample(ids, pooled, {name: mark[keep] for name, mark in marks.items()}, n_total)
+
+
+def _spans_of(turns: Iterable[tuple[str, int, int]], roles: Iterable[str]) -> Spans:
+    """The spans of some roles' turns, without empty ones."""
+    wanted = set(roles)
+    return list(dict.fromkeys((start, end) for role, start, end in turns if role in wanted and end > start))
 
 
 def _inside(offsets: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:

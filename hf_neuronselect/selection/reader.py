@@ -152,6 +152,12 @@ class Reader:
                 self._agree(signal.name, plan.extractor.identity(signal), "the extractor's")
         return plan
 
+    def whole(self, names: Sequence[str]) -> bool:
+        """Whether rows come with the signals asked for, not with smaller ones in their place."""
+        return not self.compact or not all(self._there(s, names) for s in self.compact) or all(
+            self._there(s, names) for s in signals_of(self.names)
+        )  # fmt: skip
+
     def _there(self, signal: Signal, names: Sequence[str]) -> bool:
         if self.store is not None:
             return signal.name in self.store.identities

@@ -15,6 +15,7 @@ from ..methods.base import Method, PoolMethod, Target, check_scores
 from ..methods.pickers import row_scores
 from ..rows.formats import Conversation, Row
 from ..rows.leakage import Leakage, Seen, exact_key
+from .doubts import Doubts
 from .reader import Batch, Reader
 
 # Codes of `excluded`, in the order they are decided.
@@ -84,23 +85,26 @@ def observe_pool(
     Raises:
         NeuronSelectError: a pool method on a stream, which is read only once.
     """
-    if not isinstance(method, PoolMethod):
+    if not isinstance(method, PoolMethod) or not method.observes:
         return targets
     if isinstance(data, IterableDataset):
         raise NeuronSelectError(
             f"{method.name} looks at the whole pool before it scores, and a stream is read only once: load it as a "
             "Dataset (drop streaming)", option="method", value=method.name,
         )  # fmt: skip
-    state = method.start()
-    with track(f"{method.name}, first pass", len(data)) as progress:
-        for batch in reader.read(data):
-            tally.read_seconds += batch.seconds
-            started = time.perf_counter()
-            if batch.rows.usable.any():
-                method.observe(state, batch.rows.only_usable())
-            tally.score_seconds += time.perf_counter() - started
-            progress.done(len(batch))
-    return method.finish(state, targets)
+    state, passes = method.start(), 0
+    while True:
+        passes += 1
+        with track(f"{method.name}, pass {passes}", len(data)) as progress:
+            for batch in reader.read(data):
+                tally.read_seconds += batch.seconds
+                started = time.perf_counter()
+                if batch.rows.usable.any():
+                    method.observe(state, batch.rows.only_usable())
+                tally.score_seconds += time.perf_counter() - started
+                progress.done(len(batch))
+        if not method.again(state):
+            return method.finish(state, targets)
 
 
 def scan(
@@ -111,10 +115,18 @@ def scan(
     leakage: Leakage,
     exclude: Sequence[str],
     tally: Tally,
+    doubts: Doubts | None = None,
 ) -> Iterator[Scored]:
-    """Score every row of ``data``, in order. ``excluded`` says why a row cannot be selected."""
+    """Score every row of ``data``, in order. ``excluded`` says why a row cannot be selected.
+
+    Args:
+        doubts: watches the scores.
+    """
     seen = Seen()
-    score = method.scorer(observe_pool(data, reader, method, targets, tally))
+    doubts = doubts or Doubts(method)
+    fitted = observe_pool(data, reader, method, {**targets, **doubts.targets}, tally)
+    score = method.scorer(fitted)
+    doubts.start(score)
     total = len(data) if isinstance(data, Dataset) else None
     with track(method.name, total) as progress:
         for batch in reader.read(data):
@@ -126,10 +138,12 @@ def scan(
             usable = np.flatnonzero(batch.rows.usable)
             scores = {name: np.full(n, np.nan) for name in targets}
             if len(usable):
-                for name, given in score(batch.rows.only_usable()).items():
-                    found = check_scores(method, given, len(usable))
-                    scores[name] = np.full((n, *found.shape[1:]), np.nan)
-                    scores[name][usable] = found
+                rows = batch.rows.only_usable()
+                given = {name: check_scores(method, one, len(usable)) for name, one in score(rows).items()}
+                doubts.watch(rows, given, batch.n_tokens[usable])
+                for name in targets:
+                    scores[name] = np.full((n, *given[name].shape[1:]), np.nan)
+                    scores[name][usable] = given[name]
             for found in scores.values():
                 excluded[(excluded == 0) & ~np.isfinite(row_scores(found))] = _NULL
             scored = Scored(batch.rows.index, scores, batch.n_tokens, batch.truncated, excluded, batch.raw)

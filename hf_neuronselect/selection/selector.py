@@ -29,7 +29,7 @@ from ..core.writing import writing
 from ..hub.cards import CapabilityCard, write_card
 from ..hub.pushable import PushToHub
 from ..methods import Method, make_method
-from ..methods.base import PoolMethod, Target, exemplar_signals, signals_needed
+from ..methods.base import Target, exemplar_signals, signals_needed
 from ..methods.pickers import row_scores
 from ..rows.identity import pool_digest
 from ..rows.leakage import Leakage
@@ -40,7 +40,8 @@ from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, write_store
 from .budget import check_aggregate
 from .capability import Capability, make_extractor
-from .reader import Reader, own_columns
+from .doubts import Doubts, Halves, fit_watched
+from .reader import Reader, column_names, own_columns
 from .record import extraction_record, method_record, selection_record
 from .scan import Tally, scan
 from .scores import PoolScores
@@ -76,6 +77,7 @@ class NeuronSelector(PushToHub):
         """Start clean: nothing is fitted, no exemplar is known."""
         self.targets: dict[str, Target] = {} if self.method.needs_target else {self.method.name: {}}
         self.exemplars: dict[str, TargetRecord] = {}
+        self.halves: dict[str, Halves] = {}  # of targets fitted here
         self.identities: dict[str, str] = {}
         self.extraction = ExtractionRecord()  # how the exemplars' signals were computed
         self.capability: SourceRecord | None = None  # where a loaded one came from
@@ -134,7 +136,7 @@ class NeuronSelector(PushToHub):
     def _fit_one(self, name: str, data: Data, source: SourceRecord | None) -> Target:
         method = self.method
         reader = Reader(
-            exemplar_signals(method), self.extractor, self.identities, option="target", optional=method.optional_signals
+            exemplar_signals(method), self.extractor, self.identities, option="target", optional=method.signals
         )
         parts: list[RowBatch] = []
         rows, reasons = 0, []
@@ -147,7 +149,6 @@ class NeuronSelector(PushToHub):
                 self.leakage |= Leakage.of(batch.conversations)
                 progress.done(len(batch))
         usable = sum(len(part) for part in parts)
-        self.exemplars[name] = TargetRecord(exemplars=rows, used=usable, source=source)
         self.cost = self.cost.merge(reader.cost())
         if usable == 0:
             raise NeuronSelectError(f"no exemplar can be used ({reasons[0]}); give others", option="target", value=name)
@@ -157,7 +158,15 @@ class NeuronSelector(PushToHub):
                 NeuronSelectWarning,
                 stacklevel=4,
             )
-        return {key: np.asarray(value) for key, value in method.fit(RowBatch.join(parts)).items()}
+        exemplars = RowBatch.join(parts)
+        fitted, doubts = fit_watched(method, exemplars)
+        for doubt in doubts:
+            warnings.warn(f"target {name}: {doubt}", NeuronSelectWarning, stacklevel=4)
+        self.exemplars[name] = TargetRecord(exemplars=rows, used=usable, source=source, doubts=doubts)
+        scored_by = [column for signal in signals_of(method.signals) for column in column_names(signal)]
+        if method.needs_target and all(column in exemplars for column in scored_by):
+            self.halves |= Halves.of(name, method, exemplars)
+        return fitted
 
     def _extraction(self, extractor: NeuronFeatureExtractor | None) -> ExtractionRecord:
         """How the method's signals are computed, as far as known."""
@@ -230,7 +239,7 @@ class NeuronSelector(PushToHub):
             for target, column in names.items():
                 pool = pool.add_column(column, scores[target])
             return pool
-        if isinstance(self.method, PoolMethod):
+        if self.method.observes:
             raise NeuronSelectError(
                 "looks at the whole pool before it scores; load the pool as a Dataset", option="method",
                 value=self.method.name,
@@ -318,8 +327,9 @@ class NeuronSelector(PushToHub):
         method = self._prepared(pool, known)
         reader = self._reader(extractor, features, needs_rows=bool(exclude))
         reader.name = known.id
+        doubts = Doubts(method, self.halves if reader.whole(pool.column_names or []) else {})
         with self._spooled(pool, reader):
-            found = scan(pool, reader, method, self.targets, self.leakage, exclude, tally)
+            found = scan(pool, reader, method, self.targets, self.leakage, exclude, tally, doubts)
             if isinstance(pool, Dataset):
                 scored = PoolScores.of(pool, found, aggregate, weights, method.picker())
                 self._check_some(bool(scored.valid.any()), tally)
@@ -332,7 +342,7 @@ class NeuronSelector(PushToHub):
                     picks.dataset, picks.indices, picks.scores, selector=self, keep_alive=picks.folder
                 )
         selection.provenance = selection_record(
-            self.about(),
+            doubts.noted(self.about(), self.targets),
             capability=self.capability,
             pool=replace(known, fingerprint=getattr(pool, "_fingerprint", None), rows=tally.rows),
             budget=budget,
@@ -372,7 +382,7 @@ class NeuronSelector(PushToHub):
     @contextlib.contextmanager
     def _spooled(self, pool: Data, reader: Reader) -> Iterator[None]:
         """For a pool method, whose rows are read twice: what a model computes is kept in a temporary store."""
-        if not isinstance(self.method, PoolMethod) or not isinstance(pool, Dataset) or reader.store is not None:
+        if not self.method.observes or not isinstance(pool, Dataset) or reader.store is not None:
             yield
             return
         plan = reader.plan(pool.column_names)

@@ -12,7 +12,7 @@ import torch
 
 from ..core.errors import NeuronSelectError
 from ..models.backbone import Backbone, Observer
-from ..models.batching import TokenBatch
+from ..models.batching import MarkedTokens, TokenBatch
 from ..models.sae import CHUNK_ELEMENTS, Site, SparseAutoencoder, top_k
 from .base import register_signal
 from .extraction import Extraction
@@ -30,7 +30,7 @@ class _Sparse(ForwardSignal):
 
     def columns(self, sums: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> dict[str, Any]:
         """Sums over pooled tokens, float32 ``[B, m]``, as rows of nonzeros."""
-        pooled = sums / batch.n_pooled[:, None] if extraction.options.pooling == "mean" else sums
+        pooled = sums / batch.pooled.count[:, None] if extraction.options.pooling == "mean" else sums
         # Nonzeros are found on the device: a hundredth of [B, m] is copied off a GPU.
         cast = pooled.to(getattr(torch, extraction.options.value_dtype))
         places = cast.view(-1).nonzero().flatten()
@@ -66,7 +66,7 @@ class Mona(_Sparse):
 
         def observe(hidden: torch.Tensor) -> None:
             k = extraction.options.top_k_features
-            sums.append(sae.sum_rows(batch.pooled(hidden), batch.row, batch.size, k))
+            sums.append(sae.sum_rows(batch.pooled.vectors(hidden), batch.pooled.row, batch.size, k))
 
         return [(sae.site, observe)], lambda: self.columns(sums[0], batch, extraction)
 
@@ -92,7 +92,7 @@ class Polysemantic(_Sparse):
         sums: list[torch.Tensor] = []
 
         def observe(gate: torch.Tensor) -> None:
-            tokens = batch.pooled(gate)
+            tokens = batch.pooled.vectors(gate)
             total: torch.Tensor | None = None
             step = max(64, CHUNK_ELEMENTS // tokens.shape[-1])
             for start in range(0, len(tokens), step):
@@ -100,7 +100,7 @@ class Polysemantic(_Sparse):
                 if total is None:
                     total = torch.zeros(batch.size * acts.shape[-1], device=acts.device)
                 values, indices = top_k(acts, k)
-                owner = batch.row[start : start + step, None] * acts.shape[-1]
+                owner = batch.pooled.row[start : start + step, None] * acts.shape[-1]
                 total.scatter_add_(0, (indices + owner).flatten(), values.float().flatten())
             assert total is not None
             sums.append(total.view(batch.size, -1))
@@ -130,7 +130,7 @@ class Hidden(ForwardSignal):
     ) -> tuple[list[tuple[Site, Observer]], Reducer]:
         means: list[torch.Tensor] = []
         site = backbone.residual(extraction.options.layer)
-        observers: list[tuple[Site, Observer]] = [(site, lambda hidden: means.append(batch.mean(hidden)))]
+        observers: list[tuple[Site, Observer]] = [(site, lambda hidden: means.append(batch.pooled.mean(hidden)))]
         return observers, lambda: {self.name: list(means[0].cpu().numpy())}
 
 
@@ -170,37 +170,78 @@ class EveryBlock(ForwardSignal):
         return observers, finish
 
 
-@register_signal
-class Nait(EveryBlock):
-    """NAIT's activation drift per block: last minus first token (option ``drift``: other readings)."""
+class Drift(EveryBlock):
+    """A drift per block: last minus first token (option ``drift``: their tokens' mean minus the first, or per token)."""
 
-    name = "nait"
     reads = ("site", "drift")
 
+    @abstractmethod
+    def tokens(self, batch: TokenBatch) -> MarkedTokens:
+        """The tokens between whose ends it runs."""
+
     def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
-        first = hidden[:, 0].float()
+        tokens = self.tokens(batch)
+        first = batch.at(hidden, tokens.first)
         if extraction.options.drift == "mean":
-            return batch.mean(hidden) - first
-        drift = batch.at(hidden, batch.last) - first
-        return drift / (batch.last + 1)[:, None] if extraction.options.drift == "per_token" else drift
+            return tokens.mean(hidden) - first
+        drift = batch.at(hidden, tokens.last) - first
+        return drift / tokens.count.clamp_min(1)[:, None] if extraction.options.drift == "per_token" else drift
 
 
 @register_signal
-class NaitContent(EveryBlock):
-    """The drift between the first and last content token: template tokens and BOS left out."""
+class Nait(Drift):
+    """The drift over the turns' own texts, without the template's tokens (NAIT, arXiv 2603.13201)."""
 
-    name = "nait_content"
-    needs_content = True
+    name = "nait"
+    marks = ("content",)
 
-    def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
-        return batch.at(hidden, batch.content[:, 1]) - batch.at(hidden, batch.content[:, 0])
+    def numbers(self, extraction: Extraction) -> Mapping[str, Any]:
+        return {**super().numbers(extraction), "ends": "content"}
+
+    def tokens(self, batch: TokenBatch) -> MarkedTokens:
+        return batch.marks["content"]
+
+
+@register_signal
+class NaitAnswer(Drift):
+    """The drift over the answers, from their first token to their last."""
+
+    name = "nait_answer"
+    marks = ("answer",)
+
+    def tokens(self, batch: TokenBatch) -> MarkedTokens:
+        return batch.marks["answer"]
+
+
+@register_signal
+class NaitTemplate(Drift):
+    """The drift over the whole text, BOS and template tokens included: the paper's reading to the letter."""
+
+    name = "nait_template"
+
+    def tokens(self, batch: TokenBatch) -> MarkedTokens:
+        return batch.whole
 
 
 @register_signal
 class NaitLast(EveryBlock):
-    """Each block's output at the last token."""
+    """Each block's output at the last token of the turns' texts."""
 
     name = "nait_last"
+    marks = ("content",)
+
+    def numbers(self, extraction: Extraction) -> Mapping[str, Any]:
+        return {**super().numbers(extraction), "ends": "content"}
+
+    def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
+        return batch.at(hidden, batch.marks["content"].last)
+
+
+@register_signal
+class NaitTemplateLast(EveryBlock):
+    """Each block's output at the last token of all."""
+
+    name = "nait_template_last"
 
     def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
         return batch.at(hidden, batch.last)
@@ -213,7 +254,29 @@ class NaitMean(EveryBlock):
     name = "nait_mean"
 
     def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
-        return batch.mean(hidden)
+        return batch.pooled.mean(hidden)
+
+
+@register_signal
+class ContentMean(EveryBlock):
+    """Each block's output, mean over the tokens of the turns' texts."""
+
+    name = "content_mean"
+    marks = ("content",)
+
+    def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
+        return batch.marks["content"].mean(hidden)
+
+
+@register_signal
+class AnswerMean(EveryBlock):
+    """Each block's output, mean over the answers' tokens."""
+
+    name = "answer_mean"
+    marks = ("answer",)
+
+    def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
+        return batch.marks["answer"].mean(hidden)
 
 
 @register_signal
@@ -242,7 +305,7 @@ class Routing(ForwardSignal):
             def observe(
                 hidden: torch.Tensor, layer: int = layer, weigh: Callable[[torch.Tensor], torch.Tensor] = weigh
             ) -> None:
-                means[layer] = batch.mean(weigh(hidden))
+                means[layer] = batch.pooled.mean(weigh(hidden))
 
             observers.append((site, observe))
         return observers, lambda: {self.name: list(torch.cat([means[k] for k in sorted(means)], dim=1).cpu().numpy())}

@@ -35,12 +35,13 @@ class ForwardSignal(Signal):
 
     Class attributes:
         needs_sae: whether it reads the SAE's latents.
-        needs_content: whether the first and last content token of each row must be known.
+        marks: tokens it reads besides the pooled ones, by their names in :data:`~hf_neuronselect.rows.encode.MARKS`; rows
+            without one of them have no such signal.
     """
 
     engine = "forward"
     needs_sae: ClassVar[bool] = False
-    needs_content: ClassVar[bool] = False
+    marks: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def deepest(self, extraction: Extraction, num_layers: int) -> int:
@@ -93,7 +94,7 @@ class ForwardEngine(Engine):
             pool_tokens=options.pool_tokens,
             max_length=options.max_length,
             truncation_side=options.truncation_side,
-            content_spans=any(isinstance(signal, ForwardSignal) and signal.needs_content for signal in signals),
+            marks=sorted({mark for signal in signals if isinstance(signal, ForwardSignal) for mark in signal.marks}),
             chat_template=options.chat_template,
             limits=self.extraction.limits,
         )
@@ -120,6 +121,7 @@ class ForwardEngine(Engine):
         usable = [i for i, sample in enumerate(given) if not sample.skip]
         if forward and usable:
             self._run(given, usable, forward, columns, skips, rank)
+            self._leave_out_unmarked(given, usable, forward, columns, skips)
         if any(isinstance(signal, Tokens) for signal in signals):
             columns["n_tokens"] = np.asarray([len(sample.input_ids) for sample in given], dtype=np.int32)
             columns["truncated"] = np.asarray([sample.truncated for sample in given], dtype=bool)
@@ -151,6 +153,20 @@ class ForwardEngine(Engine):
                 )
                 for name in owned[signal]:
                     columns[name][i] = columns[name][i][:0]
+
+    def _leave_out_unmarked(
+        self, samples: Sequence[Sample], usable: list[int], signals: Sequence[ForwardSignal],
+        columns: dict[str, Any], skips: dict[str, list[str]],
+    ) -> None:  # fmt: skip
+        """Rows without a token that a signal reads have none of it, and the reason is given."""
+        for signal in signals:
+            for mark in signal.marks:
+                for i in usable:
+                    if not samples[i].marks[mark].any():
+                        length = self.extraction.options.max_length
+                        skips[signal.name][i] = f"error: no {mark} token within max_length={length}"
+                        for name in signal.types(self.extraction):
+                            columns[name][i] = columns[name][i][:0]
 
     def _fill(
         self, samples: Sequence[Sample], rows: Sequence[int], signals: Sequence[ForwardSignal],

@@ -111,7 +111,7 @@ def _predicted(sample: Sample) -> Sample:
     pooled = sample.pooled.copy()
     pooled[0] = False
     skip = "" if pooled.any() else "error: no answer token that is predicted"
-    return Sample(sample.input_ids, pooled, sample.content, sample.n_total, skip)
+    return Sample(sample.input_ids, pooled, {}, sample.n_total, skip)
 
 
 def _alone(tokenizer: Any, conversation: Conversation, beside: Sample, max_length: int) -> Sample:
@@ -128,8 +128,6 @@ def _alone(tokenizer: Any, conversation: Conversation, beside: Sample, max_lengt
     answer[0] = False
     positions = np.flatnonzero(answer)[: int(beside.pooled.sum())]
     if not len(positions):
-        return Sample(ids, answer, (0, 0), len(ids), "error: no answer token that is predicted")
+        return Sample(ids, answer, {}, len(ids), "error: no answer token that is predicted")
     end = min(int(positions[-1]) + 1, max_length)
-    return Sample(
-        ids[:end], answer[:end], (0, end - 1), len(ids), "" if answer[:end].any() else "error: no answer token"
-    )
+    return Sample(ids[:end], answer[:end], {}, len(ids), "" if answer[:end].any() else "error: no answer token")

@@ -37,6 +37,7 @@ class Projection(ForwardSignal):
         of = SIGNALS[signal]()
         assert isinstance(of, EveryBlock)
         self.of, self.normalize = of, normalize
+        self.marks = of.marks  # type: ignore[misc]
         self.directions = np.ascontiguousarray(directions, dtype=np.float64)
         hashed = hashlib.blake2b(f"{signal}\0{normalize}\0{self.directions.shape}\0".encode(), digest_size=8)
         hashed.update(self.directions.astype("<f8").tobytes())

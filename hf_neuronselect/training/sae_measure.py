@@ -74,9 +74,9 @@ def measure_saes(
             found = tally.add(x[keep], values, indices)
             x[keep] = found
             module = backbone.resolve(sae.site)
-            with _replaced(module, tokens.token, x):
+            with _replaced(module, tokens.pooled.token, x):
                 tally.loss_with_sae += losses.total()
-            with _replaced(module, tokens.token, torch.zeros_like(x)):
+            with _replaced(module, tokens.pooled.token, torch.zeros_like(x)):
                 tally.loss_without += losses.total()
             tally.loss += clean
             tally.predicted += losses.count
@@ -131,7 +131,7 @@ class _Losses:
     def __init__(self, lm: Any, tokens: Any) -> None:
         self.lm, self.ids = lm, tokens.input_ids
         width = self.ids.shape[1]
-        at = tokens.token[(tokens.token % width) < tokens.last[tokens.row]]
+        at = tokens.pooled.token[(tokens.pooled.token % width) < tokens.last[tokens.pooled.row]]
         self.at, self.target = at, self.ids.flatten()[at + 1]
         self.count = len(at)
 

@@ -69,7 +69,7 @@ class TokenRows:
             samples = []
             for i in numbers:
                 ids = self.ids[self.starts[i] : self.starts[i + 1]]
-                samples.append(Sample(ids, np.arange(len(ids)) >= self.first[i], (0, len(ids) - 1), len(ids)))
+                samples.append(Sample(ids, np.arange(len(ids)) >= self.first[i], {}, len(ids)))
             yield numbers, TokenBatch.of(samples, 0, device)
 
 
@@ -81,7 +81,7 @@ def read_sites(
 
     def keep(number: int) -> Callable[[torch.Tensor], None]:
         def observe(hidden: torch.Tensor) -> None:
-            pooled = batch.pooled(hidden)
+            pooled = batch.pooled.vectors(hidden)
             seen[number] = pooled.float() if float32 else pooled
 
         return observe

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tiny import GOLDENS, ROOT
 
 from hf_neuronselect import Method, NeuronSelectError, NeuronSelector, NeuronSelectWarning, methods, register_method
-from hf_neuronselect.methods import METHODS, make_method
+from hf_neuronselect.methods import METHODS, PoolMethod, make_method
+from hf_neuronselect.methods.base import exemplar_signals
 from hf_neuronselect.methods.kernels import widen
 from hf_neuronselect.signals.columns import RowBatch
 
@@ -55,7 +56,7 @@ def test_mona_golden(arrow: bool) -> None:
 
 def test_nait_golden() -> None:
     golden = GOLDENS["nait"]
-    nait = make_method("nait", {})
+    nait = make_method("nait", {"direction": "pca"})
     fitted = nait.fit(dense_batch("nait", np.asarray(golden["exemplar_drifts"])))
     np.testing.assert_allclose(fitted["directions"], golden["directions"], atol=1e-9)
     scores = nait.score(dense_batch("nait", np.asarray(golden["candidate_drifts"])), fitted)
@@ -109,13 +110,13 @@ def test_mona_explain_shares() -> None:
     assert why["share"].sum() == pytest.approx(1)
 
 
-def nait_reference(drifts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """By the eigenvectors of the covariance matrix instead of an SVD of the samples."""
+def nait_reference(drifts: np.ndarray, candidates: np.ndarray, direction: str) -> np.ndarray:
+    """By the eigenvectors of the covariance matrix, or of the second moments, instead of an SVD of the samples."""
     total = np.zeros(len(candidates))
     for block in range(drifts.shape[1]):
         d = drifts[:, block].astype(np.float64)
         mean = d.mean(axis=0)
-        values, axes = np.linalg.eigh(np.cov((d - mean).T))
+        values, axes = np.linalg.eigh(np.cov((d - mean).T) if direction == "pca" else d.T @ d)
         v = axes[:, np.argmax(values)]
         v = -v if mean @ v < 0 else v
         total += candidates[:, block].astype(np.float64) @ v
@@ -123,32 +124,32 @@ def nait_reference(drifts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 10_000), st.booleans())
-def test_nait_reference(seed: int, normalize: bool) -> None:
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from(["svd", "pca"]))
+def test_nait_reference(seed: int, normalize: bool, direction: str) -> None:
     draw = np.random.default_rng(seed)
     # One strong direction a block, so that the first component is well determined.
     axis = draw.normal(size=(3, 6))
     drifts = (draw.normal(size=(9, 3, 1)) * 3 + 1) * axis + 0.1 * draw.normal(size=(9, 3, 6))
     candidates = draw.normal(size=(5, 3, 6))
-    nait = make_method("nait", {"normalize": normalize})
+    nait = make_method("nait", {"normalize": normalize, "direction": direction})
     scores = nait.score(dense_batch("nait", candidates), nait.fit(dense_batch("nait", drifts)))
     if normalize:
         drifts = drifts / np.linalg.norm(drifts, axis=2, keepdims=True)
         candidates = candidates / np.linalg.norm(candidates, axis=2, keepdims=True)
-    np.testing.assert_allclose(scores, nait_reference(drifts, candidates), rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(scores, nait_reference(drifts, candidates, direction), rtol=1e-7, atol=1e-8)
 
 
 def test_nait_sign_and_centring_matter() -> None:
-    """Mutants: without the sign step, or with PCA about zero, the scores are others."""
+    """Directions point along the mean drift; those of the two readings differ."""
     draw = np.random.default_rng(3)
     drifts = draw.normal(size=(8, 2, 5)) + 2.0
-    nait = make_method("nait", {})
-    fitted = nait.fit(dense_batch("nait", drifts))
-    means = drifts.mean(axis=0)
-    assert ((means * fitted["directions"]).sum(axis=1) >= 0).all()
-    np.testing.assert_allclose(np.linalg.norm(fitted["directions"], axis=1), 1)
-    about_zero = np.stack([np.linalg.svd(drifts[:, b], full_matrices=False)[2][0] for b in range(2)])
-    assert np.abs(np.abs((about_zero * fitted["directions"]).sum(axis=1)) - 1).max() > 0.05
+    means, found = drifts.mean(axis=0), {}
+    for direction in ("svd", "pca"):
+        fitted = make_method("nait", {"direction": direction}).fit(dense_batch("nait", drifts))
+        assert ((means * fitted["directions"]).sum(axis=1) >= 0).all()
+        np.testing.assert_allclose(np.linalg.norm(fitted["directions"], axis=1), 1)
+        found[direction] = fitted["directions"]
+    assert np.abs((found["svd"] * found["pca"]).sum(axis=1)).max() < 0.95
 
 
 def test_nait_refuses_too_little() -> None:
@@ -165,15 +166,78 @@ def test_nait_warns_of_a_flat_spectrum() -> None:
         make_method("nait", {}).fit(dense_batch("nait", square))
 
 
-def test_nait_reports_signs_that_would_turn() -> None:
+def test_nait_readings_name_their_signals() -> None:
+    ours, paper = make_method("nait", {}), make_method("nait", {"reading": "paper"})
+    assert (ours.signals, paper.signals) == (("nait",), ("nait_template",))
+    mixed = make_method("nait", {"reading": "paper", "ends": "answer", "candidate": "last"})
+    assert mixed.signals == ("nait_last",) and exemplar_signals(mixed) == ("nait_answer",)
+    # The paper's centred direction of drifts that share a large part is another one than ours.
+    drifts = np.random.default_rng(0).normal(size=(9, 2, 5)) * np.asarray([1, 1, 1, 1, 0.1]) + [0, 0, 0, 0, 3.0]
+    v = [
+        m.fit(dense_batch(m.signals[0], drifts))["directions"]
+        for m in (ours, make_method("nait", {"direction": "pca"}))
+    ]
+    assert (v[0][:, 4] > 0.9).all() and (np.abs(v[1][:, 4]) < 0.5).all()
+
+
+def test_nait_warns_of_weak_signs() -> None:
+    """The exemplars vary along one axis and their mean drift points along another: the sign is chance."""
+    spread = np.linspace(-1, 1, 9)[:, None, None] * np.asarray([[50.0, 0.0]] * 3)
+    drifts = spread + np.asarray([0.0, 1.0]) + 0.01
+    with pytest.warns(NeuronSelectWarning, match="in 3 of 3 blocks the exemplars' mean drift is nearly orthogonal"):
+        fitted = make_method("nait", {"reading": "paper"}).fit(dense_batch("nait_template", drifts))
+    assert (fitted["sign_cosine"] < 0.1).all()
+
+
+def contrast_reference(answers: np.ndarray, contents: np.ndarray, exemplars: np.ndarray) -> np.ndarray:
+    """methods.md, row by row and block by block."""
+
+    def unit(vector: np.ndarray) -> np.ndarray:
+        return vector / np.linalg.norm(vector)
+
+    total = np.zeros(len(contents))
+    for block in range(answers.shape[1]):
+        mean_r, mean_a = answers[:, block].mean(axis=0), contents[:, block].mean(axis=0)
+        of_pool = np.mean([unit(r - mean_r) for r in answers[:, block]], axis=0)
+        v = unit(np.mean([unit(r - mean_r) for r in exemplars[:, block]], axis=0) - of_pool)
+        total += [unit(a - mean_a) @ v for a in contents[:, block]]
+    return total
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40])
+def test_nait_contrast_reference(batch: int) -> None:
+    draw = np.random.default_rng(1)
+    answers, contents, exemplars = (draw.normal(size=(n, 3, 6)) + 1 for n in (40, 40, 5))
+    contrast = make_method("nait-contrast", {})
+    assert isinstance(contrast, PoolMethod)
+    fitted = {"t": contrast.fit(dense_batch("answer_mean", exemplars))}
+    pool = RowBatch(np.arange(40), np.ones(40, bool), {"answer_mean": list(answers), "content_mean": list(contents)})
+    state, passes = contrast.start(), 0
+    while True:
+        for start in range(0, 40, batch):
+            contrast.observe(state, pool.take(np.arange(start, min(start + batch, 40))))
+        passes += 1
+        if not contrast.again(state):
+            break
+    scores = contrast.score(pool, contrast.finish(state, fitted)["t"])
+    assert passes == 2
+    np.testing.assert_allclose(scores, contrast_reference(answers, contents, exemplars.astype(np.float32)), rtol=1e-6)
+
+
+def test_hidden_against_the_pool() -> None:
     draw = np.random.default_rng(0)
-    axis = np.asarray([[1.0, 0.0], [0.0, 1.0]])
-    drifts = (draw.normal(size=(9, 1, 1)) + 5) * axis
-    content = drifts * np.asarray([[[1.0], [-1.0]]])
-    batch = RowBatch(np.arange(9), np.ones(9, bool), {"nait": list(drifts), "nait_content": list(content)})
-    with pytest.warns(NeuronSelectWarning, match="1 of 2 block directions"):
-        fitted = make_method("nait", {}).fit(batch)
-    assert fitted["content_sign_changes"].tolist() == [1]
+    vectors, exemplars = draw.normal(size=(6, 4)) + 3, draw.normal(size=(3, 4)) + 3
+    hidden = make_method("hidden", {"centre": "pool"})
+    assert isinstance(hidden, PoolMethod) and hidden.observes and not make_method("hidden", {}).observes
+    state = hidden.start()
+    hidden.observe(state, dense_batch("hidden", vectors[:2]))
+    hidden.observe(state, dense_batch("hidden", vectors[2:]))
+    fitted = hidden.finish(state, {"t": hidden.fit(dense_batch("hidden", exemplars))})["t"]
+    scores = hidden.score(dense_batch("hidden", vectors), fitted)
+    centre = vectors.mean(axis=0)
+    proto = exemplars.mean(axis=0) - centre
+    expected = [(v - centre) @ proto / np.linalg.norm(v - centre) / np.linalg.norm(proto) for v in vectors]
+    np.testing.assert_allclose(scores, expected, rtol=1e-9)
 
 
 def test_hidden_is_cosine() -> None:

@@ -28,7 +28,7 @@ def _samples() -> list[Sample]:
     for n in LENGTHS:
         pooled = rng.random(n) < 0.6
         pooled[rng.integers(n)] = True
-        samples.append(Sample(rng.integers(4, VOCAB, n), pooled, (0, n - 1), n))
+        samples.append(Sample(rng.integers(4, VOCAB, n), pooled, {}, n))
     return samples
 
 
@@ -57,11 +57,11 @@ def _read(
         found: dict[int, torch.Tensor] = {}
 
         def observe(hidden: torch.Tensor, at: int, batch: TokenBatch = batch, found: Any = found) -> None:
-            found[at] = batch.pooled(then(hidden)).clone()
+            found[at] = batch.pooled.vectors(then(hidden)).clone()
 
         backbone.run(batch, [(site, lambda h, at=at: observe(h, at)) for at, site in enumerate(sites)])
         for place, i in enumerate(plan):
-            got[i] = [found[at][batch.row == place] for at in range(len(sites))]
+            got[i] = [found[at][batch.pooled.row == place] for at in range(len(sites))]
     return got
 
 
@@ -164,7 +164,7 @@ def test_mutants_would_be_seen(case: SimpleNamespace) -> None:
     backbone, short = Backbone(case.model), LENGTHS.index(5)
     batch = TokenBatch.of([SAMPLES[longest], SAMPLES[short]], 0, backbone.device)
     kept: list[torch.Tensor] = []
-    backbone.run(batch, [(backbone.residual(2), lambda x: kept.extend([x.clone(), batch.mean(x)]))])
+    backbone.run(batch, [(backbone.residual(2), lambda x: kept.extend([x.clone(), batch.pooled.mean(x)]))])
     want = case.rows[short]["residual"][2][torch.from_numpy(SAMPLES[short].pooled)].mean(dim=0)
     torch.testing.assert_close(kept[1][1], want, atol=1e-5, rtol=1e-5)
     assert _differs(kept[0][1].mean(dim=0), want)

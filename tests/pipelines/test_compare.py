@@ -113,7 +113,7 @@ def test_again_into_the_same_folder_and_from_a_store(
         ({"methods": "mona,mono"}, "method='mono': unknown method; did you mean mona"),
         ({"methods": "mona,mona"}, "methods='mona': is named twice"),
         ({"methods": "mona,"}, "methods=.*: must be names"),
-        ({"methods": "nait(direction=up)"}, "direction='up': must be one of pca, mean"),
+        ({"methods": "nait(direction=up)"}, "direction='up': must be one of svd, pca, mean"),
         ({"methods": "nait(way=up)"}, "unknown option of method 'nait'"),
         ({"target": ()}, "target: name at least one target|name at least one target"),
         ({"target": ("capability:x",)}, "belongs to one method"),
@@ -140,7 +140,9 @@ def test_a_folder_of_something_else_is_left_alone(options: dict[str, Any], tmp_p
 def test_names_of_methods() -> None:
     found = methods_of(" mona , nait(normalize=true, direction=mean),random ", 5)
     assert [one.label for one in found] == ["mona", "nait(normalize=true, direction=mean)", "random"]
-    assert found[1].method.options == {"candidate": "drift", "normalize": True, "direction": "mean"}
+    assert found[1].method.options == {
+        "reading": "content", "ends": None, "direction": "mean", "candidate": "drift", "normalize": True,
+    }  # fmt: skip
     assert [one.method.options for one in found if one.draws] == [{"seed": 5}]
     assert methods_of("random(seed=7)", 5)[0].method.options == {"seed": 7}
     assert [slug(one.label) for one in found] == ["mona", "nait-normalize=true-direction=mean", "random"]

@@ -110,7 +110,7 @@ LINES: dict[str, dict[str, Line]] = {
         "pool": Line("{files}/t.jsonl", lambda seen: seen["pool_about"]["id"], "t.jsonl"),
         "out": Line(Path("{files}/new"), key("folder")),
         "method": Line("nait,hidden", key("signals"), ["nait", "hidden"]),
-        "method_option": Line({"candidate": "mean"}, key("signals"), ["nait_mean", "nait"], {"method": "nait"}),
+        "method_option": Line({"candidate": "mean"}, key("signals"), ["content_mean", "nait"], {"method": "nait"}),
         "capability": Line(("{files}/cap",), lambda seen: [name[:8] for name in seen["signals"]], ["nait_on_"]),
         "shard_rows": Line(9, key("shard_rows")),
         "shard": Line("1/3", key("shard"), (1, 3)),

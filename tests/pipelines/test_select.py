@@ -86,7 +86,7 @@ def test_options_of_a_method_decide_what_is_extracted(config: SelectConfig, tmp_
     same = {name: getattr(config, name) for name in ("pool", "model", "sae")}
     for method in ({"method": "nait", "method_option": {"candidate": "mean"}}, {"method": "nait(candidate=mean)"}):
         store = extract(ExtractConfig(**same, **method, out=tmp_path / "store"))  # type: ignore[arg-type]
-        assert store is not None and {"nait", "nait_mean"} <= set(store.identities)
+        assert store is not None and {"nait", "content_mean"} <= set(store.identities)
     made = replace(config, method="nait", method_option={"candidate": "mean"})
     assert select(replace(made, features=tmp_path / "store")).indices.tolist() == select(made).indices.tolist()
 

@@ -53,7 +53,7 @@ def _text(sample: Sample, mask: np.ndarray | None = None) -> str:
 def _span_texts(
     messages: list[dict[str, Any]], roles: Any, tokenizer: Any = TOKENIZER, tools: list | None = None
 ) -> list[str]:
-    encoder = SampleEncoder(tokenizer, content_spans=True)
+    encoder = SampleEncoder(tokenizer, marks=["content"])
     conversation = Conversation(messages=messages, tools=tools)
     rendered = encoder.render(conversation)
     return [rendered[start:end] for start, end in encoder.spans(conversation, rendered, roles)]
@@ -335,7 +335,8 @@ def test_no_double_bos(adds_bos: bool) -> None:
 
 def test_text_rows_spans() -> None:
     row = {"text": "hello"}
-    assert _encode(row, content_spans=True)[0].content == (1, 5)
+    found = _encode(row, marks=["content", "answer"])[0]
+    assert _text(found, found.marks["content"]) == _text(found, found.marks["answer"]) == "hello"
     sample = _encode(row, pool_tokens="no_special")[0]
     assert _text(sample, sample.pooled) == "hello"
     assert "no assistant turn" in _encode(row, pool_tokens="assistant")[0].skip
@@ -349,18 +350,19 @@ def test_another_chat_template() -> None:
 
 def test_pooled_tokens() -> None:
     chat = _m("system: sys", "user: ask", "assistant: one", "user: more", "assistant: two")
-    want = {"assistant": "onetwo", "user": "askmore"}
+    want = {"assistant": "onetwo", "user": "askmore", "content": "sysaskonemoretwo"}
     for pool_tokens, text in want.items():
         sample = _encode(chat, pool_tokens=pool_tokens)[0]
         assert _text(sample, sample.pooled) == text
     assert _encode(chat)[0].pooled.all()
     sample = _encode(chat, pool_tokens="no_special")[0]
     assert _text(sample, sample.pooled) == "system\nsys\nuser\nask\nassistant\none\nuser\nmore\nassistant\ntwo\n"
-    first, last = _encode(chat, content_spans=True)[0].content
-    assert _text(sample)[len("<s><|im_start|>system\n") :].startswith("sys") and first == 9
-    assert last == len(sample.input_ids) - 3
-    for pool_tokens in want:
-        other = {"assistant": "user", "user": "assistant"}[pool_tokens]
+    found = _encode(chat, marks=["content", "answer"])[0]
+    assert (
+        _text(found, found.marks["content"]) == "sysaskonemoretwo" and _text(found, found.marks["answer"]) == "onetwo"
+    )
+    assert found.pooled.all()
+    for pool_tokens, other in (("assistant", "user"), ("user", "assistant")):
         assert f"no {pool_tokens} turn" in _encode(_m(f"{other}: x"), pool_tokens=pool_tokens)[0].skip
 
 
@@ -373,8 +375,8 @@ def test_truncation_is_recorded_with_the_true_length() -> None:
         assert (cut.n_total, cut.truncated, len(cut.input_ids)) == (42, True, 12)
         np.testing.assert_array_equal(cut.input_ids, whole.input_ids[part])
     assert not _encode(chat, max_length=42)[0].truncated
-    left = _encode(chat, max_length=12, truncation_side="left", pool_tokens="assistant", content_spans=True)[0]
-    assert _text(left, left.pooled) == "abcdefghij" and left.content == (0, 9)
+    left = _encode(chat, max_length=12, truncation_side="left", pool_tokens="assistant", marks=["content"])[0]
+    assert _text(left, left.pooled) == "abcdefghij" and np.flatnonzero(left.marks["content"]).tolist() == [*range(10)]
     assert "no assistant token within max_length=12" in _encode(chat, max_length=12, pool_tokens="assistant")[0].skip
 
 
@@ -394,7 +396,7 @@ def test_options_that_cannot_be(options: dict, match: str) -> None:
 def test_spans_need_offsets() -> None:
     slow = SimpleNamespace(is_fast=False, chat_template=None, all_special_ids=[])
     SampleEncoder(slow, pool_tokens="no_special")
-    for options in ({"pool_tokens": "assistant"}, {"content_spans": True}):
+    for options in ({"pool_tokens": "assistant"}, {"marks": ["content"]}):
         with pytest.raises(NeuronSelectError, match="fast tokenizer"):
             SampleEncoder(slow, **options)
 
@@ -452,7 +454,7 @@ def test_a_template_that_raises_is_a_counted_skip() -> None:
         "{% for m in messages %}",
         1,
     )
-    for options in ({}, {"pool_tokens": "assistant"}, {"content_spans": True}):
+    for options in ({}, {"pool_tokens": "assistant"}, {"marks": ["content"]}):
         bad, good = _encode(_m("system: s", "user: q", "assistant: a"), QA, tokenizer=tiny_tokenizer(strict), **options)
         assert bad.skip == "error: the chat template refused the row: no system turn"
         assert not good.skip and len(good.input_ids)
@@ -480,7 +482,7 @@ def test_tool_turns_under_a_strict_template() -> None:
     ]
     tokenizer = tiny_tokenizer(STRICT_TOOLS)
     assert not _encode(chat, tokenizer=tokenizer)[0].skip
-    for options in ({"pool_tokens": "assistant"}, {"content_spans": True}):
+    for options in ({"pool_tokens": "assistant"}, {"marks": ["content"]}):
         assert _encode(chat, tokenizer=tokenizer, **options)[0].skip == ""
     assert _span_texts(chat, ["tool"], tokenizer) == ["3"]
     assert _span_texts(chat, ["assistant"], tokenizer)[-1] == "a"
@@ -543,7 +545,7 @@ def test_a_row_of_many_turns_is_rendered_twice(template: str, monkeypatch: pytes
 @given(TURNS, st.sampled_from([CHATML, STRIPPING]))
 def test_spans_found_at_once_are_those_found_alone(turns: list[tuple[str, str]], template: str) -> None:
     conversation = Conversation(messages=[{"role": role, "content": content} for role, content in turns])
-    encoder = SampleEncoder(tiny_tokenizer(template), content_spans=True)
+    encoder = SampleEncoder(tiny_tokenizer(template), marks=["content"])
     rendered = encoder.render(conversation)
     at_once = encoder.spans(conversation, rendered, ROLES)
     with pytest.MonkeyPatch.context() as patch:

@@ -41,7 +41,8 @@ def test_columns_extractor_and_stream_agree(
     one_by_one = fitted(method, target, small).select(pool, k=9)
     for other in (mapped, streamed, one_by_one):
         assert other.indices.tolist() == direct.indices.tolist()
-        np.testing.assert_allclose(scores_of(other), scores_of(direct), rtol=2e-5, atol=1e-6)
+        size = np.abs(scores_of(direct)).max()  # a score near nought is a sum of larger parts
+        np.testing.assert_allclose(scores_of(other), scores_of(direct), rtol=2e-5, atol=1e-6 * max(1, size))
         assert other.dataset.column_names == direct.dataset.column_names
         assert other.dataset["messages"] == direct.dataset["messages"]
     assert streamed.scores.column("rank").null_count == len(pool) - 9

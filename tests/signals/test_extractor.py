@@ -65,7 +65,7 @@ def test_pickle_holds_no_weights(extractor: NeuronFeatureExtractor, pool: Datase
     assert again.identities == extractor.identities and again.extraction == extractor.extraction
 
 
-ALL_SIGNALS = {"tokens", "mona", "polysemantic", "hidden", "nait", "nait_content", "answer_loss", "text"}
+ALL_SIGNALS = {"tokens", "mona", "polysemantic", "hidden", "nait", "nait_template", "answer_loss", "text"}
 FORWARD = ALL_SIGNALS - {"answer_loss", "text"}
 # Option -> a value other than the extractor's, and the signals whose numbers it moves. A new option needs a line here.
 MOVES: dict[str, tuple[object, set[str]]] = {
@@ -82,8 +82,8 @@ MOVES: dict[str, tuple[object, set[str]]] = {
     "top_k_features": (4, {"mona", "polysemantic"}),
     "pooling": ("sum", {"mona", "polysemantic"}),
     "value_dtype": ("float16", {"mona", "polysemantic"}),
-    "site": ("mlp", {"nait", "nait_content"}),
-    "drift": ("mean", {"nait"}),
+    "site": ("mlp", {"nait", "nait_template"}),
+    "drift": ("mean", {"nait", "nait_template"}),
 }
 # These name the model and SAE, whose pinned commits count, or move no number at all.
 UNMOVED = {"model", "revision", "sae", "sae_revision", "device", "device_map", "batch_tokens"}
@@ -319,7 +319,7 @@ def test_one_model_is_loaded_for_all_feature_sets(tiny_folder: Path, pool: Datas
     monkeypatch.setattr(loading, "_load_model", lambda *words: loads.append(1) or real(*words))
     extractor = make_extractor(tiny_folder, features=["nait"])
     extractor(pool[:2])
-    for names in (["mona"], ["hidden", "mona"], ["nait", "nait_content"]):
+    for names in (["mona"], ["hidden", "mona"], ["nait", "nait_template"]):
         extractor.with_features(names)(pool[:2])
     assert len(loads) == 1
 

@@ -24,7 +24,7 @@ CHATS = [
     [("user", "q"), ("assistant", "y")],
 ]
 ROWS = [[{"role": role, "content": content} for role, content in chat] for chat in CHATS]
-DENSE_FEATURES = ("mona", "nait", "nait_content", "polysemantic", "hidden")
+DENSE_FEATURES = ("mona", "nait", "nait_template", "nait_last", "polysemantic", "hidden")
 
 
 def _sae(activation: str = "topk") -> SparseAutoencoder:
@@ -76,11 +76,21 @@ class Reference:
             "all": np.ones(self.n, bool),
             "no_special": ~np.isin(ids, TOKENIZER.all_special_ids),
             "assistant": np.asarray(got["assistant_masks"], bool),
+            "content": self._content(messages),
         }[pool_tokens]
-        # <s> <|im_start|> role \n CONTENT ... CONTENT <|im_end|> \n, a token a character
-        self.ends = (3 + len(messages[0]["role"]), self.n - 3)
+        content = np.flatnonzero(self._content(messages))
+        answer = np.flatnonzero(got["assistant_masks"])
+        self.tokens = {"content": content, "answer": answer, "template": np.arange(self.n)}
         self.model = deepcopy(MODELS[model])
         self.seen = {name: value.double().numpy() for name, value in record(self.model, ids).items()}
+
+    def _content(self, messages: list[dict[str, str]]) -> np.ndarray:
+        """<s>, then a turn after the other: <|im_start|> role newline TEXT <|im_end|> newline, a token a character."""
+        marks = [False]
+        for turn in messages:
+            marks += [False] * (len(turn["role"]) + 2) + [True] * len(turn["content"]) + [False, False]
+        assert len(marks) == self.n
+        return np.asarray(marks)
 
     def mean(self, values: np.ndarray) -> np.ndarray:
         return values[..., self.pooled, :].mean(axis=-2)
@@ -109,27 +119,45 @@ class Reference:
     def hidden(self) -> np.ndarray:
         return self.mean(self.seen["residual"][LAYER])
 
-    def nait(self, drift: str = "endpoints", site: str = "residual") -> np.ndarray:
-        h = self.seen["neurons" if site == "mlp" else "residual"]
+    def nait(self, drift: str = "endpoints", site: str = "residual", ends: str = "content") -> np.ndarray:
+        h, at = self.seen["neurons" if site == "mlp" else "residual"], self.tokens[ends]
         if drift == "mean":
-            return self.mean(h - h[:, :1])
-        return (h[:, -1] - h[:, 0]) / (self.n if drift == "per_token" else 1)
+            return np.asarray(h[:, at].mean(axis=1) - h[:, at[0]])
+        return (h[:, at[-1]] - h[:, at[0]]) / (len(at) if drift == "per_token" else 1)
 
-    def nait_content(self, site: str = "residual") -> np.ndarray:
-        h, (first, last) = self.seen["neurons" if site == "mlp" else "residual"], self.ends
-        return h[:, last] - h[:, first]
+    def nait_template(self, drift: str = "endpoints", site: str = "residual") -> np.ndarray:
+        return self.nait(drift, site, "template")
+
+    def nait_answer(self, drift: str = "endpoints", site: str = "residual") -> np.ndarray:
+        return self.nait(drift, site, "answer")
+
+    def nait_last(self) -> np.ndarray:
+        return np.asarray(self.seen["residual"][:, self.tokens["content"][-1]])
+
+    def nait_template_last(self) -> np.ndarray:
+        return np.asarray(self.seen["residual"][:, -1])
+
+    def nait_mean(self) -> np.ndarray:
+        return self.mean(self.seen["residual"])
+
+    def content_mean(self, site: str = "residual") -> np.ndarray:
+        h = self.seen["neurons" if site == "mlp" else "residual"]
+        return np.asarray(h[:, self.tokens["content"]].mean(axis=1))
+
+    def answer_mean(self) -> np.ndarray:
+        return np.asarray(self.seen["residual"][:, self.tokens["answer"]].mean(axis=1))
 
     def routing(self) -> np.ndarray:
         return np.concatenate(list(self.mean(self.seen["router"])))
 
 
-def _assert_close(got: np.ndarray, want: np.ndarray) -> None:
+def _assert_close(got: np.ndarray, want: np.ndarray, error: float = 1e-5) -> None:
     """Relative to the size of the vector: a coordinate near nought is no smaller an error."""
     assert got.shape == want.shape and got.dtype == np.float32
-    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+    assert np.abs(got - want).max() <= error * np.abs(want).max()
 
 
-@pytest.mark.parametrize("pool_tokens", ["all", "no_special", "assistant"])
+@pytest.mark.parametrize("pool_tokens", ["all", "no_special", "assistant", "content"])
 @pytest.mark.parametrize(
     ("name", "options", "given"),
     [
@@ -143,12 +171,13 @@ def _assert_close(got: np.ndarray, want: np.ndarray) -> None:
         ("polysemantic", {"sae": None}, {"k": 192}),
         ("hidden", {}, {}),
         *[
-            ("nait", {"drift": drift, "site": site}, {"drift": drift, "site": site})
+            (name, {"drift": drift, "site": site}, {"drift": drift, "site": site})
+            for name in ("nait", "nait_template", "nait_answer")
             for drift in ("endpoints", "mean", "per_token")
             for site in ("residual", "mlp")
         ],
-        ("nait_content", {}, {}),
-        ("nait_content", {"site": "mlp"}, {"site": "mlp"}),
+        *[(name, {}, {}) for name in ("nait_last", "nait_template_last", "nait_mean", "content_mean", "answer_mean")],
+        ("content_mean", {"site": "mlp"}, {"site": "mlp"}),
         ("routing", {}, {}),
     ],
 )
@@ -181,9 +210,7 @@ def test_batch_size_and_row_order_change_nothing(model: str, features: tuple[str
             result = _extractor(features, model, batch_tokens=batch_tokens)(batch)
             for place, i in enumerate(order):
                 for name in features:
-                    np.testing.assert_allclose(
-                        _dense(result, name, place), _dense(base, name, i), atol=1e-6, rtol=2e-6, err_msg=name
-                    )
+                    _assert_close(_dense(result, name, place), _dense(base, name, i), 2e-6)
 
 
 def test_a_row_is_the_same_alone_and_among_others() -> None:
@@ -193,9 +220,7 @@ def test_a_row_is_the_same_alone_and_among_others() -> None:
         alone = extractor({"messages": messages})
         assert alone["neuron_skip"] == "" and alone["n_tokens"] == together["n_tokens"][i]
         for name in DENSE_FEATURES:
-            np.testing.assert_allclose(
-                _dense({k: [v] for k, v in alone.items()}, name, 0), _dense(together, name, i), atol=1e-6, rtol=2e-6
-            )
+            _assert_close(_dense({k: [v] for k, v in alone.items()}, name, 0), _dense(together, name, i), 2e-6)
 
 
 @pytest.mark.parametrize("pool_tokens", ["all", "assistant"])

@@ -34,7 +34,7 @@ def test_scores_are_those_of_the_drifts(params: dict, pool: Dataset, extractor: 
     narrow = extractor.with_features(selector.compact_signals())
     projected = pool.map(narrow, batched=True)
     names = sorted(signal.name for signal in selector.compact_signals())
-    assert sorted(name for name in projected.column_names if name.startswith("nait")) == names and len(names) == 2
+    assert sorted(name for name in projected.column_names if "_on_" in name) == names and len(names) == 2
     selector.extractor = None  # nothing but the columns
     got = selector.score(projected)
     for name in ("neuron_score_t1", "neuron_score_t2"):

@@ -1,0 +1,189 @@
+"""Signs that a selection should not be believed: of the target, found while the pool is scored."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.provenance import CapabilityRecord
+from ..methods.base import Method, Scorer, Target
+from ..methods.pickers import row_scores
+from ..signals.columns import RowBatch
+
+TOP = 0.05
+"""The share of the pool above whose score a held-out exemplar counts as found."""
+POOR_HIT = 0.05
+"""At most this share of exemplars found: chance. Of 84 measured settings below it 87 % failed, of 370 above .25 9 %."""
+LENGTH = 0.8
+MOST_SCORES = 50_000
+MOST_ROWS = 128
+MIN_EXEMPLARS = 8
+MIN_ROWS = 200  # below it a share of 5 % and a rank correlation say little
+
+
+def fit_watched(method: Method, exemplars: RowBatch) -> tuple[Target, tuple[str, ...]]:
+    """A fitted target, and what the method warned of."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", NeuronSelectWarning)
+        fitted = {key: np.asarray(value) for key, value in method.fit(exemplars).items()}
+    return fitted, tuple(dict.fromkeys(str(one.message) for one in said))
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A target fitted on either half of its exemplars, and the half that each was not fitted on."""
+
+    targets: tuple[Target, Target]
+    held_out: tuple[RowBatch, RowBatch]
+
+    @classmethod
+    def of(cls, name: str, method: Method, exemplars: RowBatch) -> dict[str, Halves]:
+        """By name; nothing of fewer than 8 exemplars, or where a half cannot be fitted."""
+        if len(exemplars) < MIN_EXEMPLARS:
+            return {}
+        every = np.arange(len(exemplars))
+        halves = exemplars.take(every[::2]), exemplars.take(every[1::2])
+        try:
+            return {name: cls((fit_watched(method, halves[0])[0], fit_watched(method, halves[1])[0]), halves[::-1])}
+        except NeuronSelectError:
+            return {}
+
+
+@dataclass
+class Doubts:
+    """Watches a pool being scored, and then says what speaks against the scores.
+
+    Args:
+        method: the one that scores. halves: target -> its halves, of targets that were fitted here.
+
+    Attributes:
+        hits: target -> share of held-out exemplars that score above the pool's top 5 %.
+    """
+
+    method: Method
+    halves: Mapping[str, Halves] = field(default_factory=dict)
+    hits: dict[str, float] = field(default_factory=dict)
+    _held: dict[str, np.ndarray] = field(default_factory=dict)
+    _scores: _Thinned = field(default_factory=lambda: _Thinned(MOST_SCORES))
+    _rows: list[RowBatch] = field(default_factory=list)
+
+    @property
+    def targets(self) -> dict[str, Target]:
+        """The halves as targets, by names that no target can have; scored beside the targets themselves."""
+        return {_half(name, i): one for name, halves in self.halves.items() for i, one in enumerate(halves.targets)}
+
+    def start(self, score: Scorer) -> None:
+        """Score the held-out exemplars, once the pool was observed."""
+        for name, halves in self.halves.items():
+            for i, rows in enumerate(halves.held_out):
+                self._held[_half(name, i)] = row_scores(score(rows)[_half(name, i)])
+
+    def watch(self, rows: RowBatch, scores: Mapping[str, np.ndarray], n_tokens: np.ndarray) -> None:
+        """Take note of usable rows of the pool, and of their scores for targets and halves."""
+        if not self.method.needs_target:
+            return
+        values = {name: row_scores(np.asarray(found, dtype=np.float64)) for name, found in scores.items()}
+        self._scores.add({**values, "": np.asarray(n_tokens, dtype=np.float64)})
+        if type(self.method).doubts is not Method.doubts:
+            joined = RowBatch.join([*self._rows, rows.take(_spread(len(rows), MOST_ROWS))])
+            self._rows = [joined.take(_spread(len(joined), MOST_ROWS))]
+
+    def noted(self, about: CapabilityRecord, targets: Mapping[str, Target]) -> CapabilityRecord:
+        """What is recorded of the targets, with what speaks against their scores on this pool; it is said, too."""
+        found, records = self._found(targets), {}
+        for name, one in about.targets.items():
+            sentences = tuple(found.get(name, ()))
+            for sentence in sentences:
+                warnings.warn(f"target {name}: {sentence}", NeuronSelectWarning, stacklevel=3)
+            records[name] = replace(one, doubts=(*one.doubts, *sentences), hit=self.hits.get(name))
+        return replace(about, targets=records)
+
+    def _found(self, targets: Mapping[str, Target]) -> dict[str, list[str]]:
+        """By target, one plain sentence for each sign."""
+        columns = self._scores.columns()
+        found: dict[str, list[str]] = {name: [] for name in targets}
+        for name, target in targets.items() if columns else ():
+            found[name] += self._hit(name, columns) if len(columns[""]) >= MIN_ROWS else []
+            found[name] += self._length(columns[name], columns[""]) if len(columns[""]) >= MIN_ROWS else []
+            for rows in self._rows:
+                found[name] += self.method.doubts(rows, target)
+        return found
+
+    def _hit(self, name: str, columns: Mapping[str, np.ndarray]) -> list[str]:
+        if name not in self.halves:
+            return []
+        above = []
+        for half in (_half(name, 0), _half(name, 1)):
+            pool = columns[half][np.isfinite(columns[half])]
+            if not len(pool):
+                return []
+            above += (self._held[half] > np.quantile(pool, 1 - TOP)).tolist()
+        self.hits[name] = round(float(np.mean(above)), 4)
+        if self.hits[name] > POOR_HIT:
+            return []
+        return [
+            f"only {self.hits[name]:.0%} of the exemplars score among the pool's best {TOP:.0%} when they are not fitted on, "
+            f"no more than chance: {self.method.name} does not recognise this target; try another method"
+        ]
+
+    def _length(self, scores: np.ndarray, n_tokens: np.ndarray) -> list[str]:
+        known = np.isfinite(scores) & (n_tokens >= 0)
+        correlation = spearman(scores[known], n_tokens[known])
+        if abs(correlation) <= LENGTH:
+            return []
+        control = "longest" if correlation > 0 else "shortest"
+        return [
+            f"the scores follow the rows' length (rank correlation {correlation:.2f}): compare with {control} before you "
+            "believe them"
+        ]
+
+
+def spearman(one: np.ndarray, other: np.ndarray) -> float:
+    """Rank correlation, ties shared; 0 where one of them is constant."""
+    a, b = _ranks(one), _ranks(other)
+    spread = float(a.std() * b.std()) if len(a) else 0.0
+    return float(np.mean((a - a.mean()) * (b - b.mean())) / spread) if spread > 0 else 0.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[where]
+
+
+def _half(name: str, i: int) -> str:
+    return f"{name}/{i}"
+
+
+def _spread(total: int, most: int) -> np.ndarray:
+    """At most ``most`` places, evenly spread over ``total``."""
+    return np.unique(np.linspace(0, total - 1, min(total, most)).astype(np.int64)) if total else np.zeros(0, np.int64)
+
+
+class _Thinned:
+    """Columns of numbers of which every 2nd, 4th, ... is kept once they are too many, so memory is bounded."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.step, self.seen = most, 1, 0
+        self.parts: list[dict[str, np.ndarray]] = []
+        self.kept = 0
+
+    def add(self, columns: Mapping[str, np.ndarray]) -> None:
+        total = len(next(iter(columns.values())))
+        first = -self.seen % self.step
+        self.parts.append({name: values[first :: self.step] for name, values in columns.items()})
+        self.seen += total
+        self.kept += len(range(first, total, self.step))
+        while self.kept > self.most:
+            whole = self.columns()
+            self.parts, self.step = [{name: values[::2] for name, values in whole.items()}], self.step * 2
+            self.kept = len(next(iter(self.parts[0].values())))
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The numbers kept, by column."""
+        if not self.parts:
+            return {}
+        return {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
