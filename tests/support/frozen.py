@@ -418,14 +418,15 @@ WAYS: dict[str, Callable[[Call, Lab, Any], Arrays]] = {
 }
 
 # A store of all features that one pass gives, where the way in is not what is frozen.
-STORE = "mona,nait,polysemantic,hidden"
-MEAN = "--method nait --method-option candidate=mean"
-LAST = "--method nait --method-option candidate=last --method-option normalize=true"
+STORE = "mona,nait(reading=paper),polysemantic,hidden"
+PAPER = "--method nait --method-option reading=paper"
+MEAN = f"{PAPER} --method-option candidate=mean"
+LAST = f"{PAPER} --method-option candidate=last --method-option normalize=true"
 
 CASES: dict[str, Callable[[Lab], Arrays]] = {
     # Every method, in one pass over the pool.
     "mona": Command("--method mona"),
-    "nait": Command("--method nait"),
+    "nait": Command(PAPER),
     "polysemantic": Command("--method polysemantic"),
     "hidden": Command("--method hidden"),
     "routing": Command("--method routing", options="--model {lab}/moe"),
@@ -441,13 +442,21 @@ CASES: dict[str, Callable[[Lab], Arrays]] = {
     "mona.euclidean": Command("--method mona --method-option metric=euclidean", store=STORE),
     "polysemantic.cosine": Command("--method polysemantic --method-option metric=cosine", store=STORE),
     "polysemantic.euclidean": Command("--method polysemantic --method-option metric=euclidean", store=STORE),
+    "content.nait": Command("--method nait"),
+    "content.nait_last": Command("--method nait --method-option candidate=last"),
+    "content.nait_mean": Command("--method nait --method-option candidate=mean"),
+    "content.nait_answer": Command("--method nait --method-option ends=answer"),
+    "content.projected": Command("--method nait", capability="--method nait", projected=True),
+    "content.pooled": Command(options="--pool-tokens content"),
+    "against_pool.nait_contrast": Command("--method nait-contrast"),
+    "against_pool.hidden": Command("--method hidden --method-option centre=pool"),
     "nait.mean": Command(MEAN),
-    "nait.last": Command("--method nait --method-option candidate=last"),
+    "nait.last": Command(f"{PAPER} --method-option candidate=last"),
     "nait.last.normalize": Command(LAST),
-    "nait.normalize": Command("--method nait --method-option normalize=true", store=STORE),
-    "nait.direction_mean": Command("--method nait --method-option direction=mean", store=STORE),
+    "nait.normalize": Command(f"{PAPER} --method-option normalize=true", store=STORE),
+    "nait.direction_mean": Command(f"{PAPER} --method-option direction=mean", store=STORE),
     "nait.normalize.direction_mean": Command(
-        "--method nait --method-option normalize=true --method-option direction=mean", store=STORE
+        f"{PAPER} --method-option normalize=true --method-option direction=mean", store=STORE
     ),
     # Extraction options.
     "layer.hidden": Command("--method hidden", options="--layer 1"),
@@ -462,23 +471,39 @@ CASES: dict[str, Callable[[Lab], Arrays]] = {
     "pool_tokens.user.polysemantic": Command("--method polysemantic", options="--pool-tokens user"),
     "pool_sum.mona": Call("mona", options={"pooling": "sum"}),
     "pool_sum.polysemantic": Call("polysemantic", options={"pooling": "sum"}),
-    "site_mlp.nait": Call("nait", options={"site": "mlp"}),
-    "site_mlp.nait_mean": Call("nait", params={"candidate": "mean"}, options={"site": "mlp"}),
-    "drift_mean.nait": Call("nait", options={"drift": "mean"}),
-    "drift_per_token.nait": Call("nait", options={"drift": "per_token"}),
+    "site_mlp.nait": Call("nait", params={"reading": "paper"}, options={"site": "mlp"}, features=("nait_template",)),
+    "site_mlp.nait_mean": Call(
+        "nait",
+        params={"reading": "paper", "candidate": "mean"},
+        options={"site": "mlp"},
+        features=("nait_template", "nait_mean"),
+    ),
+    "drift_mean.nait": Call(
+        "nait", params={"reading": "paper"}, options={"drift": "mean"}, features=("nait_template",)
+    ),
+    "drift_per_token.nait": Call(
+        "nait", params={"reading": "paper"}, options={"drift": "per_token"}, features=("nait_template",)
+    ),
     "max_length.mona": Command("--method mona", options="--max-length 48"),
-    "max_length.nait": Command("--method nait", options="--max-length 48"),
+    "max_length.nait": Command(PAPER, options="--max-length 48"),
     "truncation_left.mona": Call("mona", options={"max_length": 48, "truncation_side": "left"}),
-    "truncation_left.nait": Call("nait", options={"max_length": 48, "truncation_side": "left"}),
+    "truncation_left.nait": Call(
+        "nait",
+        params={"reading": "paper"},
+        options={"max_length": 48, "truncation_side": "left"},
+        features=("nait_template",),
+    ),
     "value_dtype.mona": Command("--method mona", options="--value-dtype float32"),
     "value_dtype.mona.store": Command("--method mona", options="--value-dtype float32", store="mona,polysemantic"),
     "value_dtype.polysemantic.store": Command(
         "--method polysemantic", options="--value-dtype float32", store="mona,polysemantic"
     ),
     "chat_template.mona": Call("mona", options={"chat_template": PLAIN_TEMPLATE}),
-    "chat_template.nait": Call("nait", options={"chat_template": PLAIN_TEMPLATE}),
+    "chat_template.nait": Call(
+        "nait", params={"reading": "paper"}, options={"chat_template": PLAIN_TEMPLATE}, features=("nait_template",)
+    ),
     "dtype_bfloat16.mona": Command("--method mona", options="--dtype bfloat16"),
-    "dtype_bfloat16.nait": Command("--method nait", options="--dtype bfloat16"),
+    "dtype_bfloat16.nait": Command(PAPER, options="--dtype bfloat16"),
     "batch_tokens.mona": Command("--method mona", options="--batch-tokens 300"),
     # Row formats.
     "format.prompt": Command("--method mona", pool="prompt.jsonl"),
@@ -488,37 +513,44 @@ CASES: dict[str, Callable[[Lab], Arrays]] = {
     "format.qa": Call("mona", pool="queries.jsonl", targets=("queries",), options=QUERIES),
     # Ways in.
     "store.mona": Command("--method mona", store=STORE),
-    "store.nait": Command("--method nait", store=STORE),
+    "store.nait": Command(PAPER, store=STORE),
     "store.polysemantic": Command("--method polysemantic", store=STORE),
     "store.hidden": Command("--method hidden", store=STORE),
     "store.routing": Command("--method routing", options="--model {lab}/moe", store="routing"),
     "stream.mona": Command("--method mona --streaming"),
-    "stream.nait": Command("--method nait --streaming"),
+    "stream.nait": Command(f"{PAPER} --streaming"),
     "stream.threshold": Command("--method mona --streaming --threshold 0.3"),
     "stream.several": Command("--method mona --streaming --aggregate round_robin", targets=THREE),
     "stream.python": Call("hidden", way="stream"),
     "mapped.mona": Call("mona", way="mapped"),
-    "mapped.nait": Call("nait", way="mapped"),
-    "mapped.nait_last": Call("nait", way="mapped", params={"candidate": "last"}, features=("nait", "nait_last")),
+    "mapped.nait": Call("nait", params={"reading": "paper"}, way="mapped", features=("nait_template",)),
+    "mapped.nait_last": Call(
+        "nait",
+        way="mapped",
+        params={"reading": "paper", "candidate": "last"},
+        features=("nait_template", "nait_template_last"),
+    ),
     "mapped.polysemantic": Call("polysemantic", way="mapped"),
     "mapped.hidden": Call("hidden", way="mapped"),
     "mapped.above": Call("mona", way="mapped_above", budget={"threshold": 0.3}),
     "score.mona": Call("mona", way="score"),
-    "score.nait": Call("nait", way="score"),
+    "score.nait": Call("nait", params={"reading": "paper"}, way="score", features=("nait_template",)),
     "score.several": Call("mona", way="score", targets=THREE),
     "score.stream": Call("mona", way="score_stream"),
     "score.mapped": Call("hidden", way="score_mapped"),
     "score.stream.several": Call("hidden", way="score_stream", targets=THREE),
     "saved.mona": Call("mona", way="saved"),
-    "saved.nait": Call("nait", way="saved", params={"normalize": True}),
+    "saved.nait": Call(
+        "nait", way="saved", params={"reading": "paper", "normalize": True}, features=("nait_template",)
+    ),
     "reread.hidden": Call("hidden", way="reread"),
     "capability.mona": Command("--method mona", capability="--method mona", store=STORE),
-    "capability.nait": Command("--method nait", capability="--method nait", store=STORE),
+    "capability.nait": Command(PAPER, capability=PAPER, store=STORE),
     "capability.hidden": Command("--method hidden", capability="--method hidden", targets=THREE),
-    "projected.nait": Command("--method nait", capability="--method nait", projected=True),
-    "projected.nait_mean": Command("--method nait", capability=MEAN, projected=True),
-    "projected.nait_last": Command("--method nait", capability=LAST, projected=True),
-    "projected.several": Command("--method nait", capability="--method nait", projected=True, targets=THREE),
+    "projected.nait": Command(PAPER, capability=PAPER, projected=True),
+    "projected.nait_mean": Command(PAPER, capability=MEAN, projected=True),
+    "projected.nait_last": Command(PAPER, capability=LAST, projected=True),
+    "projected.several": Command(PAPER, capability=PAPER, projected=True, targets=THREE),
     # Several targets.
     "several.quota": Command("--method mona", targets=THREE, store=STORE),
     "several.round_robin": Command("--method mona --aggregate round_robin", targets=THREE, store=STORE),
@@ -529,7 +561,7 @@ CASES: dict[str, Callable[[Lab], Arrays]] = {
         targets=THREE,
         store=STORE,
     ),
-    "several.quota.ratio": Command("--method nait --ratio 0.25", targets=THREE, store=STORE),
+    "several.quota.ratio": Command(f"{PAPER} --ratio 0.25", targets=THREE, store=STORE),
     "several.quota.max_tokens": Command("--method hidden --max-tokens 1500", targets=THREE, store=STORE),
     "several.max.max_tokens": Command("--method mona --aggregate max --max-tokens 1500", targets=THREE, store=STORE),
     # Budgets, and what is left out.
@@ -540,7 +572,7 @@ CASES: dict[str, Callable[[Lab], Arrays]] = {
     "budget.max_tokens": Command("--method mona --max-tokens 2000", store=STORE),
     "keep.duplicate": Command("--method mona --keep duplicate --k 1000", store=STORE),
     "keep.leak": Command("--method mona --keep leak --k 1000", store=STORE),
-    "keep.both": Command("--method nait --keep leak --keep duplicate --k 1000", store=STORE),
+    "keep.both": Command(f"{PAPER} --keep leak --keep duplicate --k 1000", store=STORE),
     "rethreshold.k": Call("hidden", again={"k": 30}),
     "rethreshold.ratio": Call("hidden", way="mapped", again={"ratio": 0.2}),
     "rethreshold.threshold": Call("hidden", way="mapped", again={"threshold": 0.9}),
