@@ -1,6 +1,6 @@
 """Which sources the picked 5 % of a labelled pool come from: a table of methods and controls by target.
 
-    neuronselect extract --pool DATA/pool.jsonl.gz --method mona,nait,polysemantic,hidden --out STORE
+    neuronselect extract --pool DATA/pool.jsonl.gz --method 'mona,nait(reading=paper),polysemantic,hidden' --out STORE
     python benchmarks/precision.py --data DATA --store STORE --out results.json
 
 ``related_sources.json`` says which sources count as right for a target; it was fixed before the first run.
@@ -25,8 +25,8 @@ from hf_neuronselect.store.store import FeatureStore
 
 METHODS = {
     "mona": {},
-    "nait": {},
-    "nait, mean drift": {"direction": "mean"},
+    "nait": {"reading": "paper"},  # to the letter; benchmarks/nait.py has all readings
+    "nait, mean drift": {"reading": "paper", "direction": "mean"},
     "polysemantic": {},
     "hidden": {},
     "longest": {},
@@ -50,7 +50,7 @@ def main() -> None:
     pool = load_rows(str(args.data / "pool.jsonl.gz"))
     rows, store = pool.data, FeatureStore(args.store)
     source, lengths = np.asarray(rows["source"]), np.asarray(store.dataset("tokens")["n_tokens"])
-    extractor = bundled.extractor(features=("mona", "nait", "polysemantic", "hidden"))
+    extractor = bundled.extractor(features=("mona", "nait_template", "polysemantic", "hidden"))
     record: dict = {"signals": extractor.identities, "ratio": args.ratio, "rows": len(rows), "related": related,
                     "pool_mean_tokens": float(lengths.mean()), "targets": {}}  # fmt: skip
     random = [

@@ -1,6 +1,6 @@
 """Does fine-tuning on a selection beat fine-tuning on other rows? Same base, steps and tokens, three seeds.
 
-    neuronselect extract --pool POOL --method mona,nait --out STORE
+    neuronselect extract --pool POOL --method 'mona,nait(reading=paper)' --out STORE
     python benchmarks/sft.py POOL STORE TARGETS EVAL --slice 12000 --out benchmarks/sft.json
 
 The learning rate is chosen on random subsets only (with seeds not used again), by the loss on held-out rows of the POOL,
@@ -46,10 +46,10 @@ SETTINGS = {
 
 def subsets(pool: Dataset, featured: Dataset, exemplars: Dataset, seed: int) -> dict[str, np.ndarray]:
     """Row numbers of each arm. Only `random` and `full` depend on the seed (`full` by its training order)."""
-    extractor = bundled.extractor(features=("mona", "nait"))
+    extractor = bundled.extractor(features=("mona", "nait_template"))
     found: dict[str, np.ndarray] = {}
-    for method in ("mona", "nait"):
-        selector = NeuronSelector(method).fit({"target": exemplars}, extractor=extractor)
+    for method, options in {"mona": {}, "nait": {"reading": "paper"}}.items():
+        selector = NeuronSelector(method, **options).fit({"target": exemplars}, extractor=extractor)
         selection = selector.select(featured, ratio=RATIO)
         found[method] = selection.indices
         if method == "mona":
@@ -103,7 +103,7 @@ def main() -> None:
     drawn = np.sort(np.random.default_rng(0).permutation(len(whole.data))[: args.slice + 300])
     held = np.random.default_rng(1).permutation(len(drawn))[:300]  # held out to choose the learning rate
     kept = np.setdiff1d(np.arange(len(drawn)), held)
-    store = FeatureStore(args.store).dataset("mona", "nait", "tokens")
+    store = FeatureStore(args.store).dataset("mona", "nait_template", "tokens")
     pool = whole.data.select(drawn[kept]).flatten_indices()
     featured = concatenate_datasets([pool, store.select(drawn[kept]).flatten_indices()], axis=1)
     general = whole.data.select(drawn[held]).flatten_indices()

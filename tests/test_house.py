@@ -36,7 +36,7 @@ NAMED_METHODS = {
     "core.configs": {"mona"},
     "training.config": {"random"},
     "selection.doubts": {"longest", "shortest"},  # the control that a warning names
-    "pipelines.demo": {"mona", "nait", "polysemantic", "hidden", "longest", "random"},
+    "pipelines.demo": {"mona", "nait", "nait-contrast", "polysemantic", "hidden", "longest", "random"},
 }
 # Imports inside functions that may close a circle, with the reason.
 LAZY = {
