@@ -60,7 +60,7 @@ def test_an_sae_that_was_changed(tmp_path: Path, capsys, monkeypatch) -> None:
     (folder / "cfg.json").write_text((folder / "cfg.json").read_text() + "\n")
     line = refused(capsys, monkeypatch, "sae", "inspect", str(tmp_path))
     assert line == (
-        "error: --sae layers.1: cfg.json was changed after neuronselect-checksums.json was written; download or train it "
+        "error: SAE layers.1: cfg.json was changed after neuronselect-checksums.json was written; download or train it "
         "again\n"
     )
     with pytest.raises(NeuronSelectError, match="cfg.json was changed"):

@@ -105,7 +105,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def named(files: dict[str, bytes], name: str) -> dict[str, bytes]:
     """The same with the repository's id in the card as it stands in a folder's."""
-    card = re.sub(rf'("|capability:){name}\b(?!-)', r"\1path/or/id/of/this", files["README.md"].decode())
+    card = re.sub(rf'("|`|capability:){name}\b(?!-)', r"\1path/or/id/of/this", files["README.md"].decode())
     return files | {"README.md": card.encode()}
 
 

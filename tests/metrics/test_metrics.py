@@ -590,7 +590,7 @@ def test_target_loss_of_an_adapter(model_folder: Path, tmp_path: Path) -> None:
 def test_target_loss_says_what_it_skips(model_folder: Path, tmp_path: Path) -> None:
     module, model_id = load("target_loss", tmp_path), str(model_folder / "model")
     data = [chat("q", "a"), [{"role": "user", "content": "q"}], []]
-    with pytest.warns(NeuronSelectWarning, match="2 of 3 rows skipped; row 1: error: no assistant turn"):
+    with pytest.warns(NeuronSelectWarning, match=r"2 of 3 rows are left out \(row 1: error: no assistant turn"):
         got = module.compute(data=data, model_id=model_id)
     assert (got["rows"], got["skipped"], got["answer_tokens"]) == (1, 2, 1)
     with pytest.raises(NeuronSelectError, match="no row has an answer"):

@@ -132,7 +132,8 @@ def test_a_store_is_resumed_and_an_actor_dies(
         done = write(copy, pool24, extractor, num_workers=2)
     heard = [str(w.message) for w in warned if issubclass(w.category, NeuronSelectWarning)]
     assert sorted(heard) == [
-        "a worker died by a kill or a crash: shard-00000.parquet (rows 0 to 3) is done again by a new one",
+        "a worker died by a kill or a crash: shard-00000.parquet (rows 0 to 3) is done again by a new one; if that happens "
+        "often, use fewer workers or a smaller batch_tokens",
         "out of memory: a smaller batch",
     ]
     assert (done["rows"], done["skipped_shards"], done["healed_shards"], done["missing_shards"]) == (N, 3, 1, 0)
