@@ -12,6 +12,7 @@ from ..core.folders import FITTED
 from ..core.options import AUTO, flag_words
 from ..core.provenance import ExtractionRecord, Provenance, SourceRecord
 from ..core.sources import bundled_folder
+from ..methods import METHODS
 from .markdown import PLACE
 
 ROWS, MODEL = "ROWS", "MODEL"  # printed where nothing is known
@@ -65,10 +66,10 @@ def select_command(made: Provenance) -> Command:
     values["method_option"] = {name: value for name, value in made.method.options.items() if value is not None}
     if made.extractor is not None:
         # A capability brings its own options; a method without targets uses it only to leave out its exemplars.
-        values |= _extraction(
-            made.extractor, spec, alone=not own_target(made) and (made.capability is None or not made.targets)
-        )
-    if made.tokens.pool_mean is not None and (made.extractor is None or made.extractor.model is None):
+        fitted = made.capability is not None and bool(made.targets)
+        fitted = fitted or (own_target(made) and METHODS[made.method.name].needs_target)
+        values |= _extraction(made.extractor, spec, alone=not fitted)
+    if _from_columns(made):
         signals = made.extractor.signals if made.extractor else {}
         fill_in.append((COMPUTED_BY, MODEL, ", ".join(f"{name}-{identity}" for name, identity in signals.items())))
         values["model"] = MODEL
@@ -83,7 +84,13 @@ def select_command(made: Provenance) -> Command:
 def own_target(made: Provenance) -> bool:
     """Whether the command reads the target that the selection itself holds."""
     named = all(_resolves(target.source) for target in made.targets.values())
-    return made.capability is None and not named and set(FITTED) <= (made.files or {}).keys()
+    # A target fitted on columns does not know the model that scores the pool with it.
+    return not (named or made.capability or _from_columns(made)) and set(FITTED) <= (made.files or {}).keys()
+
+
+def _from_columns(made: Provenance) -> bool:
+    """Whether the signals were columns of the pool, computed by a model that is not recorded."""
+    return made.tokens.pool_mean is not None and (made.extractor is None or made.extractor.model is None)
 
 
 def _resolves(source: SourceRecord | None) -> bool:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import re
-import tempfile
 import time
-import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +15,6 @@ from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..core.configs import DEFAULT_METHOD
 from ..core.cost import Cost
-from ..core.digests import cache_dir
 from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
 from ..core.folders import CAPABILITY
 from ..core.progress import track, untracked
@@ -31,13 +25,12 @@ from ..hub.pushable import PushToHub
 from ..methods import Method, make_method
 from ..methods.base import Target, exemplar_signals, signals_needed
 from ..methods.pickers import row_scores
-from ..rows.identity import pool_digest
 from ..rows.leakage import Leakage
 from ..rows.load import source_of, without_selection
 from ..signals.base import Signal, signals_of
 from ..signals.columns import RowBatch
 from ..signals.extractor import NeuronFeatureExtractor
-from ..store.store import FeatureStore, write_store
+from ..store.store import FeatureStore
 from .budget import check_aggregate
 from .capability import Capability, make_extractor
 from .doubts import Doubts, Halves, fit_watched
@@ -46,6 +39,7 @@ from .record import extraction_record, method_record, selection_record
 from .scan import Tally, scan
 from .scores import PoolScores
 from .selection import Selection
+from .stages import prepared, spooled
 from .stream import check_free, select_from_stream, stream_budget
 
 Data: TypeAlias = Dataset | IterableDataset
@@ -324,11 +318,11 @@ class NeuronSelector(PushToHub):
         if isinstance(pool, IterableDataset):
             held = stream_budget(pool, budget, list(self.targets), aggregate, self.method.picker())
         known, several = source or source_of(pool) or SourceRecord(), len(self.targets) > 1
-        method = self._prepared(pool, known)
+        method = prepared(self.method, pool, known)
         reader = self._reader(extractor, features, needs_rows=bool(exclude))
         reader.name = known.id
         doubts = Doubts(method, self.halves if reader.whole(pool.column_names or []) else {})
-        with self._spooled(pool, reader):
+        with spooled(method, pool, reader):
             found = scan(pool, reader, method, self.targets, self.leakage, exclude, tally, doubts)
             if isinstance(pool, Dataset):
                 scored = PoolScores.of(pool, found, aggregate, weights, method.picker())
@@ -364,35 +358,6 @@ class NeuronSelector(PushToHub):
             first = f"; {tally.reasons[0]}" if tally.reasons else ""
             why = f"none of the {tally.rows} rows can be selected ({why}{first}); give others"
             raise NeuronSelectError(why, option="pool")
-
-    def _prepared(self, pool: Data, source: SourceRecord) -> Method:
-        """The method after its :meth:`~hf_neuronselect.methods.Method.prepare`.
-
-        Its folder belongs to the pool's content; a stream of which nothing is known gets a folder of its own.
-        """
-        if type(self.method).prepare is Method.prepare:
-            return self.method
-        what = pool_digest(pool) if isinstance(pool, Dataset) else source.commit or uuid.uuid4().hex
-        state = json.dumps([self.method.name, self.method.options, what], default=str)
-        digest = hashlib.blake2b(state.encode(), digest_size=8).hexdigest()
-        work = cache_dir() / "prepared" / f"{self.method.name}-{digest}"
-        work.mkdir(parents=True, exist_ok=True)
-        return self.method.prepare(pool, work)
-
-    @contextlib.contextmanager
-    def _spooled(self, pool: Data, reader: Reader) -> Iterator[None]:
-        """For a pool method, whose rows are read twice: what a model computes is kept in a temporary store."""
-        if not self.method.observes or not isinstance(pool, Dataset) or reader.store is not None:
-            yield
-            return
-        plan = reader.plan(pool.column_names)
-        if not plan.needs_model or plan.extractor is None:
-            yield
-            return
-        with tempfile.TemporaryDirectory(prefix="neuronselect-") as folder:
-            write_store(pool, plan.extractor, folder, pool_about={})
-            reader.store = FeatureStore(folder)
-            yield
 
     # -------------------------------------------------------------------------------- persistence
     def about(self) -> CapabilityRecord:

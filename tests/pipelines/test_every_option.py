@@ -26,11 +26,12 @@ from tiny import chat, rows, write_sae
 
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelector
 from hf_neuronselect.cli import main as cli
-from hf_neuronselect.core.configs import ExtractConfig, FitConfig, SelectConfig
+from hf_neuronselect.core.configs import CAPABILITY, ExtractConfig, FitConfig, SelectConfig
 from hf_neuronselect.core.digests import model_hash, sae_hash
 from hf_neuronselect.core.folders import DATA_FILE
-from hf_neuronselect.core.options import flag_words, options_of
+from hf_neuronselect.core.options import NumberOptions, flag_words, options_of
 from hf_neuronselect.hub.command import COMPUTED_BY, MODEL
+from hf_neuronselect.hub.markdown import PLACE
 from hf_neuronselect.methods import METHODS
 from hf_neuronselect.models import loading
 from hf_neuronselect.pipelines import select as pipeline
@@ -39,6 +40,7 @@ from hf_neuronselect.pipelines.fit import fit
 from hf_neuronselect.rows.load import load_rows
 from hf_neuronselect.selection.capability import Capability
 
+OWN_TARGET = f"{CAPABILITY}{PLACE}"  # of exemplars that have no name: the selection holds what was fitted on them
 FILL_IN = re.compile(r"^- (.+?): `(.*?)`(?:, recorded with the hash (.+))?$", re.MULTILINE)
 
 
@@ -134,7 +136,7 @@ class Made:
             places = [i for i, one in enumerate(words) if f"{one}:".startswith(f"{before}{word}:")]
             assert places, f"the command has no {word} for {what}"
             words[places[0]] = before + path + words[places[0]].removeprefix(before + word)
-        return words
+        return [f"{CAPABILITY}{self.folder}" if word == OWN_TARGET else word for word in words]
 
 
 def run(*words: str) -> None:
@@ -262,6 +264,8 @@ def walk(name: str, files: Path, select: Select, commit: str = "") -> Made:
         found = found[part]
     assert found == filled(value, files, commit)
     words, wanted = made.words, [filled(word, files, commit) for word in line.printed]
+    if OWN_TARGET in words and name in {"target", "revision", "sae_revision", *options_of(NumberOptions)}:
+        return made  # the selection's own target brings it
     assert any(words[i : i + len(wanted)] == wanted for i in range(len(words))), words
     assert str(files) not in made.card
     return made

@@ -24,6 +24,7 @@ from hf_neuronselect.core import configs
 from hf_neuronselect.core.configs import EvaluateOptions, FitConfig, PushSection, RunConfig, SelectConfig
 from hf_neuronselect.core.options import ExtractionOptions, Options, flag_words, options_of
 from hf_neuronselect.core.provenance import SelectionSummary, SourceRecord
+from hf_neuronselect.models.pin import pin_model
 from hf_neuronselect.models.sae_formats import load_sae
 from hf_neuronselect.pipelines import compare, demo, evaluate, export, extract, fit, push, run, sae
 
@@ -134,7 +135,10 @@ LINES: dict[str, dict[str, Line]] = {
                          beside={"methods": "hidden,nait", "model": "{files}/model", "k": 2}),
         "out": Line(Path("{files}/other"), lambda seen: (seen["config"].out / "compare.csv").is_file(), True),
     },
-    "demo": {"out": Line(Path("{files}/demo"), lambda seen: seen["config"].out)},
+    "demo": {
+        "out": Line(Path("{files}/demo"), lambda seen: seen["config"].out),
+        "model": Line("{files}/model", lambda seen: seen["config"].model),
+    },
     "run": {
         "recipe": Line(Path("{files}/other.yaml"), key("learning_rate"), 0.5),
         "out": Line(Path("{files}/run2"), key("folder")),
@@ -169,6 +173,11 @@ LINES: dict[str, dict[str, Line]] = {
         "max_rows": Line(5, lambda seen: len(seen["rows"])),
         "streaming": Line(True, lambda seen: isinstance(seen["rows"], IterableDataset)),
     },
+    "sae find": {
+        "model": Line("{files}/model", lambda seen: seen["pinned"][0]),
+        "revision": Line("v1", lambda seen: seen["pinned"][1]),
+        "layer": Line(2, key("picked")),
+    },
     "sae inspect": {
         "sae": Line(Path("{files}/sae"), lambda seen: seen["found"][0]),
         "layer": Line(2, lambda seen: (seen["found"][1], seen["layer"]), (2, 2)),
@@ -183,6 +192,8 @@ USUAL: dict[str, dict[str, Any]] = {
     "export": {"folder": "selection", "format": "trl"},
     "push": {"folder": "selection", "repo": "me/rows"},
     "sae train": {"pool": "{files}/pool.jsonl", "out": "{files}/out"},
+    "sae find": {"model": "{files}/model"},
+    "demo": {"out": "{files}/demo"},
 }  # fmt: skip
 RECIPE = {"select": {"pool": "{files}/pool.jsonl", "target": ["t={files}/t.jsonl"], "k": 4},
           "train": {"learning_rate": 1e-4}, "push": {"adapter": "me/adapter"}}  # fmt: skip
@@ -263,7 +274,16 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         found["layer"] = layer
         return load_sae(folder, layer=layer)
 
+    def pin(model: str, *, revision: str | None, token: Any) -> Any:
+        found["pinned"] = model, revision
+        return pin_model(model, revision=None, token=token)
+
+    def pick(known: Any, layer: int) -> None:
+        found["picked"] = layer
+
     before, look = evaluate.base_source, sae.find_folder
+    patch(sae, "pin_model", pin)
+    patch(sae, "pick_sae", pick)
     monkeypatch.setattr(NeuronSelector, "fit", fitted)
     monkeypatch.setattr(NeuronSelector, "save_pretrained", lambda self, folder: found.update(folder=folder))
     patch(extract, "write_store", write_store)
@@ -309,9 +329,15 @@ def steps(seen: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Seen:
 # ------------------------------------------------------------------------------------------------ tests
 SECTIONS = {"evaluate": EvaluateOptions, "push": PushSection}
 PIPELINES = {"fit": fit, "extract": extract, "compare": compare, "demo": demo, "run": run, "evaluate": evaluate,
-             "export": export, "push": push, "sae train": sae, "sae inspect": sae}  # fmt: skip
-FUNCTIONS = {"sae train": "train_sae", "sae inspect": "inspect_sae"}
-PLACED = {"run": ["recipe"], "export": ["folder"], "push": ["folder", "repo"], "sae inspect": ["sae"]}
+             "export": export, "push": push, "sae train": sae, "sae find": sae, "sae inspect": sae}  # fmt: skip
+FUNCTIONS = {"sae train": "train_sae", "sae find": "find_sae", "sae inspect": "inspect_sae"}
+PLACED = {
+    "run": ["recipe"],
+    "export": ["folder"],
+    "push": ["folder", "repo"],
+    "sae find": ["model"],
+    "sae inspect": ["sae"],
+}
 ALL = [(command, name) for command, lines in LINES.items() for name in lines]
 
 
@@ -341,7 +367,7 @@ def test_flag_recipe_and_python_reach_the_pipeline_alike(
     placed = [str(values[one]) for one in PLACED.get(command, []) if one in values]
     rest = {one: value for one, value in values.items() if one not in PLACED.get(command, [])}
     ways = [[*flag_words(type(config), rest), *placed]]
-    if command not in ("run", "push", "sae inspect"):
+    if command not in ("run", "push", "sae find", "sae inspect"):
         section = {one: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
                    for one, v in rest.items()}  # fmt: skip
         (tmp_path / "r.yaml").write_text(yaml.safe_dump({command.split()[0]: section}))
@@ -382,7 +408,8 @@ def test_an_option_of_compare_arrives(name: str, files: Path, tmp_path: Path) ->
     check(LINES["compare"][name], seen, files)
 
 
-def test_an_option_of_demo_arrives(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", LINES["demo"])
+def test_an_option_of_demo_arrives(name: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Seen = {}
 
     def compare_in(work: Path, config: Options, **more: Any) -> None:
@@ -391,8 +418,8 @@ def test_an_option_of_demo_arrives(files: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(demo, "compare_in", compare_in)
     with suppress(Enough):
-        demo.demo(config_of("demo", "out", files))  # type: ignore[arg-type]
-    check(LINES["demo"]["out"], seen, files)
+        demo.demo(config_of("demo", name, files))  # type: ignore[arg-type]
+    check(LINES["demo"][name], seen, files)
 
 
 @pytest.mark.parametrize("name", LINES["run"])

@@ -382,7 +382,6 @@ def test_tool_calls_are_learnt_from_every_format(base: Path, tmp_path: Path) -> 
         ({"lora_r": 0}, "train", "`r` should be a positive integer"),
         ({"eval_strategy": "steps"}, "train", "you didn't pass an `eval_dataset`"),
         ({"eos_token": "<none>"}, "eos_token", "is not in the tokenizer's vocabulary"),
-        ({"packing": True, "max_length": None}, "train", "`max_length` can't be `None`"),
         ({"attn_implementation": "nope"}, "model", "cannot be loaded: Specified `attn_implementation"),
     ],
 )  # fmt: skip
@@ -552,7 +551,7 @@ def test_the_seed_decides_every_bit(base: Path, tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_left_alone(base: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(NeuronSelectError, match="out='mine': exists and is not an adapter folder; name another"):
+    with pytest.raises(NeuronSelectError, match="out='mine': exists and is not an adapter trained here; name another"):
         train(base, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     (tmp_path / "empty").mkdir()
