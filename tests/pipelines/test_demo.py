@@ -72,12 +72,12 @@ def test_the_demo_with_a_named_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name, file in targets.items():
         bundled.targets()[name].select(range(4)).to_parquet(file)
     monkeypatch.setattr(paths, "TARGETS", targets)
-    for name, value in {"SOME_ROWS": 40, "SOME_TOKENS": 64, "DRAWS": 2}.items():
+    for name, value in {"SOME_ROWS": 40, "SOME_TOKENS": 256, "DRAWS": 2}.items():
         monkeypatch.setattr(demo, name, value)
     said: list[str] = []
     demo.demo(DemoConfig(model="smollm2", out=tmp_path / "out"), say=said.append, note=said.append)
     text = "\n".join(said)
-    assert "40 random rows of the pool, at most 64 tokens of each" in text and "found in this package" in text
+    assert "40 random rows of the pool, at most 256 tokens of each" in text and "found in this package" in text
     made = json.loads((tmp_path / "out" / "gsm8k" / "selection.json").read_text())
     assert made["pool"]["rows"] == 40 and made["extractor"]["model"]["id"] == "smollm2"
     assert len(load_dataset("parquet", data_files=str(tmp_path / "out" / "pool.parquet"), split="train")) == 40
