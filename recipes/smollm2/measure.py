@@ -82,7 +82,9 @@ def features(
         at = torch.from_numpy(needed[numbers]).to(device)
         seen = read_sites(backbone, tokens, [sae.site for sae in saes])
         for encoder, x, into, mean in zip(encoders, seen, latents, hidden, strict=True):
-            into[at] = (encoder.sum_rows(x, tokens.pooled.row, tokens.size, chunk=4096) / tokens.pooled.count[:, None]).half()
+            into[at] = (
+                encoder.sum_rows(x, tokens.pooled.row, tokens.size, chunk=4096) / tokens.pooled.count[:, None]
+            ).half()
             total = torch.zeros(tokens.size, x.shape[1], device=device).index_add_(0, tokens.pooled.row, x)
             mean[at] = total / tokens.pooled.count[:, None]
     return latents, hidden
