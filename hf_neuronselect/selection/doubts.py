@@ -137,8 +137,8 @@ class Doubts:
             return []
         control = "longest" if correlation > 0 else "shortest"
         return [
-            f"the scores follow the rows' length (rank correlation {correlation:.2f}): compare with {control} before you "
-            "believe them"
+            f"the scores of {self.method.name} follow the rows' length (rank correlation {correlation:.2f}): compare with "
+            f"{control} before you believe them"
         ]
 
 
