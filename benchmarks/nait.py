@@ -178,6 +178,8 @@ def as_markdown(record: dict[str, Any]) -> list[str]:
         "| | " + " | ".join(targets) + " | average | at 10 % | above random |",
         "|---|" + "--:|" * (len(targets) + 3),
     ]  # fmt: skip
+    base = [one["base rate"] for one in targets.values()]
+    lines.append(_line("whole pool", base, base, ""))
     for name in ("mean", "95th"):
         at5, at10 = ([one[f"random at {ratio}"][name] for one in targets.values()] for ratio in ("5%", "10%"))
         label = "random" if name == "mean" else "random, 95th percentile"

@@ -42,9 +42,9 @@ class Nait(Method):
     where the mean drift points the other way, the sign is turned.
 
     The paper leaves open which tokens are the first and last. Read to the letter (``reading="paper"``: of the whole
-    text, centred PCA) it picks at chance or worse, since under a chat template the first token is
-    the same state in every row, and centring takes away what the exemplars share. So the default is our reading
-    (**choice**): the ends of the turns' own texts, and the first right singular vector without centring.
+    text, centred PCA) the bundled model picks long rows: under a chat template the first token is the same state in
+    every row, and centring takes away what the exemplars share. So the default is our reading (**choice**): the ends of
+    the turns' own texts, and the first right singular vector without centring.
     """
 
     name = "nait"

@@ -88,8 +88,7 @@ def extractor_of(options: ExtractionOptions, signals: Sequence[str], note: Say) 
     extractor = NeuronFeatureExtractor.from_options(options, signals)
     on_cpu = options.device == "cpu" or (options.device == "auto" and not torch.cuda.is_available())
     if options.dtype == "auto" and on_cpu and extractor.extraction.options.dtype == "bfloat16":
-        note("Computing in bfloat16, which this CPU has: much faster than float32, and nearly the same rows. For float32: "
-             "--dtype float32.")  # fmt: skip
+        note("Computing in bfloat16, which this CPU has. Its rounding moves scores a little; --dtype float32 does not.")
     if options.model is not None and extractor.extraction.sae_found:
         note(f"{extractor.extraction.sae_found}.")
     return extractor

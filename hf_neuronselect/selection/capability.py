@@ -94,7 +94,7 @@ class Capability:
     def fetch(
         cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None, subfolder: str = ""
     ) -> Capability:
-        """Load a capability from a folder or the Hub: a saved one, or that of a selection (a folder, or its dataset).
+        """Load a capability from a folder or the Hub. It may be saved by itself or inside a selection.
 
         Args:
             subfolder: of the folder or repository, e.g. of a feature library.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -14,10 +15,11 @@ from ..methods.base import Method, Scorer, Target
 from ..methods.pickers import row_scores
 from ..signals.columns import RowBatch
 
+Columns: TypeAlias = dict[str, np.ndarray]
 TOP = 0.05
 """The share of the pool above whose score a held-out exemplar counts as found."""
 POOR_HIT = 0.05
-"""At most this share of exemplars found: chance. Of 84 measured settings below it 87 % failed, of 370 above .25 9 %."""
+"""At most this share of exemplars found is no more than chance."""
 LENGTH = 0.8
 MOST_SCORES = 50_000
 MOST_ROWS = 128
@@ -68,8 +70,8 @@ class Doubts:
     halves: Mapping[str, Halves] = field(default_factory=dict)
     hits: dict[str, float] = field(default_factory=dict)
     _held: dict[str, np.ndarray] = field(default_factory=dict)
-    _scores: _Thinned = field(default_factory=lambda: _Thinned(MOST_SCORES))
-    _rows: list[RowBatch] = field(default_factory=list)
+    _scores: _Thinned[Columns] = field(default_factory=lambda: _Thinned(MOST_SCORES, _take_columns, _join_columns))
+    _rows: _Thinned[RowBatch] = field(default_factory=lambda: _Thinned(MOST_ROWS, RowBatch.take, RowBatch.join))
 
     @property
     def targets(self) -> dict[str, Target]:
@@ -87,10 +89,9 @@ class Doubts:
         if not self.method.needs_target:
             return
         values = {name: row_scores(np.asarray(found, dtype=np.float64)) for name, found in scores.items()}
-        self._scores.add({**values, "": np.asarray(n_tokens, dtype=np.float64)})
+        self._scores.add({**values, "": np.asarray(n_tokens, dtype=np.float64)}, len(rows))
         if type(self.method).doubts is not Method.doubts:
-            joined = RowBatch.join([*self._rows, rows.take(_spread(len(rows), MOST_ROWS))])
-            self._rows = [joined.take(_spread(len(joined), MOST_ROWS))]
+            self._rows.add(rows, len(rows))
 
     def noted(self, about: CapabilityRecord, targets: Mapping[str, Target]) -> CapabilityRecord:
         """What is recorded of the targets, with what speaks against their scores on this pool; it is said, too."""
@@ -104,12 +105,11 @@ class Doubts:
 
     def _found(self, targets: Mapping[str, Target]) -> dict[str, list[str]]:
         """By target, one plain sentence for each sign."""
-        columns = self._scores.columns()
         found: dict[str, list[str]] = {name: [] for name in targets}
-        for name, target in targets.items() if columns else ():
-            found[name] += self._hit(name, columns) if len(columns[""]) >= MIN_ROWS else []
-            found[name] += self._length(columns[name], columns[""]) if len(columns[""]) >= MIN_ROWS else []
-            for rows in self._rows:
+        for name, target in targets.items():
+            for columns in self._scores.all() if self._scores.seen >= MIN_ROWS else ():
+                found[name] += self._hit(name, columns) + self._length(columns[name], columns[""])
+            for rows in self._rows.all():
                 found[name] += self.method.doubts(rows, target)
         return found
 
@@ -158,32 +158,42 @@ def _half(name: str, i: int) -> str:
     return f"{name}/{i}"
 
 
-def _spread(total: int, most: int) -> np.ndarray:
-    """At most ``most`` places, evenly spread over ``total``."""
-    return np.unique(np.linspace(0, total - 1, min(total, most)).astype(np.int64)) if total else np.zeros(0, np.int64)
+Kept = TypeVar("Kept")
 
 
-class _Thinned:
-    """Columns of numbers of which every 2nd, 4th, ... is kept once they are too many, so memory is bounded."""
+class _Thinned(Generic[Kept]):
+    """Every row of a pool at first, then every 2nd, 4th, ... once they are too many: evenly spread, memory bounded.
 
-    def __init__(self, most: int) -> None:
-        self.most, self.step, self.seen = most, 1, 0
-        self.parts: list[dict[str, np.ndarray]] = []
-        self.kept = 0
+    Args:
+        most: rows kept. take: some rows of a part, by their places. join: parts as one.
+    """
 
-    def add(self, columns: Mapping[str, np.ndarray]) -> None:
-        total = len(next(iter(columns.values())))
-        first = -self.seen % self.step
-        self.parts.append({name: values[first :: self.step] for name, values in columns.items()})
-        self.seen += total
-        self.kept += len(range(first, total, self.step))
-        while self.kept > self.most:
-            whole = self.columns()
-            self.parts, self.step = [{name: values[::2] for name, values in whole.items()}], self.step * 2
-            self.kept = len(next(iter(self.parts[0].values())))
+    def __init__(self, most: int, take: Callable[[Kept, np.ndarray], Kept], join: Callable[[list[Kept]], Kept]) -> None:
+        self.most, self.take, self.join = most, take, join
+        self.step, self.seen, self.kept = 1, 0, 0
+        self.parts: list[Kept] = []
 
-    def columns(self) -> dict[str, np.ndarray]:
-        """The numbers kept, by column."""
-        if not self.parts:
-            return {}
-        return {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
+    def add(self, part: Kept, rows: int) -> None:
+        while self.kept + len(self._places(rows)) > self.most:
+            self.step *= 2
+            self.kept = (self.kept + 1) // 2
+            self.parts = [self.take(one, np.arange(0, 2 * self.kept, 2)) for one in self.all()]
+        if len(places := self._places(rows)):
+            self.parts.append(self.take(part, places))
+        self.kept += len(places)
+        self.seen += rows
+
+    def _places(self, rows: int) -> np.ndarray:
+        return np.arange(-self.seen % self.step, rows, self.step)
+
+    def all(self) -> list[Kept]:
+        """The rows kept, as one part; none of a pool without rows."""
+        return [self.join(self.parts)] if self.parts else []
+
+
+def _take_columns(columns: Columns, places: np.ndarray) -> Columns:
+    return {name: values[places] for name, values in columns.items()}
+
+
+def _join_columns(parts: list[Columns]) -> Columns:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -148,6 +148,10 @@ class EveryBlock(ForwardSignal):
     def site(self, backbone: Backbone, layer: int, extraction: Extraction) -> Site:
         return backbone.neurons(layer) if extraction.options.site == "mlp" else backbone.residual(layer)
 
+    def tokens(self, batch: TokenBatch) -> MarkedTokens:
+        """The tokens it reads: those marked for it, else all."""
+        return batch.marks[self.marks[0]] if self.marks else batch.whole
+
     @abstractmethod
     def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
         """``[B, L, width]`` -> float32 ``[B, width]``."""
@@ -175,10 +179,6 @@ class Drift(EveryBlock):
 
     reads = ("site", "drift")
 
-    @abstractmethod
-    def tokens(self, batch: TokenBatch) -> MarkedTokens:
-        """The tokens between whose ends it runs."""
-
     def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
         tokens = self.tokens(batch)
         first = batch.at(hidden, tokens.first)
@@ -195,12 +195,6 @@ class Nait(Drift):
     name = "nait"
     marks = ("content",)
 
-    def numbers(self, extraction: Extraction) -> Mapping[str, Any]:
-        return {**super().numbers(extraction), "ends": "content"}
-
-    def tokens(self, batch: TokenBatch) -> MarkedTokens:
-        return batch.marks["content"]
-
 
 @register_signal
 class NaitAnswer(Drift):
@@ -209,9 +203,6 @@ class NaitAnswer(Drift):
     name = "nait_answer"
     marks = ("answer",)
 
-    def tokens(self, batch: TokenBatch) -> MarkedTokens:
-        return batch.marks["answer"]
-
 
 @register_signal
 class NaitTemplate(Drift):
@@ -219,64 +210,60 @@ class NaitTemplate(Drift):
 
     name = "nait_template"
 
-    def tokens(self, batch: TokenBatch) -> MarkedTokens:
-        return batch.whole
+
+class Last(EveryBlock):
+    """Each block's output at the last of its tokens."""
+
+    def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
+        return batch.at(hidden, self.tokens(batch).last)
 
 
 @register_signal
-class NaitLast(EveryBlock):
-    """Each block's output at the last token of the turns' texts."""
+class NaitLast(Last):
+    """The last token of the turns' texts."""
 
     name = "nait_last"
     marks = ("content",)
 
-    def numbers(self, extraction: Extraction) -> Mapping[str, Any]:
-        return {**super().numbers(extraction), "ends": "content"}
-
-    def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
-        return batch.at(hidden, batch.marks["content"].last)
-
 
 @register_signal
-class NaitTemplateLast(EveryBlock):
-    """Each block's output at the last token of all."""
+class NaitTemplateLast(Last):
+    """The last token of all."""
 
     name = "nait_template_last"
 
+
+class Mean(EveryBlock):
+    """Each block's output, mean over its tokens."""
+
     def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
-        return batch.at(hidden, batch.last)
+        return self.tokens(batch).mean(hidden)
 
 
 @register_signal
-class NaitMean(EveryBlock):
-    """Each block's output, mean over pooled tokens."""
+class NaitMean(Mean):
+    """The mean over the pooled tokens."""
 
     name = "nait_mean"
 
-    def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
-        return batch.pooled.mean(hidden)
+    def tokens(self, batch: TokenBatch) -> MarkedTokens:
+        return batch.pooled
 
 
 @register_signal
-class ContentMean(EveryBlock):
-    """Each block's output, mean over the tokens of the turns' texts."""
+class ContentMean(Mean):
+    """The mean over the tokens of the turns' texts."""
 
     name = "content_mean"
     marks = ("content",)
 
-    def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
-        return batch.marks["content"].mean(hidden)
-
 
 @register_signal
-class AnswerMean(EveryBlock):
-    """Each block's output, mean over the answers' tokens."""
+class AnswerMean(Mean):
+    """The mean over the answers' tokens."""
 
     name = "answer_mean"
     marks = ("answer",)
-
-    def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
-        return batch.marks["answer"].mean(hidden)
 
 
 @register_signal

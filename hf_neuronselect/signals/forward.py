@@ -43,6 +43,9 @@ class ForwardSignal(Signal):
     needs_sae: ClassVar[bool] = False
     marks: ClassVar[tuple[str, ...]] = ()
 
+    def numbers(self, extraction: Extraction) -> Mapping[str, Any]:
+        return {**super().numbers(extraction), **({"marks": list(self.marks)} if self.marks else {})}
+
     @abstractmethod
     def deepest(self, extraction: Extraction, num_layers: int) -> int:
         """The deepest block that must run, 0-based."""

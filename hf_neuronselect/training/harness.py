@@ -8,11 +8,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import NeuronSelectError, one_of
+from ..core.errors import NeuronSelectError, near_names, one_of
 from ..core.sources import Source, resolve
 from ..models.checkpoint import read_tokenizer
 from ..models.loading import DTYPES
@@ -300,7 +299,7 @@ def _allows_code() -> bool:
 
 
 def _unknown_task(name: str, known: Sequence[str], own: Sequence[str], folder: Path | None) -> NeuronSelectError:
-    near = get_close_matches(name, known, n=3)
+    near = near_names(name, known)
     hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists the tasks of lm-eval"
     if folder is None:
         hint += "; your own tasks need include_path"

@@ -75,7 +75,7 @@ def train(
 
 @torch.inference_mode()
 def first_token_norm_ratio(lm: torch.nn.Module, rows: np.ndarray) -> float:
-    """Norm of the first token of a row at the penultimate block, over that of the others."""
+    """How many times larger the first token's norm is than the others', at the penultimate block."""
     first = other = 0.0
     for block in np.array_split(rows, max(1, len(rows) // 16)):
         hidden = lm(input_ids=torch.from_numpy(block), output_hidden_states=True).hidden_states[-2].norm(dim=-1)

@@ -65,7 +65,7 @@ def test_the_demo_says_and_writes_what_it_found(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_demo_with_a_named_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of the bundled model stands in for a real one; its SAE is found."""
+    """With a copy of the bundled model as the real one. Its SAE is found."""
     shutil.copytree(paths.MODEL, tmp_path / "smollm2")
     monkeypatch.chdir(tmp_path)
     targets = {name: tmp_path / f"{name}.parquet" for name in demo.PROFILED}

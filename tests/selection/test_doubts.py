@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 from hf_neuronselect import Method, NeuronSelector, NeuronSelectWarning, register_method
 from hf_neuronselect.methods import METHODS, make_method
 from hf_neuronselect.methods.base import Target
-from hf_neuronselect.selection.doubts import MOST_SCORES, Doubts, _Thinned, spearman
+from hf_neuronselect.selection.doubts import (
+    MOST_ROWS,
+    MOST_SCORES,
+    Doubts,
+    _join_columns,
+    _take_columns,
+    _Thinned,
+    spearman,
+)
 from hf_neuronselect.signals.columns import RowBatch
 
 
@@ -157,8 +165,20 @@ def test_rank_correlation_shares_ties(pairs: list[tuple[int, int]]) -> None:
 def test_thinning_is_even_and_bounded(batch: int) -> None:
     total = 5000 if batch == 1 else 60_001
     most = 700 if batch == 1 else MOST_SCORES // 10
-    thinned = _Thinned(most)
+    thinned = _Thinned(most, _take_columns, _join_columns)
     for start in range(0, total, batch):
-        thinned.add({"x": np.arange(start, min(start + batch, total))})
-    kept = thinned.columns()["x"]
-    assert len(kept) <= most and kept.tolist() == list(range(0, total, thinned.step))
+        rows = np.arange(start, min(start + batch, total))
+        thinned.add({"x": rows}, len(rows))
+    (columns,) = thinned.all()
+    kept = columns["x"]
+    assert most // 2 - 1 <= len(kept) <= most and kept.tolist() == list(range(0, total, thinned.step))
+
+
+def test_rows_looked_at_are_spread_over_the_whole_pool() -> None:
+    """Not those of the last batches alone: a pool may be sorted by source."""
+    doubts = Doubts(make_method("nait", {}))
+    for start in range(0, 2000, 100):
+        rows = RowBatch(np.arange(start, start + 100), np.ones(100, bool), {"nait": list(np.ones((100, 1, 2)))})
+        doubts.watch(rows, {"t": np.ones(100)}, np.ones(100))
+    (kept,) = doubts._rows.all()
+    assert len(kept) <= MOST_ROWS and np.ptp(np.diff(kept.index)) == 0 and kept.index[-1] >= 1900
