@@ -33,6 +33,10 @@ DRAWS = 20
 MAIN = "mona"  # the method whose rows are shown and written
 # nait in the paper's reading is decided by a token that is the same in every row; the others show the difference.
 METHODS = f"{MAIN},nait,nait-contrast,nait(reading=paper),polysemantic,hidden,longest,random"
+WHY_ZERO = (
+    "Where a line is near 0: longest and nait(reading=paper) pick long rows; a part of nait's score is a row's first word, "
+    "which candidate=last leaves out."
+)
 PROFILES = {"Raw neurons (MLP gate)": "polysemantic", "SAE features": MAIN}
 PROFILED = ("gsm8k", "mbpp")
 # With a real model: a pass of two to four minutes on two cores.
@@ -69,7 +73,8 @@ def demo(config: DemoConfig, *, say: Say = quiet, note: Say = quiet) -> Path:
         say(f"{which} SAE, pool and targets ({', '.join(bundled.TARGETS)}); one pass over {rows} for {METHODS} ...")
         found = compare_in(Path(work, "store"), comparing, note=quiet if model is None else note)
         parts = [_pass_text(found)]
-        say(f"{parts[0]}\n")
+        parts.append(f"<p>{escape(WHY_ZERO)}</p>")
+        say(f"{parts[0]}\n{WHY_ZERO}\n")
         usual = _usual(found)
         for name in bundled.TARGETS:
             selection = found.selections[MAIN, name]
