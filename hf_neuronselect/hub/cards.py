@@ -28,7 +28,7 @@ from ..core.sae_record import SaeRecord
 from ..core.sources import bundled_folder
 from ..core.text import replaced
 from ..core.writing import put
-from .command import own_target, select_command
+from .command import holds_target, own_target, select_command
 from .markdown import BEGIN, END, README, cell, facts, fenced, merge_card, read_text
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -210,6 +210,7 @@ class SelectionCard(CardTemplate):
             "doubts": [cell(f"{of}: {doubt}") for of, doubt in made.doubts],
             "command": command.text,
             "own_target": own_target(made),
+            "holds_target": holds_target(made) and any(what.startswith("exemplars") for what, _, _ in command.fill_in),
             "fill_in": [tuple(map(cell, one)) for one in command.fill_in],
             "examples": [fenced(text) for text in self.examples],
         }

@@ -12,7 +12,6 @@ from ..core.folders import FITTED
 from ..core.options import AUTO, flag_words
 from ..core.provenance import ExtractionRecord, Provenance, SourceRecord
 from ..core.sources import bundled_folder
-from ..methods import METHODS
 from .markdown import PLACE
 
 ROWS, MODEL = "ROWS", "MODEL"  # printed where nothing is known
@@ -42,7 +41,8 @@ class Command:
 def select_command(made: Provenance) -> Command:
     """The ``neuronselect select`` command that makes a selection again.
 
-    Where exemplars cannot be had by name, the target that was fitted on them is read from the selection itself.
+    Files are named without their folders. Of exemplars that have no name, as those made in Python, the target that was
+    fitted on them is read from the selection itself.
     """
     fill_in: list[tuple[str, str, str]] = []
 
@@ -66,9 +66,7 @@ def select_command(made: Provenance) -> Command:
     values["method_option"] = {name: value for name, value in made.method.options.items() if value is not None}
     if made.extractor is not None:
         # A capability brings its own options; a method without targets uses it only to leave out its exemplars.
-        fitted = made.capability is not None and bool(made.targets)
-        fitted = fitted or (own_target(made) and METHODS[made.method.name].needs_target)
-        values |= _extraction(made.extractor, spec, alone=not fitted)
+        values |= _extraction(made.extractor, spec, alone=made.capability is None or not made.targets)
     if _from_columns(made):
         signals = made.extractor.signals if made.extractor else {}
         fill_in.append((COMPUTED_BY, MODEL, ", ".join(f"{name}-{identity}" for name, identity in signals.items())))
@@ -83,9 +81,13 @@ def select_command(made: Provenance) -> Command:
 
 def own_target(made: Provenance) -> bool:
     """Whether the command reads the target that the selection itself holds."""
-    named = all(_resolves(target.source) for target in made.targets.values())
-    # A target fitted on columns does not know the model that scores the pool with it.
-    return not (named or made.capability or _from_columns(made)) and set(FITTED) <= (made.files or {}).keys()
+    named = all(_spec(target.source) != ROWS for target in made.targets.values())
+    return not named and holds_target(made)
+
+
+def holds_target(made: Provenance) -> bool:
+    """Whether a selection holds targets that can select again: one fitted on columns does not know its model."""
+    return made.capability is None and not _from_columns(made) and set(FITTED) <= (made.files or {}).keys()
 
 
 def _from_columns(made: Provenance) -> bool:

@@ -958,7 +958,7 @@ def test_a_source_with_capitals_is_named_as_it_is(hub: Hub, name: str, tmp_path:
 def test_the_command_in_a_card_makes_the_selection_again(
     hub: Hub, name: str, pushed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pool by its id and commit; the exemplars were local, and the selection holds the target fitted on them."""
+    """The pool by its id and commit; in the place of the local exemplars, the target that the selection holds."""
     rows(30).to_json(tmp_path / "rows.jsonl")
     hub.add("datasets", f"{name}-pool", {"train.jsonl": (tmp_path / "rows.jsonl").read_bytes()})
     rows(6, seed=3).to_json(tmp_path / "mine.jsonl")
@@ -974,9 +974,12 @@ def test_the_command_in_a_card_makes_the_selection_again(
     card = (
         hub.files("datasets", name)["README.md"] if pushed else (tmp_path / "sel" / "README.md").read_bytes()
     ).decode()
-    assert "Before it runs" not in card and "mine.jsonl" in card
+    here = name if pushed else "path/or/id/of/this"
+    assert "- exemplars of t: `mine.jsonl`" in card and f"give `--target capability:{here}` in their place" in card
     (block,) = re.findall(r"```bash\n(neuronselect select .*?)```", card, re.DOTALL)
-    words = shlex.split(block.replace("\\\n", " ").replace("path/or/id/of/this", str(tmp_path / "sel")))
+    words = shlex.split(
+        block.replace("\\\n", " ").replace("t=mine.jsonl", f"capability:{name if pushed else tmp_path / 'sel'}")
+    )
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr(sys, "argv", words)
