@@ -21,6 +21,7 @@ from ..core.text import shown
 from ..core.writing import reserve, writing
 from ..explain.report import text_table
 from ..rows.load import BUNDLED, Rows, load_rows
+from ..selection.marks import mark_pool
 from ..selection.selection import Selection
 from ..signals.base import signals_of
 from ..signals.extractor import NeuronFeatureExtractor
@@ -157,6 +158,11 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet) -> Compa
     share_pass(list(jobs.values()), config.features or work, say=note)
     found.pass_seconds = time.perf_counter() - started
     found.store = next((job.store for job in jobs.values() if job.store is not None), None)
+    if config.exclude:
+        leakage = {name: jobs[methods[0].label, name].fit().leakage for name in featured}
+        marks = mark_pool(rows.data, leakage, config)
+        for (_, name), job in jobs.items():
+            job.marks = marks[name]
     for name, part in featured.items():
         for chosen in methods:
             draws = _draws(jobs[chosen.label, name], {name: part}, config)
@@ -182,8 +188,9 @@ def _draws(job: Job, targets: Mapping[str, Rows], config: CompareConfig) -> list
         started = time.perf_counter()
         if seed != config.seed:
             assert job.extractor is not None
-            store, job = job.store, _job(job.chosen.with_seed(seed), job.rows, targets, job.extractor)
-            job.store = store
+            again = _job(job.chosen.with_seed(seed), job.rows, targets, job.extractor)
+            again.store, again.marks = job.store, job.marks
+            job = again
         found.append((job.select(config), time.perf_counter() - started))
     return found
 

@@ -14,6 +14,7 @@ from ..core.options import RowOptions
 from ..rows.formats import row_format
 from ..rows.load import Rows
 from ..selection.library import load_capability
+from ..selection.marks import Marks
 from ..selection.selection import Selection
 from ..selection.selector import NeuronSelector
 from ..signals.base import Signal, signals_of
@@ -30,6 +31,7 @@ class Job:
     Attributes:
         targets: exemplars by name. capability: a fitted selector used instead of exemplars.
         store: has the pool's signals. extractor: computes those that are missing.
+        marks: the pool's leaks and duplicates, if several jobs share them.
     """
 
     chosen: Chosen
@@ -38,6 +40,7 @@ class Job:
     capability: NeuronSelector | None = None
     store: FeatureStore | None = None
     extractor: NeuronFeatureExtractor | None = None
+    marks: Marks | None = None
     selector: NeuronSelector = field(init=False)
     fitted: bool = field(init=False, default=False)
 
@@ -81,6 +84,7 @@ class Job:
             exclude=options.exclude,
             features=self.store,
             source=self.rows.source,
+            marks=self.marks,
         )
 
 

@@ -13,9 +13,10 @@ from ..core.errors import NeuronSelectError
 from ..core.progress import track
 from ..methods.base import Method, PoolMethod, Target, check_scores
 from ..methods.pickers import row_scores
-from ..rows.formats import Conversation, Row
-from ..rows.leakage import Leakage, Seen, exact_key
+from ..rows.formats import Row
+from ..rows.leakage import Leakage
 from .doubts import Doubts
+from .marks import Marker, Marks
 from .reader import Batch, Reader
 
 # Codes of `excluded`, in the order they are decided.
@@ -116,13 +117,14 @@ def scan(
     exclude: Sequence[str],
     tally: Tally,
     doubts: Doubts | None = None,
+    marks: Marks | None = None,
 ) -> Iterator[Scored]:
     """Score every row of ``data``, in order. ``excluded`` says why a row cannot be selected.
 
     Args:
-        doubts: watches the scores.
+        doubts: watches the scores. marks: leaks and duplicates of all rows, if they were looked for before.
     """
-    seen = Seen()
+    marker, position = Marker(), 0
     doubts = doubts or Doubts(method)
     fitted = observe_pool(data, reader, method, {**targets, **doubts.targets}, tally)
     score = method.scorer(fitted)
@@ -134,37 +136,34 @@ def scan(
             n = len(batch)
             excluded = np.asarray([_OF_SKIP.get(skip, _ERROR) for skip in batch.skips], dtype=np.int8)
             if exclude:
-                _mark_known(excluded, batch.conversations, leakage, exclude, seen)
+                free = excluded == 0
+                known = (
+                    _marks(marker, batch, free, leakage, exclude) if marks is None else marks[position : position + n]
+                )
+                excluded[free & known.duplicate & ("duplicate" in exclude)] = _DUPLICATE
+                excluded[free & known.leak & ("leak" in exclude)] = _LEAK
             usable = np.flatnonzero(batch.rows.usable)
             scores = {name: np.full(n, np.nan) for name in targets}
             if len(usable):
                 rows = batch.rows.only_usable()
-                given = {name: check_scores(method, one, len(usable)) for name, one in score(rows).items()}
-                doubts.watch(rows, given, batch.n_tokens[usable])
+                found = {name: check_scores(method, one, len(usable)) for name, one in score(rows).items()}
+                doubts.watch(rows, found, batch.n_tokens[usable])
                 for name in targets:
-                    scores[name] = np.full((n, *given[name].shape[1:]), np.nan)
-                    scores[name][usable] = given[name]
-            for found in scores.values():
-                excluded[(excluded == 0) & ~np.isfinite(row_scores(found))] = _NULL
+                    scores[name] = np.full((n, *found[name].shape[1:]), np.nan)
+                    scores[name][usable] = found[name]
+            for values in scores.values():
+                excluded[(excluded == 0) & ~np.isfinite(row_scores(values))] = _NULL
             scored = Scored(batch.rows.index, scores, batch.n_tokens, batch.truncated, excluded, batch.raw)
             tally.add(scored, batch)
             tally.score_seconds += time.perf_counter() - started
+            position += n
             progress.done(n)
             yield scored
 
 
-def _mark_known(
-    excluded: np.ndarray, conversations: Sequence[Conversation], leakage: Leakage, exclude: Sequence[str], seen: Seen
-) -> None:
-    """Mark exemplars and duplicates of earlier rows among those not excluded yet."""
-    rows = np.flatnonzero(excluded == 0).tolist()
-    keys = [exact_key(conversations[i]) for i in rows]
-    before, new = seen.contains(keys), set[bytes]()
-    for i, row_key, known in zip(rows, keys, before.tolist(), strict=True):
-        if "leak" in exclude and leakage.find(conversations[i]):
-            excluded[i] = _LEAK
-        elif "duplicate" in exclude and (known or row_key in new):
-            excluded[i] = _DUPLICATE
-        if not known:
-            new.add(row_key)
-    seen.add(new)
+def _marks(marker: Marker, batch: Batch, free: np.ndarray, leakage: Leakage, exclude: Sequence[str]) -> Marks:
+    """Marks of a batch, of the kinds that are asked for."""
+    return Marks(
+        leak=marker.leaks(batch.conversations, free & ("leak" in exclude), leakage),
+        duplicate=marker.duplicates(batch.conversations, free & ("duplicate" in exclude)),
+    )

@@ -34,6 +34,7 @@ from ..store.store import FeatureStore
 from .budget import check_aggregate
 from .capability import Capability, make_extractor
 from .doubts import Doubts, Halves, fit_watched
+from .marks import Marks
 from .reader import Reader, column_names, own_columns
 from .record import extraction_record, method_record, selection_record
 from .scan import Tally, scan
@@ -283,6 +284,7 @@ class NeuronSelector(PushToHub):
         extractor: NeuronFeatureExtractor | None = None,
         features: FeatureStore | None = None,
         source: SourceRecord | None = None,
+        marks: Marks | None = None,
     ) -> Selection:
         """Select the best rows of a pool.
 
@@ -297,6 +299,7 @@ class NeuronSelector(PushToHub):
             extractor: default the one given to :meth:`fit`.
             features: a store of this pool's signals: the model does not run over it.
             source: where the pool came from; default what its cache files tell.
+            marks: the pool's leaks and duplicates, of several selections (:func:`~hf_neuronselect.selection.marks.mark_pool`).
 
         Returns:
             A :class:`Selection`; never bare indices.
@@ -312,6 +315,8 @@ class NeuronSelector(PushToHub):
         check_aggregate(list(self.targets), budget, aggregate, weights)
         pool = without_selection(_single_split(pool, "pool"))
         check_free(own_columns(pool.column_names or []))
+        if marks is not None and isinstance(pool, Dataset) and len(marks) != len(pool):
+            raise NeuronSelectError(f"marks of {len(marks)} rows, the pool has {len(pool)}", option="marks")
         extractor = extractor or self.extractor
         tally = Tally()
         held = None  # rows that the heaps of a stream hold
@@ -319,11 +324,11 @@ class NeuronSelector(PushToHub):
             held = stream_budget(pool, budget, list(self.targets), aggregate, self.method.picker())
         known, several = source or source_of(pool) or SourceRecord(), len(self.targets) > 1
         method = prepared(self.method, pool, known)
-        reader = self._reader(extractor, features, needs_rows=bool(exclude))
+        reader = self._reader(extractor, features, needs_rows=bool(exclude) and marks is None)
         reader.name = known.id
         doubts = Doubts(method, self.halves if reader.whole(pool.column_names or []) else {})
         with spooled(method, pool, reader):
-            found = scan(pool, reader, method, self.targets, self.leakage, exclude, tally, doubts)
+            found = scan(pool, reader, method, self.targets, self.leakage, exclude, tally, doubts, marks)
             if isinstance(pool, Dataset):
                 scored = PoolScores.of(pool, found, aggregate, weights, method.picker())
                 self._check_some(bool(scored.valid.any()), tally)

@@ -14,6 +14,7 @@ from tiny import chat, rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning, Selection
 from hf_neuronselect.core.provenance import Budget
+from hf_neuronselect.selection.marks import mark_pool
 
 METHODS = ["mona", "nait", "polysemantic", "hidden"]
 quiet = pytest.mark.filterwarnings("ignore::hf_neuronselect.NeuronSelectWarning")
@@ -114,6 +115,12 @@ def test_duplicates_and_exemplars_are_left_out(
     kept = selector.select(small, ratio=1.0, exclude=())
     assert len(kept) == 7
     assert selection.provenance.counts.leak == 3
+    marks = mark_pool(small, {"t": selector.leakage}, extractor.extraction.options)["t"]
+    for exclude in ((), ("leak",), ("duplicate",), ("leak", "duplicate")):
+        alone, given = (selector.select(small, ratio=1.0, exclude=exclude, marks=one) for one in (None, marks))
+        assert given.scores.equals(alone.scores)
+    with pytest.raises(NeuronSelectError, match="marks of 7 rows, the pool has 5"):
+        selector.select(small.select(range(5)), k=1, marks=marks)
 
 
 def test_bad_rows_are_counted_and_named(target: Dataset, extractor: NeuronFeatureExtractor) -> None:
