@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from ..core import bundled
 from ..core.digests import sae_hash
-from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.errors import NeuronSelectError
 from ..core.options import AUTO, ExtractionOptions
 from ..core.sources import Source, hub_commit, hub_errors
 from ..models.backbone import resolve_layer
@@ -183,15 +182,13 @@ def with_sae(extraction: Extraction, source: Source, sae: SparseAutoencoder, lm_
             value=source.id,
         )
     sae.resolve_k(extraction.options.top_k_features)
-    if sae.site.block not in (None, layer):
-        warnings.warn(
-            f"the SAE reads block {sae.site.block}, layer says {layer}: mona follows the SAE, the other signals "
-            f"the layer; pass layer={sae.site.block} to read one block",
-            NeuronSelectWarning,
-            stacklevel=4,
-        )
     blocks = lm_config.get_text_config().num_hidden_layers
     doubts = [check_match(sae, model, blocks, source.id), sae.record.doubt if sae.record else ""]
+    if sae.site.block not in (None, layer):
+        doubts.append(
+            f"the SAE reads block {sae.site.block}, layer says {layer}: mona follows the SAE, the other signals the layer; "
+            f"pass layer={sae.site.block} to read one block"
+        )
     site = f"{sae.site.module} {sae.site.io}"
     return replace(extraction, sae=source, sae_site=site, sae_k=sae.resolve_k(None), doubts=tuple(filter(None, doubts)))
 
