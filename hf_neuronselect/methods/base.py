@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
@@ -42,6 +43,8 @@ class Method(ABC):
         exemplar_signals: those that exemplars need (default: the same).
         needs_target: False for methods that look at the pool alone.
         default_ratio: the share the paper keeps.
+        libraries: packages of the extra ``rivals`` that it needs.
+        judges_others: whether it can score rows that are not in the pool it has observed.
     """
 
     name: ClassVar[str]
@@ -50,6 +53,8 @@ class Method(ABC):
     exemplar_signals: ClassVar[tuple[str, ...] | None] = None
     needs_target: ClassVar[bool] = True
     default_ratio: ClassVar[float] = 0.05
+    libraries: ClassVar[tuple[str, ...]] = ()
+    judges_others: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for option in options_of(type(self)).values():
@@ -59,6 +64,17 @@ class Method(ABC):
     def options(self) -> dict[str, Any]:
         """The options by name."""
         return {name: getattr(self, name) for name in options_of(type(self))}
+
+    def check(self) -> None:
+        """Refuse what cannot run here. Called before any row is read.
+
+        Raises:
+            NeuronSelectError: a package is missing.
+        """
+        if missing := [name for name in self.libraries if find_spec(name) is None]:
+            raise NeuronSelectError(
+                f"needs {', '.join(missing)}: pip install 'hf-neuronselect[rivals]'", option="method", value=self.name
+            )
 
     def prepare(self, pool: Dataset | IterableDataset, work: Path) -> Self:
         """Work to be done once before rows are read, e.g. training a regressor; returns the method that goes on.

@@ -88,17 +88,20 @@ def methods_of(text: str, seed: int) -> list[Chosen]:
 
 
 def check_methods(config: TargetOptions | ExtractConfig | CompareConfig) -> None:
-    """Refuse unknown methods and their options.
+    """Refuse unknown methods, their options, and methods that cannot run here.
 
     Raises:
-        NeuronSelectError: as :func:`methods_of`.
+        NeuronSelectError: as :func:`methods_of`, or a package is missing.
     """
+    chosen: list[Chosen] = []
     if isinstance(config, CompareConfig):
-        methods_of(config.methods, config.seed)
+        chosen = methods_of(config.methods, config.seed)
     elif isinstance(config, ExtractConfig):
-        methods_to_extract(config)
+        chosen = methods_to_extract(config)
     elif not any(CAPABILITY in target for target in config.target):  # a capability has a method of its own
-        method_of(config.method, config.method_option, 0)
+        chosen = [method_of(config.method, config.method_option, 0)]
+    for one in chosen:
+        one.method.check()
 
 
 def methods_to_extract(config: ExtractConfig) -> list[Chosen]:

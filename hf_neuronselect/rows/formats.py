@@ -134,6 +134,17 @@ class Conversation:
             for m, more in zip(self.messages, extra, strict=True)
         )
 
+    def words(self) -> str:
+        """The texts of all turns in one string, without their roles; calls of tools as JSON."""
+        if self.text is not None:
+            return self.text
+        parts = []
+        for turn in self.messages:
+            parts.append(turn["content"])
+            if calls := turn.get("tool_calls"):
+                parts.append(json.dumps(calls, sort_keys=True, ensure_ascii=False, default=str))
+        return "\n".join(part for part in parts if part)
+
     def exact(self) -> str:
         """Everything that a chat template can print. Rows that are equal in it are duplicates."""
         if self.text is not None:

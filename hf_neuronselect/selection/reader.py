@@ -130,8 +130,11 @@ class Reader:
         return found
 
     # ------------------------------------------------------------------------------------ planning
-    def plan(self, names: Sequence[str]) -> Plan:
+    def plan(self, names: Sequence[str], *, bare: bool = False) -> Plan:
         """Where each signal comes from, for data with these columns.
+
+        Args:
+            bare: only the signals needed; lengths are not counted.
 
         Raises:
             NeuronSelectError: a signal cannot be had, or only from another extraction.
@@ -143,11 +146,14 @@ class Reader:
         plan = Plan()
         for signal in wanted:
             self._add(plan, signal, names, needed=True)
-        for signal in signals_of([*self.optional, "tokens"]):
+        for signal in () if bare else signals_of([*self.optional, "tokens"]):
             if signal not in wanted:
                 self._add(plan, signal, names, needed=False)
         if plan.computed:
-            plan.extractor = self._maker().with_features(plan.computed)
+            maker = self._maker()
+            if bare and all(signal.engine == "text" for signal in plan.computed):  # no row need be tokenised
+                maker = NeuronFeatureExtractor.without_model(maker.extraction.options, ())
+            plan.extractor = maker.with_features(plan.computed)
             for signal in plan.computed:
                 self._agree(signal.name, plan.extractor.identity(signal), "the extractor's")
         return plan
@@ -216,8 +222,12 @@ class Reader:
             )
 
     # ------------------------------------------------------------------------------------- reading
-    def read(self, data: Dataset | IterableDataset) -> Iterator[Batch]:
-        """The data's rows in order; see the class for what is raised."""
+    def read(self, data: Dataset | IterableDataset, *, bare: bool = False) -> Iterator[Batch]:
+        """The data's rows in order; see the class for what is raised.
+
+        Args:
+            bare: with the signals needed and nothing else, as for a pass before rows are scored.
+        """
         names = list(data.column_names or [])
         stream = self._raw(data) if isinstance(data, IterableDataset) else iter(())
         if not names:  # looked up in the first rows, which are not read again: a stream may run only once
@@ -225,7 +235,7 @@ class Reader:
             names, stream = list(dict.fromkeys(chain(*chain(*first)))), chain(first, stream)
         if self.store is not None:
             self._check_store(self.store, data)
-        plan = self.plan(names)
+        plan = self.plan(names, bare=bare)
         if self.store is not None:
             self.reused = self.reused.merge(self.store.cost(plan.stored))
         own = own_columns(names)

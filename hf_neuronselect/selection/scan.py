@@ -97,7 +97,7 @@ def observe_pool(
     while True:
         passes += 1
         with track(f"{method.name}, pass {passes}", len(data)) as progress:
-            for batch in reader.read(data):
+            for batch in reader.read(data, bare=True):
                 tally.read_seconds += batch.seconds
                 started = time.perf_counter()
                 if batch.rows.usable.any():

@@ -105,6 +105,7 @@ class NeuronSelector(PushToHub):
         Raises:
             NeuronSelectError: no usable exemplar, a bad name, signals missing or of another extraction.
         """
+        self.method.check()
         named = dict(target) if isinstance(target, Mapping) and not isinstance(target, Dataset) else {"target": target}
         self._forget()
         self.extractor = extractor or self.extractor
@@ -159,7 +160,7 @@ class NeuronSelector(PushToHub):
             warnings.warn(f"target {name}: {doubt}", NeuronSelectWarning, stacklevel=4)
         self.exemplars[name] = TargetRecord(exemplars=rows, used=usable, source=source, doubts=doubts)
         scored_by = [column for signal in signals_of(method.signals) for column in column_names(signal)]
-        if method.needs_target and all(column in exemplars for column in scored_by):
+        if method.needs_target and method.judges_others and all(column in exemplars for column in scored_by):
             self.halves |= Halves.of(name, method, exemplars)
         return fitted
 
@@ -307,6 +308,7 @@ class NeuronSelector(PushToHub):
         Raises:
             NeuronSelectError: no rows, none that can be selected, options that do not go together.
         """
+        self.method.check()
         if ratio is None and k is None and threshold is None and max_tokens is None:
             ratio = self.method.default_ratio
         budget = Budget(ratio, k, threshold, max_tokens)

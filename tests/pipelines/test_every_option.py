@@ -62,6 +62,8 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     write_rows(folder / "u.jsonl", rows(4, seed=2))
     plain = [{"question": one[0]["content"], "answer": one[1]["content"]} for one in pool["messages"]]
     Dataset.from_list(plain).to_json(folder / "qa.jsonl")
+    for name, texts in {"unspaced": ["北京很大", "京北在哪", "上海很大", "我爱北京"], "v": ["北京在哪"]}.items():
+        Dataset.from_dict({"text": texts}).to_json(folder / f"{name}.jsonl")
     (folder / "model").symlink_to(tiny_folder / "model")
     (folder / "sae").symlink_to(tiny_folder / "sae" / "layers.2")
     tiny_model("llama", rms_norm_eps=0.1).save_pretrained(folder / "model-2")
@@ -325,6 +327,7 @@ def test_an_option_that_moves_nothing(
 OWN = [(name, option) for name in METHODS.names() for option in options_of(METHODS[name])]
 VALUES = {("nait", "candidate"): "last", ("random", "seed"): 11}
 NEEDS = {"routing": {"model": "{files}/moe", "sae": None}}
+BESIDE = {("bm25", "unspaced"): {"pool": "{files}/unspaced.jsonl", "target": ("t={files}/v.jsonl",)}}
 
 
 @pytest.mark.parametrize(("method", "option"), OWN)
@@ -332,8 +335,9 @@ def test_an_option_of_a_method(
     method: str, option: str, files: Path, hashes: dict[str, Path], tmp_path: Path, select: Select
 ) -> None:
     value = VALUES.get((method, option), other(options_of(METHODS[method])[option]))
-    usual = select(method=method)
-    made = select(method=method, method_option={option: value})
+    beside = BESIDE.get((method, option), {})
+    usual = select(method=method, **beside)
+    made = select(method=method, method_option={option: value}, **beside)
     assert not made.scores.equals(usual.scores)
     assert made.record["method"]["options"] == usual.record["method"]["options"] | {option: value}
     assert f"{option}={str(value).lower()}" in made.words

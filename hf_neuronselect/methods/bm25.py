@@ -1,0 +1,186 @@
+"""BM25: rows that share rare words with the exemplars; scored by the library bm25s."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import sys
+import unicodedata
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.options import opt
+from ..signals.columns import RowBatch
+from .base import PoolMethod, Target, register_method
+
+K1, B = 1.5, 0.75
+LONG = 20
+"""Mean length of words above which they are probably whole sentences."""
+_ASCII = re.compile(r"\w+")
+# Scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, Tai, Balinese, Javanese, kana, Yi, Han.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f\u3005-\u3007\u3040-\u30ff"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua48f\ua980-\ua9df\uaa60-\uaa7f\uf900-\ufaff\uff66-\uff9f"
+    "\U0001b000-\U0001b16f\U00020000-\U0003ffff"
+)
+
+
+@dataclass
+class Documents:
+    """Rows of the pool as numbers of their terms.
+
+    Attributes:
+        known: term -> its number. terms: numbers of each row's terms, in their order. rows: the rows' numbers.
+    """
+
+    known: dict[str, int] = field(default_factory=dict)
+    terms: list[list[int]] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+
+
+@register_method
+@dataclass(frozen=True)
+class Bm25(PoolMethod):
+    """Lucene's BM25 (k1 1.5, b 0.75) of a row, as a document, for each exemplar, as a query.
+
+    Choices: a row and an exemplar are the texts of all their turns, without the names of roles. Words are runs of
+    letters, marks, digits and ``_`` in lower case (NFKC, case folded), however short; scripts without spaces are cut into
+    overlapping pairs of characters. What a target keeps is a 64-bit hash of each word, in no order.
+    """
+
+    name = "bm25"
+    paper = "Robertson & Zaragoza, 2009 (doi:10.1561/1500000019)"
+    signals = ("words",)
+    libraries = ("bm25s",)
+    judges_others = False
+
+    queries: Literal["mean", "max"] = opt("mean", "A row's score over the exemplars: their mean, or the best.")
+    stop_words: Literal["none", "english"] = opt("none", "english: leave out its most common words.")
+    unspaced: Literal["pairs", "characters"] = opt(
+        "pairs", "How scripts without spaces are cut: overlapping pairs of characters, or single ones."
+    )
+
+    def terms(self, text: str) -> list[str]:
+        """The words of a text that count."""
+        found = list(terms_of(text, 2 if self.unspaced == "pairs" else 1))
+        if self.stop_words == "english":
+            common = _english()
+            found = [term for term in found if term not in common]
+        return found
+
+    def fit(self, exemplars: RowBatch) -> Target:
+        """``terms``: uint64 hashes of all words, sorted within each exemplar; ``lengths``: how many each has."""
+        words = [self.terms(text) for text in exemplars["words"]]
+        queries = [sorted(map(_hashed, terms)) for terms in words]
+        lengths = np.asarray([len(query) for query in queries], dtype=np.int64)
+        if not lengths.any():
+            raise NeuronSelectError(
+                "finds no word in any exemplar; give exemplars with text, or another method", option="method",
+                value=self.name,
+            )  # fmt: skip
+        if empty := int((lengths == 0).sum()):
+            warnings.warn(
+                f"{self.name} finds no word in {empty} of {len(lengths)} exemplars, which count for nothing; remove them",
+                NeuronSelectWarning,
+                stacklevel=2,
+            )
+        if (letters := np.mean([len(term) for terms in words for term in terms])) > LONG:
+            warnings.warn(
+                f"the exemplars' words have {letters:.0f} letters on average: {self.name} cannot split a script without "
+                "spaces that it does not know; compare with another method",
+                NeuronSelectWarning,
+                stacklevel=2,
+            )
+        return {"terms": np.asarray([term for query in queries for term in query], np.uint64), "lengths": lengths}
+
+    def start(self) -> Documents:
+        return Documents()
+
+    def observe(self, state: Documents, rows: RowBatch) -> None:
+        known = state.known
+        for text in rows["words"]:
+            state.terms.append([known.setdefault(term, len(known)) for term in self.terms(text)])
+        state.rows += rows.index.tolist()
+
+    def finish(self, state: Documents, targets: Mapping[str, Target]) -> Mapping[str, Target]:
+        """``rows``, ascending, and their ``scores``."""
+        import bm25s
+
+        known = {_hashed(term): number for term, number in state.known.items()}
+        rows = np.asarray(state.rows, np.int64)
+        if not known:
+            return {name: {"rows": rows, "scores": np.zeros(len(rows))} for name in targets}
+        logging.getLogger("bm25s").setLevel(logging.INFO)  # it says each step otherwise
+        index = bm25s.BM25(method="lucene", k1=K1, b=B, dtype="float64")
+        index.index((state.terms, state.known), show_progress=False)
+        return {name: {"rows": rows, "scores": self._scores(index, known, target)} for name, target in targets.items()}
+
+    def _scores(self, index: Any, known: Mapping[int, int], target: Target) -> np.ndarray:
+        if known.keys().isdisjoint(target["terms"].tolist()):
+            warnings.warn(
+                f"no word of the exemplars is in the pool, so {self.name} scores every row 0: are they of another language?",
+                NeuronSelectWarning,
+                stacklevel=2,
+            )
+        found = []
+        for query in np.split(target["terms"], np.cumsum(target["lengths"])[:-1]):
+            if len(query):
+                numbers = [known[term] for term in query.tolist() if term in known]
+                found.append(index.get_scores_from_ids(numbers))
+        return np.mean(found, axis=0) if self.queries == "mean" else np.max(found, axis=0)
+
+    def score(self, rows: RowBatch, target: Target) -> np.ndarray:
+        return target["scores"][np.searchsorted(target["rows"], rows.index)]
+
+
+def terms_of(text: str, unit: int = 2) -> Iterator[str]:
+    """The words of a text; runs of a script without spaces as overlapping parts of ``unit`` characters.
+
+    A character is a letter with the marks that follow it.
+    """
+    text = unicodedata.normalize("NFKC", text).casefold()
+    if text.isascii():
+        yield from _ASCII.findall(text)
+        return
+    word, runs, letter = _patterns()
+    for found in word.findall(text):
+        if found.isascii():
+            yield found
+            continue
+        for run in runs.findall(found):
+            if not run[0]:
+                yield run[1]
+                continue
+            letters = letter.findall(run[0])
+            for i in range(max(1, len(letters) - unit + 1)):
+                yield "".join(letters[i : i + unit])
+
+
+@lru_cache
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    r"""Of words, of runs with and without spaces, and of letters with their marks (which ``\w`` lacks)."""
+    marks = [chr(i) for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i))[0] == "M"]
+    mark = "".join(re.escape(one) for one in marks)
+    return (
+        re.compile(rf"\w+(?:[{mark}]+\w*)*"),
+        re.compile(rf"([{_UNSPACED}]+)|([^{_UNSPACED}]+)"),
+        re.compile(rf".[{mark}]*", re.DOTALL),
+    )
+
+
+@lru_cache
+def _english() -> frozenset[str]:
+    from bm25s.stopwords import STOPWORDS_EN
+
+    return frozenset(STOPWORDS_EN)
+
+
+def _hashed(term: str) -> int:
+    return int.from_bytes(hashlib.blake2b(term.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -1,0 +1,199 @@
+"""Methods that read texts alone, against slow references written from their formulas and against their libraries."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning
+from hf_neuronselect.methods import PoolMethod, make_method
+from hf_neuronselect.methods.bm25 import terms_of
+from hf_neuronselect.signals.columns import RowBatch
+from hf_neuronselect.signals.forward import ForwardEngine
+
+POOL = [
+    "the cat sat on the mat",
+    "a dog and a cat",
+    "x + y = z, solve for x",
+    "Solve: how many apples has Ann? 3 + 4 = 7 apples",
+    "the the the the",
+    "def add(x, y): return x + y",
+    "...",
+    "numbers are fun and apples are too",
+]
+EXEMPLARS = ["How many apples? Ann has 3 apples", "solve x", "the mat"]
+
+
+def batch(texts: Sequence[str], first: int = 0) -> RowBatch:
+    n = len(texts)
+    return RowBatch(np.arange(first, first + n), np.ones(n, bool), {"words": list(texts)})
+
+
+def scored(name: str, pool: Sequence[str], exemplars: Sequence[str], size: int = 100, **options: Any) -> np.ndarray:
+    """Scores of a pool that is read in batches of ``size`` rows."""
+    method = make_method(name, options)
+    assert isinstance(method, PoolMethod)
+    targets, state = {"t": method.fit(batch(exemplars))}, method.start()
+    parts = [batch(pool[i : i + size], i) for i in range(0, len(pool), size)]
+    for part in parts:
+        method.observe(state, part)
+    score = method.scorer(method.finish(state, targets))
+    return np.concatenate([score(part)["t"] for part in parts])
+
+
+def texts(rows: Sequence[str]) -> Dataset:
+    return Dataset.from_dict({"text": list(rows)})
+
+
+# -------------------------------------------------------------------------------------------- bm25
+def words(text: str) -> list[str]:
+    return "".join(letter if letter.isalnum() or letter == "_" else " " for letter in text.lower()).split()
+
+
+def bm25_reference(pool: Sequence[str], query: str) -> np.ndarray:
+    """Lucene's formula, row by row."""
+    rows = [words(text) for text in pool]
+    average = sum(map(len, rows)) / len(rows)
+    found = []
+    for row in rows:
+        total = 0.0
+        for term in words(query):
+            df, tf = sum(term in one for one in rows), row.count(term)
+            idf = math.log(1 + (len(rows) - df + 0.5) / (df + 0.5))
+            total += idf * tf / (tf + 1.5 * (1 - 0.75 + 0.75 * len(row) / average))
+        found.append(total)
+    return np.asarray(found)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize("queries", ["mean", "max"])
+def test_bm25_reference(queries: str, size: int) -> None:
+    table = np.stack([bm25_reference(POOL, query) for query in EXEMPLARS])
+    wanted = table.mean(axis=0) if queries == "mean" else table.max(axis=0)
+    got = scored("bm25", POOL, EXEMPLARS, size, queries=queries)
+    np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(got, scored("bm25", POOL, EXEMPLARS, queries=queries))
+
+
+def test_bm25_of_the_library_itself() -> None:
+    """On its own tokens; the library drops words of one letter, so there are none here."""
+    import bm25s
+
+    pool = [" ".join(word for word in words(text) if len(word) > 1) or "none" for text in POOL]
+    query = "how many apples solve the mat"
+    index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+    index.index(bm25s.tokenize(pool, stopwords=None, show_progress=False), show_progress=False)
+    wanted = index.get_scores(query.split())
+    np.testing.assert_allclose(scored("bm25", pool, [query]), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_bm25_does_not_depend_on_the_order_of_rows() -> None:
+    order = np.random.default_rng(0).permutation(len(POOL))
+    mixed = scored("bm25", [POOL[i] for i in order], EXEMPLARS[::-1])
+    np.testing.assert_allclose(mixed, scored("bm25", POOL, EXEMPLARS)[order], rtol=1e-12)
+
+
+def test_bm25_leaves_out_common_words_only_when_asked() -> None:
+    assert scored("bm25", POOL, ["the"])[4] > 0
+    with pytest.raises(NeuronSelectError, match="finds no word in any exemplar"):
+        scored("bm25", POOL, ["the"], stop_words="english")
+    assert scored("bm25", POOL, ["the cat"], stop_words="english")[4] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("A 7th x_y naïve Straße", ["a", "7th", "x_y", "naïve", "strasse"]),
+        ("e\u0301te\u0301 ＡＢ", ["été", "ab"]),  # composed and full-width letters
+        ("我爱北京 ok", ["我爱", "爱北", "北京", "ok"]),
+        ("好!", ["好"]),
+        ("カタカナto日本", ["カタ", "タカ", "カナ", "to", "日本"]),
+        ("น้ำดี", ["น้ํา", "าดี"]),
+        ("हिन्दी में", ["हिन्दी", "में"]),  # marks are parts of words
+        ("한국어 문장", ["한국어", "문장"]),
+        ("!? ...", []),
+    ],
+)
+def test_words_of_any_script(text: str, wanted: list[str]) -> None:
+    import unicodedata
+
+    found = [unicodedata.normalize("NFC", term) for term in terms_of(text)]
+    assert found == [unicodedata.normalize("NFC", term) for term in wanted]
+
+
+def test_characters_of_scripts_without_spaces() -> None:
+    assert list(terms_of("我爱ab北京", 1)) == ["我", "爱", "ab", "北", "京"]
+    pool = ["京北很大", "北京很大", "上海"]
+    assert scored("bm25", pool, ["北京"]).argmax() == 1 and scored("bm25", pool, ["北京"])[0] == 0
+    first, second, third = scored("bm25", pool, ["北京"], unspaced="characters")
+    assert first == second > third == 0
+
+
+def test_bm25_doubts_what_it_cannot_split() -> None:
+    with pytest.warns(NeuronSelectWarning, match="cannot split a script without spaces"):
+        scored("bm25", POOL, ["ꦲ" * 3 + "\U00011680" * 60])
+    with pytest.warns(NeuronSelectWarning, match="no word in 1 of 2 exemplars"):
+        scored("bm25", POOL, ["cat", "?!"])
+    with pytest.warns(NeuronSelectWarning, match="no word of the exemplars is in the pool"):
+        assert not scored("bm25", POOL, ["Katze"]).any()
+
+
+def test_bm25_keeps_no_text() -> None:
+    kept = make_method("bm25", {}).fit(batch(["zebra apple zebra"]))
+    assert {name: values.dtype.kind for name, values in kept.items()} == {"terms": "u", "lengths": "i"}
+    assert kept["lengths"].tolist() == [3] and len(set(kept["terms"].tolist())) == 2
+    assert kept["terms"].tolist() == make_method("bm25", {}).fit(batch(["zebra zebra apple"]))["terms"].tolist()
+
+
+def test_bm25_selects_and_is_saved(tmp_path: Any) -> None:
+    """Also where rows of the pool cannot be used, and with one exemplar."""
+    pool = texts([*POOL[:3], "", *POOL[3:]])
+    selector = NeuronSelector("bm25").fit(texts(EXEMPLARS[:1]))
+    selection = selector.select(pool, k=2)
+    assert selection.indices.tolist() == [4, 8]
+    selector.save_pretrained(tmp_path / "cap")
+    again = NeuronSelector.from_pretrained(tmp_path / "cap").select(pool, k=2)
+    assert again.scores.equals(selection.scores)
+
+
+def test_a_missing_library_is_named_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    fitted = "needs bm25s: pip install 'hf-neuronselect\\[rivals\\]'"
+    with pytest.raises(NeuronSelectError, match=fitted):
+        NeuronSelector("bm25").fit(texts(EXEMPLARS))
+    selector = NeuronSelector("bm25")
+    selector.targets = {"t": {}}
+    with pytest.raises(NeuronSelectError, match=fitted):
+        selector.select(texts(POOL), k=1)
+
+
+def test_a_missing_library_is_named_before_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pathlib import Path
+
+    from hf_neuronselect.core.configs import CompareConfig, SelectConfig
+    from hf_neuronselect.pipelines.methods import check_methods
+
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    for config in (
+        SelectConfig(pool="p", out=Path("o"), method="bm25"),
+        CompareConfig(pool="p", out=Path("o"), methods="random,bm25(queries=max)"),
+    ):
+        with pytest.raises(NeuronSelectError, match="needs bm25s: pip install"):
+            check_methods(config)
+
+
+def test_no_row_is_tokenised_before_it_is_scored(
+    monkeypatch: pytest.MonkeyPatch, pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor
+) -> None:
+    read: list[int] = []
+    before = ForwardEngine.read
+    monkeypatch.setattr(ForwardEngine, "read", lambda *given: read.append(len(given[1])) or before(*given))
+    selection = NeuronSelector("bm25").fit(target, extractor=extractor).select(pool, k=3)
+    assert sum(read) == len(target) + len(pool)
+    assert selection.provenance.tokens.pool_mean
