@@ -9,13 +9,14 @@ A third party adds one in five lines::
             return np.asarray([text.count("!") for text in rows["text"]])
 """
 
-from . import bm25, full, hidden, ifd, longest, mona, nait, nait_contrast, polysemantic, random, routing
+from . import bm25, dsir, full, hidden, ifd, longest, mona, nait, nait_contrast, polysemantic, random, routing
 from .base import METHODS, Method, PoolMethod, make_method, register_method, signals_needed
 
 __all__ = ["METHODS", "Method", "PoolMethod", "make_method", "register_method", "signals_needed"]
 
 _ = (
     bm25,
+    dsir,
     full,
     hidden,
     ifd,

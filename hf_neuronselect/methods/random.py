@@ -22,10 +22,14 @@ class Random(Method):
     seed: int = opt(0, "Another seed, another draw.", minimum=0)
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
-        # splitmix64 of the row number, from a start that is itself splitmix64 of the seed.
-        start = _splitmix64(np.asarray([self.seed], dtype=np.uint64))
-        bits = _splitmix64(start + rows.index.astype(np.uint64))
-        return (bits >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+        return uniform(self.seed, rows.index)
+
+
+def uniform(seed: int, rows: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) for each row number: splitmix64 of it, from a start that is itself splitmix64 of the seed."""
+    start = _splitmix64(np.asarray([seed], dtype=np.uint64))
+    bits = _splitmix64(start + rows.astype(np.uint64))
+    return (bits >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
 def _splitmix64(x: np.ndarray) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from datasets import Dataset
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning
 from hf_neuronselect.methods import PoolMethod, make_method
 from hf_neuronselect.methods.bm25 import terms_of
+from hf_neuronselect.methods.random import uniform
 from hf_neuronselect.signals.columns import RowBatch
 from hf_neuronselect.signals.forward import ForwardEngine
 
@@ -197,3 +201,110 @@ def test_no_row_is_tokenised_before_it_is_scored(
     selection = NeuronSelector("bm25").fit(target, extractor=extractor).select(pool, k=3)
     assert sum(read) == len(target) + len(pool)
     assert selection.provenance.tokens.pool_mean
+
+
+# -------------------------------------------------------------------------------------------- dsir
+def ngrams(text: str) -> list[str]:
+    """Words as WordPunct has them, and pairs of words; found letter by letter."""
+
+    def kind(letter: str) -> str:
+        return "space" if letter.isspace() else "word" if letter.isalnum() or letter == "_" else "other"
+
+    found, before = [], "space"
+    for letter in text.lower():
+        if kind(letter) == before != "space":
+            found[-1] += letter
+        elif kind(letter) != "space":
+            found.append(letter)
+        before = kind(letter)
+    return found + [f"{a} {b}" for a, b in pairwise(found)]
+
+
+def dsir_reference(pool: Sequence[str], exemplars: Sequence[str]) -> np.ndarray:
+    """methods.md, bucket by bucket."""
+
+    def counted(rows: Sequence[str]) -> Counter[int]:
+        return Counter(
+            int(hashlib.sha256(one.encode()).hexdigest(), 16) % 10_000 for row in rows for one in ngrams(row)
+        )
+
+    p, q = counted(exemplars), counted(pool)
+    of_p, of_q = sum(p.values()), sum(q.values())
+    return np.asarray(
+        [
+            sum(c * (math.log(p[b] / of_p + 1e-8) - math.log(q[b] / of_q + 1e-8)) for b, c in counted([row]).items())
+            for row in pool
+        ]
+    )
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_dsir_reference(size: int) -> None:
+    got = scored("dsir", POOL, EXEMPLARS, size, gumbel=False)
+    np.testing.assert_allclose(got, dsir_reference(POOL, EXEMPLARS), rtol=1e-10)
+    np.testing.assert_array_equal(got, scored("dsir", POOL, EXEMPLARS, gumbel=False))
+
+
+def test_dsir_does_not_depend_on_the_order_of_rows() -> None:
+    order = np.random.default_rng(0).permutation(len(POOL))
+    mixed = scored("dsir", [POOL[i] for i in order], EXEMPLARS[::-1], gumbel=False)
+    np.testing.assert_allclose(mixed, scored("dsir", POOL, EXEMPLARS, gumbel=False)[order], rtol=1e-12)
+
+
+def test_dsir_draws_rows_by_their_weights() -> None:
+    """Gumbel noise of a seed and a row: the first of a draw is row i with the probability softmax(log w)_i."""
+    weights = scored("dsir", POOL, ["a cat sat on the mat x"], gumbel=False)
+    method = make_method("dsir", {})
+    noise = scored("dsir", POOL, EXEMPLARS, 3) - scored("dsir", POOL, EXEMPLARS, gumbel=False)
+    again = scored("dsir", POOL, EXEMPLARS) - scored("dsir", POOL, EXEMPLARS, gumbel=False)
+    np.testing.assert_allclose(noise, again, atol=1e-9)
+    assert method.options["gumbel"] is True and len(np.unique(noise.round(6))) == len(POOL)
+    assert not np.allclose(
+        noise, scored("dsir", POOL, EXEMPLARS, seed=1) - scored("dsir", POOL, EXEMPLARS, gumbel=False)
+    )
+    draws = np.stack([-np.log(-np.log(np.maximum(uniform(seed, np.arange(40_000)), 1e-17))) for seed in (0, 7)])
+    assert abs(draws.mean() - 0.5772) < 0.02 and abs(draws.var() - np.pi**2 / 6) < 0.05
+    two = np.asarray([0.0, 1.0])
+    first = (draws[0, ::2] + two[0] > draws[0, 1::2] + two[1]).mean()
+    assert abs(first - np.exp(two[0]) / np.exp(two).sum()) < 0.02
+    assert np.isfinite(weights).all()
+
+
+def test_dsir_leaves_out_short_rows_and_says_so() -> None:
+    with pytest.warns(NeuronSelectWarning, match="dsir leaves out 4 of 8 rows, which have fewer than 7 words"):
+        got = scored("dsir", POOL, EXEMPLARS, gumbel=False, min_words=7)
+    kept = np.asarray([sum(" " not in one for one in ngrams(text)) >= 7 for text in POOL])
+    assert kept.sum() == 4
+    np.testing.assert_array_equal(np.isfinite(got), kept)
+    np.testing.assert_allclose(got[kept], dsir_reference(POOL, EXEMPLARS)[kept], rtol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_dsir_fits_the_pool_on_its_first_ngrams(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_neuronselect.methods.dsir.MOST", 20)
+    used = next(i for i in range(1, len(POOL)) if len([n for row in POOL[:i] for n in ngrams(row)]) > 20)
+    method = make_method("dsir", {"gumbel": False})
+    assert isinstance(method, PoolMethod)
+    state = method.start()
+    for i in range(0, len(POOL), size):
+        method.observe(state, batch(POOL[i : i + size], i))
+    assert state.ngrams == len([one for row in POOL[:used] for one in ngrams(row)]) == state.counts.sum()
+
+
+def test_dsir_of_the_authors_library(tmp_path: Any) -> None:
+    library = pytest.importorskip("data_selection")
+    for name, rows in {"pool": POOL, "target": EXEMPLARS}.items():
+        texts(rows).to_json(tmp_path / f"{name}.jsonl")
+    dsir = library.HashedNgramDSIR(
+        [str(tmp_path / "pool.jsonl")], [str(tmp_path / "target.jsonl")], str(tmp_path / "cache"), num_proc=1
+    )
+    dsir.fit_importance_estimator(num_tokens_to_fit="auto")
+    wanted = [dsir.importance_estimator(dsir.featurizer(text)) for text in POOL]
+    np.testing.assert_allclose(scored("dsir", POOL, EXEMPLARS, gumbel=False), wanted, rtol=1e-9)
+
+
+def test_dsir_refuses_exemplars_without_words_and_keeps_counts_alone() -> None:
+    with pytest.raises(NeuronSelectError, match="finds no word in any exemplar"):
+        make_method("dsir", {}).fit(batch([" ", "\n"]))
+    kept = make_method("dsir", {}).fit(batch(EXEMPLARS))
+    assert list(kept) == ["counts"] and kept["counts"].shape == (10_000,)

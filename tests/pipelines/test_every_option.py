@@ -325,7 +325,7 @@ def test_an_option_that_moves_nothing(
 
 # ---------------------------------------------------------------------------------- methods' own options
 OWN = [(name, option) for name in METHODS.names() for option in options_of(METHODS[name])]
-VALUES = {("nait", "candidate"): "last", ("random", "seed"): 11}
+VALUES = {("nait", "candidate"): "last", ("random", "seed"): 11, ("dsir", "min_words"): 15}
 NEEDS = {"routing": {"model": "{files}/moe", "sae": None}}
 BESIDE = {("bm25", "unspaced"): {"pool": "{files}/unspaced.jsonl", "target": ("t={files}/v.jsonl",)}}
 
