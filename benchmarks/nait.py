@@ -50,7 +50,11 @@ READINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "reading=paper, candidate=last": ("nait", {**PAPER, "candidate": "last"}),
     "nait-contrast": ("nait-contrast", {}),
 }
-OF_SAE: dict[str, tuple[str, dict[str, Any]]] = {"mona": ("mona", {}), "mona, cosine": ("mona", {"metric": "cosine"})}
+OF_SAE: dict[str, tuple[str, dict[str, Any]]] = {
+    "mona": ("mona", {}),
+    "mona, centre=pool": ("mona", {"centre": "pool"}),
+    "mona, cosine": ("mona", {"metric": "cosine"}),
+}
 SIGNALS = ("hidden", "nait", "nait_answer", "nait_template", "nait_last", "nait_template_last", "nait_mean",
            "content_mean", "answer_mean")  # fmt: skip
 
@@ -137,7 +141,8 @@ def measure(
         words = Counter(first_word(messages) for messages in exemplars["messages"])
         word, times = words.most_common(1)[0]
         table["first word"] = {"word": word, "share of exemplars": times / len(exemplars),
-                               "share of pool": float((first == word).mean())}  # fmt: skip
+                               "share of pool": float((first == word).mean()),
+                               "base rate of rows with other first words": float(right[~np.isin(first, list(words))].mean())}  # fmt: skip
         for label, (method, options) in readings.items():
             try:
                 selector = NeuronSelector(method, **options).fit({target: featured})
@@ -152,6 +157,7 @@ def measure(
                 "mean_tokens": picks[RATIOS[0]].provenance.tokens.selected_mean,
                 "hit": record.hit if record else None,
                 "picks with an exemplar's first word": float(same.mean()),
+                "other first words at 5%": precision_of(picks[RATIOS[0]], ~np.isin(first, list(words)), right),
                 "doubts": list(record.doubts) if record else [],
             }
         found["targets"][target] = table
@@ -162,6 +168,15 @@ def measure(
 def first_word(messages: list[dict[str, Any]]) -> str:
     """The first word of the first turn."""
     return ((messages[0]["content"] or "").split() or [""])[0]
+
+
+def precision_of(selection: Selection, among: np.ndarray, right: np.ndarray) -> float:
+    """Precision of the best 5 % among some of the rows, by the scores of a selection from all."""
+    scores = selection.scores.column("score").to_numpy()
+    excluded = np.asarray(selection.scores.column("excluded").to_pylist(), dtype=object)
+    rows = np.flatnonzero(among & (excluded == None) & np.isfinite(scores))  # noqa: E711 (elementwise)
+    best = rows[np.argsort(-scores[rows], kind="stable")[: round(RATIOS[0] * int(among.sum()))]]
+    return float(right[best].mean())
 
 
 def share(selection: Selection, right: np.ndarray) -> float:
@@ -189,7 +204,23 @@ def as_markdown(record: dict[str, Any]) -> list[str]:
         at5, at10 = ([one[label][ratio] for one in targets.values()] for ratio in ("5%", "10%"))
         above = sum(value > bar for value, bar in zip(at5, bars, strict=True))
         lines.append(_line(label, at5, at10, f"{above} of {len(at5)}"))
-    return [*lines, ""]
+    return [*lines, "", *_without_first_words(targets)]
+
+
+def _without_first_words(targets: dict[str, Any]) -> list[str]:
+    """Precision at 5 % among the rows whose first word is none of the exemplars'."""
+    name = "other first words at 5%"
+    known = [label for label in READINGS | OF_SAE if all(name in one.get(label, {}) for one in targets.values())]
+    if not known:
+        return []
+    rest = [one["first word"]["base rate of rows with other first words"] for one in targets.values()]
+    rows = {"all such rows": rest} | {label: [one[label][name] for one in targets.values()] for label in known}
+    return [
+        "Rows whose first word is none of the exemplars', the best 5 % of them:", "",
+        "| | " + " | ".join(targets) + " | average |", "|---|" + "--:|" * (len(targets) + 1),
+        *(f"| {label} | " + " | ".join(f"{x:.2f}" for x in values) + f" | {np.mean(values):.3f} |" for label, values in rows.items()),
+        "",
+    ]  # fmt: skip
 
 
 def _line(label: str, at5: list[float], at10: list[float], above: str) -> str:

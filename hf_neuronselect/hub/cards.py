@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from huggingface_hub import CardData, DatasetCardData, EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..core import bundled
 from ..core.folders import DATA_FILE
 from ..core.provenance import (
     CapabilityRecord,
@@ -83,12 +84,20 @@ def write_card(folder: Path, card: CardTemplate, before: Path | None = None) -> 
 
 # ------------------------------------------------------------------------------------------- shared parts
 def _pinned(source: SourceRecord | None) -> str:
-    """``id at commit``; the bundled model and SAE by that name instead of their folder's."""
+    """``id at commit``; what the package brings by a name instead of its folder's."""
     if source is None or not (source.id or source.commit):
         return ""
     if not source.commit:
         return str(source.id)
-    return f"{'bundled' if bundled_folder(source.commit) else source.id} at {source.commit}"
+    folder = bundled_folder(source.commit)
+    name = (
+        source.id
+        if folder is None
+        else "bundled"
+        if folder in (bundled.MODEL, *bundled.SAE.iterdir())
+        else f"{folder.parent.name} (in the package)"
+    )
+    return f"{name} at {source.commit}"
 
 
 def _hub_id(source: SourceRecord | None) -> str | None:

@@ -30,6 +30,31 @@ def _gather(rows: SparseRows, proto: np.ndarray) -> np.ndarray:
     return np.where(inside, proto[np.where(inside, rows.indices, 0)], 0.0)
 
 
+class LatentMeans:
+    """The mean of each latent over rows that come in batches."""
+
+    def __init__(self) -> None:
+        self.total: np.ndarray = np.zeros(1)
+        self.rows = 0
+
+    def add(self, rows: SparseRows) -> None:
+        self.rows += len(rows)
+        wider = int(rows.indices.max(initial=0)) + 1 - len(self.total)
+        self.total = np.pad(self.total, (0, max(0, wider)))
+        np.add.at(self.total, rows.indices, rows.values.astype(np.float64))
+
+    def means(self) -> np.ndarray:
+        """float64 ``[largest latent + 1]``; later latents are 0."""
+        return self.total / max(1, self.rows)
+
+
+def above(rows: SparseRows, centre: np.ndarray) -> SparseRows:
+    """What lies above the centre: ``max(z - centre, 0)``, float64."""
+    return SparseRows(
+        rows.indptr, rows.indices, np.maximum(rows.values.astype(np.float64) - _gather(rows, centre), 0.0)
+    )
+
+
 class Prototypes:
     """The prototypes of several targets as one table: a row's nonzeros are looked up once for all of them.
 
@@ -86,11 +111,16 @@ class SparsePrototypeMethod(Method):
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         return self.scorer({"target": target})(rows)["target"]
 
+    def rows_of(self, rows: RowBatch, target: Target) -> SparseRows:
+        """The rows as they are compared with the prototype."""
+        return rows.sparse(self.signals[0])
+
     def scorer(self, targets: Mapping[str, Target]) -> Scorer:
         prototypes = Prototypes([target["prototype"] for target in targets.values()])
+        any_target = next(iter(targets.values()))  # what rows_of needs is the same in all
 
         def score(rows: RowBatch) -> dict[str, np.ndarray]:
-            scores = similarity(rows.sparse(self.signals[0]), prototypes, self.metric)
+            scores = similarity(self.rows_of(rows, any_target), prototypes, self.metric)
             return {name: np.ascontiguousarray(scores[:, i]) for i, name in enumerate(targets)}
 
         return score

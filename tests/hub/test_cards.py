@@ -27,6 +27,8 @@ from versions import before
 
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelector, Selection
 from hf_neuronselect.cli import main as cli
+from hf_neuronselect.core import bundled
+from hf_neuronselect.core.digests import model_hash, sae_hash
 from hf_neuronselect.core.errors import NeuronSelectError
 from hf_neuronselect.core.folders import DATA_FILE
 from hf_neuronselect.core.provenance import (
@@ -39,6 +41,7 @@ from hf_neuronselect.core.provenance import (
     TargetRecord,
     TrainingRecord,
 )
+from hf_neuronselect.hub import cards
 from hf_neuronselect.hub.cards import (
     AdapterCard,
     CapabilityCard,
@@ -676,3 +679,13 @@ def test_write_card_makes_what_render_gives(tmp_path: Path, selector: NeuronSele
     write_card(tmp_path, made)
     assert text_of(tmp_path) == made.render() == str(RepoCard(made.render()))
     assert re.fullmatch(r"---\n.*\n---\n<!-- .*-->\n", made.render(), re.DOTALL)
+
+
+def test_a_card_names_what_the_package_brings() -> None:
+    """A folder called ``layers.28`` says nothing to a reader; of which model the SAE is does."""
+    (shipped,) = (folder for folder in bundled.SAES[1].iterdir() if folder.is_dir())
+    of_bundled, other = f"content:{model_hash(bundled.MODEL)}", f"content:{sae_hash(shipped)}"
+    assert cards._pinned(SourceRecord(id="model", commit=of_bundled)) == f"bundled at {of_bundled}"
+    named = cards._pinned(SourceRecord(id=shipped.name, commit=other))
+    assert named == f"smollm2-135m-instruct (in the package) at {other}"
+    assert cards._pinned(SourceRecord(id="my/model", commit="content:0")) == "my/model at content:0"

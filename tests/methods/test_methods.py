@@ -240,6 +240,30 @@ def test_hidden_against_the_pool() -> None:
     np.testing.assert_allclose(scores, expected, rtol=1e-9)
 
 
+def test_mona_against_the_pool() -> None:
+    """Of each latent counts what lies above the pool's mean: the slow way, latent by latent."""
+    draw = np.random.default_rng(0)
+    pool, exemplars = (draw.random((n, 7)) * (draw.random((n, 7)) > 0.4) for n in (6, 3))
+    exemplars[:, 5:] = 0  # the pool has latents that no exemplar has ...
+    pool[:, 0] = 0  # ... and the other way round
+    mona = make_method("mona", {"centre": "pool"})
+    assert isinstance(mona, PoolMethod) and mona.observes and not make_method("mona", {}).observes
+    state = mona.start()
+    for part in (pool[:1], pool[1:]):
+        mona.observe(state, sparse_batch(part))
+    fitted = mona.finish(state, {"t": mona.fit(sparse_batch(exemplars))})["t"]
+    scores = mona.score(sparse_batch(pool), fitted)
+    centre = pool.astype(np.float32).mean(axis=0, dtype=np.float64)
+    proto = np.maximum(exemplars.astype(np.float32).mean(axis=0, dtype=np.float64) - centre, 0)
+    expected = []
+    for row in pool:
+        over = np.maximum(row - centre, 0)
+        expected.append(np.minimum(over, proto).sum() / np.maximum(over, proto).sum())
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    with pytest.raises(NeuronSelectError, match="centre=none"):
+        mona.explain(sparse_batch(pool), fitted)
+
+
 def test_hidden_is_cosine() -> None:
     draw = np.random.default_rng(0)
     vectors, exemplars = draw.normal(size=(6, 4)), draw.normal(size=(3, 4))
