@@ -87,11 +87,16 @@ class TargetRecord:
 # --------------------------------------------------------------------------------- how it was computed
 @dataclass(frozen=True, kw_only=True)
 class MethodRecord:
-    """A method by its name, the paper it comes from, and all its options."""
+    """A method by its name, the paper it comes from, and all its options.
+
+    Attributes:
+        sources: option -> where the rows or the selection that it names came from; ``options`` has the name alone.
+    """
 
     name: str
     paper: str | None = None
     options: dict[str, Value] = field(default_factory=dict)
+    sources: dict[str, SourceRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ def select_command(made: Provenance) -> Command:
     fill_in: list[tuple[str, str, str]] = []
 
     def spec(what: str, source: SourceRecord | None) -> str:
-        word = _spec(source)
+        word = source_word(source)
         if not _resolves(source):
             fill_in.append((what, word, (source.commit if source else None) or ""))
         return word
@@ -63,7 +63,9 @@ def select_command(made: Provenance) -> Command:
             f"{name}={spec(f'exemplars of {name}', target.source)}" for name, target in made.targets.items()
         ]
     values["method"] = made.method.name
-    values["method_option"] = {name: value for name, value in made.method.options.items() if value is not None}
+    options = {name: value for name, value in made.method.options.items() if value is not None}
+    of_method = {name: spec(f"the method's {name}", source) for name, source in made.method.sources.items()}
+    values["method_option"] = options | of_method
     if made.extractor is not None:
         # A capability brings its own options; a method without targets uses it only to leave out its exemplars.
         values |= _extraction(made.extractor, spec, alone=made.capability is None or not made.targets)
@@ -81,7 +83,7 @@ def select_command(made: Provenance) -> Command:
 
 def own_target(made: Provenance) -> bool:
     """Whether the command reads the target that the selection itself holds."""
-    named = all(_spec(target.source) != ROWS for target in made.targets.values())
+    named = all(source_word(target.source) != ROWS for target in made.targets.values())
     return not named and holds_target(made)
 
 
@@ -97,7 +99,7 @@ def _from_columns(made: Provenance) -> bool:
 
 def _resolves(source: SourceRecord | None) -> bool:
     """Whether a source can be had by its name on any machine."""
-    return source is not None and (source.on_hub or _spec(source).startswith("bundled:"))
+    return source is not None and (source.on_hub or source_word(source).startswith("bundled:"))
 
 
 def _extraction(
@@ -119,7 +121,7 @@ def _extraction(
     return values
 
 
-def _spec(source: SourceRecord | None) -> str:
+def source_word(source: SourceRecord | None) -> str:
     """What to type for a source: ``id@commit[:config[:split]]``, ``bundled:NAME``, or a file's name."""
     if source is None or source.id is None:
         return ROWS

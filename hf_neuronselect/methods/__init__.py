@@ -9,7 +9,7 @@ A third party adds one in five lines::
             return np.asarray([text.count("!") for text in rows["text"]])
 """
 
-from . import bm25, dsir, full, hidden, ifd, longest, mona, nait, nait_contrast, polysemantic, random, routing
+from . import bm25, dsir, full, hidden, ifd, longest, mona, nait, nait_contrast, polysemantic, random, routing, subset
 from .base import METHODS, Method, PoolMethod, make_method, register_method, signals_needed
 
 __all__ = ["METHODS", "Method", "PoolMethod", "make_method", "register_method", "signals_needed"]
@@ -27,4 +27,5 @@ _ = (
     polysemantic,
     random,
     routing,
+    subset,
 )  # imported to register themselves

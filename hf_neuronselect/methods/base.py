@@ -13,6 +13,7 @@ import numpy as np
 
 from ..core.errors import NeuronSelectError
 from ..core.options import check_names, options_of
+from ..core.provenance import SourceRecord
 from ..core.registry import Registry
 from ..signals.columns import RowBatch
 from .pickers import BestFirst, Picker
@@ -44,6 +45,7 @@ class Method(ABC):
         needs_target: False for methods that look at the pool alone.
         default_ratio: the share the paper keeps.
         libraries: packages of the extra ``rivals`` that it needs.
+        source_option: the option that names rows or a selection; ``NAME:VALUE`` in the place of a name sets it.
         judges_others: whether it can score rows that are not in the pool it has observed.
     """
 
@@ -54,6 +56,7 @@ class Method(ABC):
     needs_target: ClassVar[bool] = True
     default_ratio: ClassVar[float] = 0.05
     libraries: ClassVar[tuple[str, ...]] = ()
+    source_option: ClassVar[str] = ""
     judges_others: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -65,11 +68,15 @@ class Method(ABC):
         """The options by name."""
         return {name: getattr(self, name) for name in options_of(type(self))}
 
+    def sources(self) -> dict[str, SourceRecord]:
+        """What options name: option -> where the rows, or the selection, came from. Records have no local path."""
+        return {}
+
     def check(self) -> None:
         """Refuse what cannot run here. Called before any row is read.
 
         Raises:
-            NeuronSelectError: a package is missing.
+            NeuronSelectError: a package is missing, or a file that an option names.
         """
         if missing := [name for name in self.libraries if find_spec(name) is None]:
             raise NeuronSelectError(

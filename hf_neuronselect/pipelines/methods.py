@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.configs import CAPABILITY, DEFAULT_METHOD, CompareConfig, ExtractConfig, TargetOptions
 from ..core.errors import NeuronSelectError
-from ..methods import Method, make_method, signals_needed
+from ..methods import METHODS, Method, make_method, signals_needed
 from ..methods.base import exemplar_signals
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Chosen:
 
 
 def method_of(name: str, options: Mapping[str, Any], seed: int, *, label: str = "") -> Chosen:
-    """A method by its name.
+    """A method by its name, or ``NAME:VALUE`` where one of its options names rows or a selection.
 
     Args:
         options: values, or text that the method's options read. seed: for methods that have this option.
@@ -61,6 +62,14 @@ def method_of(name: str, options: Mapping[str, Any], seed: int, *, label: str = 
     Raises:
         NeuronSelectError: unknown method, or an option it does not have or that cannot have this value.
     """
+    name, colon, value = name.partition(":")
+    if colon:
+        option = METHODS[name].source_option
+        if not option or option in options:
+            why = f"has {option} twice" if option else "has no option that names rows; set options by name"
+            raise NeuronSelectError(why, option="method", value=f"{name}:{value}")
+        options = {option: value, **options}
+        label = label or f"{name}:{Path(value).name if Path(value).exists() else value}"
     method = make_method(name, options)
     if "seed" in method.options and "seed" not in options:
         method = make_method(name, {**options, "seed": seed})
@@ -68,7 +77,7 @@ def method_of(name: str, options: Mapping[str, Any], seed: int, *, label: str = 
 
 
 def methods_of(text: str, seed: int) -> list[Chosen]:
-    """Methods as ``compare`` takes them: ``mona,nait(normalize=true,direction=mean),random``.
+    """Methods as ``compare`` takes them: ``mona,nait(normalize=true,direction=mean),subset:rows.jsonl``.
 
     Raises:
         NeuronSelectError: not of that form, a method named twice, or as :func:`method_of`.
@@ -76,14 +85,16 @@ def methods_of(text: str, seed: int) -> list[Chosen]:
     found: dict[str, Chosen] = {}
     for part in re.split(r",(?![^(]*\))", text):
         label = part.strip()
-        match = re.fullmatch(r"([\w.-]+)(?:\((.*)\))?", label)
+        match = re.fullmatch(r"([\w.-]+(?::[^()]+)?)(?:\((.*)\))?", label)
         if match is None:
             raise NeuronSelectError("must be names, or name(option=value,...), separated by commas", option="methods",
                                     value=label or text)  # fmt: skip
-        if label in found:
-            raise NeuronSelectError("is named twice", option="methods", value=label)
         pairs = [pair.partition("=") for pair in (match[2] or "").split(",") if pair.strip()]
-        found[label] = method_of(match[1], {key.strip(): value for key, _, value in pairs}, seed, label=label)
+        options = {key.strip(): value for key, _, value in pairs}
+        chosen = method_of(match[1], options, seed, label="" if ":" in match[1] else label)
+        if chosen.label in found:
+            raise NeuronSelectError("is named twice", option="methods", value=label)
+        found[chosen.label] = chosen
     return list(found.values())
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from ..core.configs import EvaluateOptions, PushSection, SelectConfig
 from ..core.errors import NeuronSelectError, unknown
 from ..core.recipes import read_recipe, section_of
-from ..methods import METHODS
 from ..training.config import TrainConfig
 from .methods import method_of
 from .parts import named_specs
@@ -47,7 +46,7 @@ class Recipe:
                 raise NeuronSelectError("belongs to the command, not into a recipe's select", option="out",
                                         value=values["select"]["out"])  # fmt: skip
             select = _options(SelectConfig, "select", values["select"] | {"out": "selection"})
-            method_of(select.method, select.method_option, select.seed)
+            method_of(select.method, select.method_option, select.seed).method.check()
             named_specs(select.target, "target")
         evaluate = _options(EvaluateOptions, "evaluate", values.get("evaluate", {}))
         named_specs(evaluate.data, "data")
@@ -67,7 +66,7 @@ def control_config(config: SelectConfig, method: str, out: Path, picked: int) ->
     """
     chosen = method_of(method, {}, config.seed)
     ratio, k, max_tokens = config.ratio, config.k, config.max_tokens
-    if METHODS[method].default_ratio == 1:  # a method that keeps all rows
+    if chosen.method.default_ratio == 1:  # a method that keeps all rows
         ratio = k = max_tokens = None
     elif config.threshold is not None:  # scores of another method have another scale
         k = picked

@@ -22,6 +22,7 @@ from ..core.provenance import (
     Timing,
     plain,
 )
+from ..hub.command import source_word
 from ..methods import Method
 from ..signals.extractor import NeuronFeatureExtractor
 from .scan import Tally
@@ -30,7 +31,12 @@ _PACKAGES = ("hf-neuronselect", "datasets", "transformers", "torch", "huggingfac
 
 
 def method_record(method: Method) -> MethodRecord:
-    return MethodRecord(name=method.name, paper=method.paper or None, options=plain(method.options))
+    """A method as it is recorded: rows that options name are named without their folders, at their commit."""
+    sources = method.sources()
+    named = {name: source_word(source) for name, source in sources.items()}
+    return MethodRecord(
+        name=method.name, paper=method.paper or None, options=plain(method.options) | named, sources=sources
+    )
 
 
 def extraction_record(extractor: NeuronFeatureExtractor, signals: Iterable[str]) -> ExtractionRecord:

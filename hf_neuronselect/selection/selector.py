@@ -18,7 +18,7 @@ from ..core.cost import Cost
 from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
 from ..core.folders import CAPABILITY
 from ..core.progress import track, untracked
-from ..core.provenance import Budget, CapabilityRecord, ExtractionRecord, SourceRecord, TargetRecord
+from ..core.provenance import Budget, CapabilityRecord, ExtractionRecord, MethodRecord, SourceRecord, TargetRecord
 from ..core.writing import writing
 from ..hub.cards import CapabilityCard, write_card
 from ..hub.pushable import PushToHub
@@ -76,6 +76,7 @@ class NeuronSelector(PushToHub):
         self.identities: dict[str, str] = {}
         self.extraction = ExtractionRecord()  # how the exemplars' signals were computed
         self.capability: SourceRecord | None = None  # where a loaded one came from
+        self.recorded: MethodRecord | None = None  # a loaded one's method: what its options name may not be here
         self.leakage = Leakage()
         self.cost = Cost()  # of fitting
 
@@ -370,7 +371,7 @@ class NeuronSelector(PushToHub):
     def about(self) -> CapabilityRecord:
         """``config.json`` of this capability: method, exemplars, and how their signals were computed."""
         return CapabilityRecord(
-            method=method_record(self.method), targets=dict(self.exemplars), extractor=self.extraction
+            method=self.recorded or method_record(self.method), targets=dict(self.exemplars), extractor=self.extraction
         )
 
     def fitted(self) -> Capability:
@@ -390,6 +391,7 @@ class NeuronSelector(PushToHub):
             selector.targets = dict(capability.targets)
             selector.identities = dict(record.extractor.signals)
         selector.exemplars, selector.extraction = dict(record.targets), record.extractor
+        selector.recorded = record.method
         selector.capability, selector.leakage = capability.source, capability.leakage
         return selector
 

@@ -131,7 +131,7 @@ class TrainConfig:
                                     value=False)  # fmt: skip
         controls = values.get("controls") or ()
         controls = (controls,) if isinstance(controls, str) else tuple(controls)
-        known = [name for name in METHODS.names() if not METHODS[name].needs_target]
+        known = [name for name in METHODS.names() if not (METHODS[name].needs_target or METHODS[name].source_option)]
         for name in controls:
             if name not in known:
                 raise unknown("control", name, known, "controls")

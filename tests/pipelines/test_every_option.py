@@ -58,6 +58,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     pool, first = rows(16), rows(4, seed=1)
     pool = Dataset.from_list([*pool, pool[5], *first.select([2])])  # a duplicate, and a row that is an exemplar
     write_rows(folder / "pool.jsonl", pool)
+    write_rows(folder / "half.jsonl", pool.select(range(2, 9)))
     write_rows(folder / "t.jsonl", first)
     write_rows(folder / "u.jsonl", rows(4, seed=2))
     plain = [{"question": one[0]["content"], "answer": one[1]["content"]} for one in pool["messages"]]
@@ -134,7 +135,8 @@ class Made:
         for what, word, hashed in FILL_IN.findall(self.card):
             path = str(known.get(what) or known[hashed])
             before = {"the capability": "capability:"}.get(what, "")
-            before = f"{what.removeprefix('exemplars of ')}=" if what.startswith("exemplars of ") else before
+            for kind in ("exemplars of ", "the method's "):
+                before = f"{what.removeprefix(kind)}=" if what.startswith(kind) else before
             places = [i for i, one in enumerate(words) if f"{one}:".startswith(f"{before}{word}:")]
             assert places, f"the command has no {word} for {what}"
             words[places[0]] = before + path + words[places[0]].removeprefix(before + word)
@@ -325,7 +327,10 @@ def test_an_option_that_moves_nothing(
 
 # ---------------------------------------------------------------------------------- methods' own options
 OWN = [(name, option) for name in METHODS.names() for option in options_of(METHODS[name])]
-VALUES = {("nait", "candidate"): "last", ("random", "seed"): 11, ("dsir", "min_words"): 15}
+VALUES = {("nait", "candidate"): "last", ("random", "seed"): 11, ("dsir", "min_words"): 15,
+          ("subset", "rows"): "{files}/half.jsonl"}  # fmt: skip
+
+OF = {"subset": {"rows": "{files}/pool.jsonl"}}  # options that a method cannot do without
 NEEDS = {"routing": {"model": "{files}/moe", "sae": None}}
 BESIDE = {("bm25", "unspaced"): {"pool": "{files}/unspaced.jsonl", "target": ("t={files}/v.jsonl",)}}
 
@@ -335,10 +340,11 @@ def test_an_option_of_a_method(
     method: str, option: str, files: Path, hashes: dict[str, Path], tmp_path: Path, select: Select
 ) -> None:
     value = VALUES.get((method, option), other(options_of(METHODS[method])[option]))
-    beside = BESIDE.get((method, option), {})
-    usual = select(method=method, **beside)
-    made = select(method=method, method_option={option: value}, **beside)
+    beside, own = BESIDE.get((method, option), {}), OF.get(method, {})
+    usual = select(method=method, method_option=own, **beside)
+    made = select(method=method, method_option=own | {option: value}, **beside)
     assert not made.scores.equals(usual.scores)
+    value = Path(value).name if str(value).startswith("{files}") else value
     assert made.record["method"]["options"] == usual.record["method"]["options"] | {option: value}
     assert f"{option}={str(value).lower()}" in made.words
     run_again(made, hashes, tmp_path / "again")
@@ -346,7 +352,8 @@ def test_an_option_of_a_method(
 
 @pytest.mark.parametrize("method", METHODS.names())
 def test_every_methods_command_runs(method: str, hashes: dict[str, Path], tmp_path: Path, select: Select) -> None:
-    run_again(select(method=method, **NEEDS.get(method, {})), hashes, tmp_path / "again")
+    own = {"method_option": OF[method]} if method in OF else {}
+    run_again(select(method=method, **own, **NEEDS.get(method, {})), hashes, tmp_path / "again")
 
 
 # ------------------------------------------------------------------------------------------- capabilities
