@@ -9,7 +9,22 @@ A third party adds one in five lines::
             return np.asarray([text.count("!") for text in rows["text"]])
 """
 
-from . import bm25, dsir, full, hidden, ifd, longest, mona, nait, nait_contrast, polysemantic, random, routing, subset
+from . import (
+    bm25,
+    dsir,
+    full,
+    hidden,
+    ifd,
+    longest,
+    mona,
+    nait,
+    nait_contrast,
+    polysemantic,
+    random,
+    routing,
+    subset,
+    zip_fit,
+)
 from .base import METHODS, Method, PoolMethod, make_method, register_method, signals_needed
 
 __all__ = ["METHODS", "Method", "PoolMethod", "make_method", "register_method", "signals_needed"]
@@ -28,4 +43,5 @@ _ = (
     random,
     routing,
     subset,
+    zip_fit,
 )  # imported to register themselves

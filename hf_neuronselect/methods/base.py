@@ -46,6 +46,7 @@ class Method(ABC):
         default_ratio: the share the paper keeps.
         libraries: packages of the extra ``rivals`` that it needs.
         source_option: the option that names rows or a selection; ``NAME:VALUE`` in the place of a name sets it.
+        keeps_text: whether what :meth:`fit` keeps is text of exemplars; it is never saved.
         judges_others: whether it can score rows that are not in the pool it has observed.
     """
 
@@ -57,6 +58,7 @@ class Method(ABC):
     default_ratio: ClassVar[float] = 0.05
     libraries: ClassVar[tuple[str, ...]] = ()
     source_option: ClassVar[str] = ""
+    keeps_text: ClassVar[bool] = False
     judges_others: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -112,6 +114,10 @@ class Method(ABC):
     def picker(self) -> Picker:
         """In which order rows are taken; best first unless the paper says otherwise."""
         return BestFirst()
+
+    def forecast(self, rows: int, targets: Mapping[str, Target]) -> str:
+        """How long scoring so many rows takes, in a sentence; "" where it is not worth saying."""
+        return ""
 
     def compact_signals(self, targets: Sequence[Target]) -> tuple[Signal, ...]:
         """Smaller signals that are enough to score these targets, in place of :attr:`signals`; () if there are none."""

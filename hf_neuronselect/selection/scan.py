@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from ..core.errors import NeuronSelectError
+from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.progress import track
 from ..methods.base import Method, PoolMethod, Target, check_scores
 from ..methods.pickers import row_scores
@@ -130,6 +131,8 @@ def scan(
     score = method.scorer(fitted)
     doubts.start(score)
     total = len(data) if isinstance(data, Dataset) else None
+    if total is not None and (said := method.forecast(total, fitted)):
+        warnings.warn(said, NeuronSelectWarning, stacklevel=2)
     with track(method.name, total) as progress:
         for batch in reader.read(data):
             started = time.perf_counter()

@@ -206,9 +206,10 @@ class Selection(PushToHub):
                 writer.write_table(table)
             if writer is not None:
                 writer.close()
-            if self.selector is not None:
+            files = [DATA_FILE, SCORES_FILE]
+            if self.selector is not None and not self.selector.method.keeps_text:
                 self.selector.fitted().save(new / CAPABILITY_FOLDER)
-            files = [DATA_FILE, SCORES_FILE, *(FITTED if self.selector is not None else ())]
+                files += FITTED
             self.provenance = replace(self.provenance, files=checksums(new, files))
             self.write_pages(new, examples, before=Path(folder))
             put(new / RECORD, encode(self.provenance))

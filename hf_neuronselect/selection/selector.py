@@ -375,7 +375,16 @@ class NeuronSelector(PushToHub):
         )
 
     def fitted(self) -> Capability:
-        """What is kept of the targets, without extractor or data."""
+        """What is kept of the targets, without extractor or data.
+
+        Raises:
+            NeuronSelectError: it is text of the exemplars.
+        """
+        if self.method.keeps_text:
+            raise NeuronSelectError(
+                "keeps the exemplars' texts, which are never saved; give the exemplars themselves each time",
+                option="method", value=self.method.name,
+            )  # fmt: skip
         return Capability(self.about(), dict(self.targets), self.leakage, self.capability)
 
     @classmethod
@@ -401,12 +410,13 @@ class NeuronSelector(PushToHub):
         What was added to the README that is there stays.
 
         Raises:
-            NeuronSelectError: nothing is fitted, the folder holds something else, or the disk is full.
+            NeuronSelectError: nothing is fitted, the method keeps texts, the folder holds something else, or the disk is full.
         """
         if not self.targets:
             raise NeuronSelectError("fit a target first: there is nothing to save")
+        fitted = self.fitted()
         with writing(Path(folder), CAPABILITY) as new:
-            self.fitted().save(new)
+            fitted.save(new)
             write_card(new, CapabilityCard(self.about()), before=Path(folder))
 
     @classmethod

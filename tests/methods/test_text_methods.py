@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import math
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,10 +16,19 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning
+from hf_neuronselect import (
+    FeatureLibrary,
+    NeuronFeatureExtractor,
+    NeuronSelectError,
+    NeuronSelector,
+    NeuronSelectWarning,
+    Selection,
+)
+from hf_neuronselect.core.configs import FitConfig
 from hf_neuronselect.methods import PoolMethod, make_method
 from hf_neuronselect.methods.bm25 import terms_of
 from hf_neuronselect.methods.random import uniform
+from hf_neuronselect.pipelines.fit import fit
 from hf_neuronselect.signals.columns import RowBatch
 from hf_neuronselect.signals.forward import ForwardEngine
 
@@ -308,3 +319,73 @@ def test_dsir_refuses_exemplars_without_words_and_keeps_counts_alone() -> None:
         make_method("dsir", {}).fit(batch([" ", "\n"]))
     kept = make_method("dsir", {}).fit(batch(EXEMPLARS))
     assert list(kept) == ["counts"] and kept["counts"].shape == (10_000,)
+
+
+# ----------------------------------------------------------------------------------------- zip-fit
+def zip_reference(pool: Sequence[str], exemplars: Sequence[str], level: int) -> np.ndarray:
+    def size(text: str) -> int:
+        return len(gzip.compress(text.encode(), compresslevel=level))
+
+    def alignment(x: str, e: str) -> float:
+        return 1 - (size(x + e) - min(size(x), size(e))) / max(size(x), size(e))
+
+    return np.asarray([np.mean([alignment(x, e) for e in exemplars]) for x in pool])
+
+
+def zipped(pool: Sequence[str], exemplars: Sequence[str], size: int = 100, **options: Any) -> np.ndarray:
+    method = make_method("zip-fit", options)
+    score = method.scorer({"t": method.fit(batch(exemplars)), "half": method.fit(batch(exemplars[:1]))})
+    parts = [score(batch(pool[i : i + size], i))["t"] for i in range(0, len(pool), size)]
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("level", [0, 1, 6, 9])
+def test_zip_fit_reference(level: int) -> None:
+    """To the byte, for texts of all sizes around the windows of zlib, with bytes that repeat and that do not."""
+    draw = np.random.default_rng(level)
+    noise = ["".join(map(chr, draw.integers(32, 90, n))) for n in (0, 7, 240, 1500, 31_000, 70_000)]
+    pool = [*POOL, *noise, noise[4] + noise[3] + noise[4], "ab" * 9000]
+    exemplars = [*EXEMPLARS, "naïve 北京", noise[3][:900] + POOL[3], noise[3][:900] + POOL[3]]
+    got = zipped(pool, exemplars, level=level)
+    np.testing.assert_allclose(got, zip_reference(pool, exemplars, level), rtol=1e-12, atol=1e-15)
+    np.testing.assert_array_equal(got, zipped(pool, exemplars, 3, level=level))
+
+
+def test_zip_fit_of_the_authors_level_knows_lengths_alone() -> None:
+    exemplar = "how many apples has Ann, if she had three"
+    same = ["four apples has Ann, if she had five", "def add(x, y): return x + y  # a sum", "a" * 36]
+    assert len({len(text) for text in same}) == len(set(zipped(same, [exemplar], level=0))) == 1
+    found = zipped(same, [exemplar])
+    assert found.argmax() == 0 and len(set(found.tolist())) == 3
+    with pytest.raises(NeuronSelectError, match="must be at most 9"):
+        make_method("zip-fit", {"level": "10"})
+
+
+def test_zip_fit_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    selector = NeuronSelector("zip-fit").fit(texts(EXEMPLARS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(selector.select(texts(POOL), k=1)) == 1
+    monkeypatch.setattr("hf_neuronselect.methods.zip_fit.LONG", 0)
+    with pytest.warns(NeuronSelectWarning, match=r"each of 8 rows with each of 3 exemplars, .* 0.0 hours"):
+        selector.select(texts(POOL), k=1)
+
+
+def test_texts_of_exemplars_are_never_saved(tmp_path: Any) -> None:
+    secret = "solve the secret riddle"
+    pool = texts(POOL)
+    selector = NeuronSelector("zip-fit").fit(texts([secret]))
+    for save in (
+        lambda: selector.save_pretrained(tmp_path / "cap"),
+        lambda: FeatureLibrary({"one": selector}).save_pretrained(tmp_path / "lib"),
+    ):
+        with pytest.raises(NeuronSelectError, match="keeps the exemplars' texts, which are never saved"):
+            save()
+    selector.select(pool, k=3).save_pretrained(tmp_path / "out")
+    assert secret.encode() not in b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    again = Selection.from_pretrained(tmp_path / "out")
+    assert again.selector is None and len(again) == 3
+    texts([secret]).to_json(tmp_path / "t.jsonl")
+    with pytest.raises(NeuronSelectError, match="keeps the exemplars' texts"):
+        fit(FitConfig(target=(str(tmp_path / "t.jsonl"),), method="zip-fit", out=tmp_path / "cap"))
+    assert not (tmp_path / "cap").exists()

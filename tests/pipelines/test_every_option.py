@@ -327,7 +327,7 @@ def test_an_option_that_moves_nothing(
 
 # ---------------------------------------------------------------------------------- methods' own options
 OWN = [(name, option) for name in METHODS.names() for option in options_of(METHODS[name])]
-VALUES = {("nait", "candidate"): "last", ("random", "seed"): 11, ("dsir", "min_words"): 15,
+VALUES = {("nait", "candidate"): "last", ("random", "seed"): 11, ("dsir", "min_words"): 15, ("zip-fit", "level"): 1,
           ("subset", "rows"): "{files}/half.jsonl"}  # fmt: skip
 
 OF = {"subset": {"rows": "{files}/pool.jsonl"}}  # options that a method cannot do without
