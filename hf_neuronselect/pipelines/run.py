@@ -24,8 +24,8 @@ from ..core.configs import CAPABILITY, RunConfig, SelectConfig
 from ..core.digests import tree_hash
 from ..core.errors import NeuronSelectError
 from ..core.folders import RUN, SELECTION_RECORD, TRAINING_RECORD, read_adapter
-from ..core.provenance import SelectionSummary, plain
-from ..core.sources import Source, hub_errors
+from ..core.provenance import SelectionSummary, SourceRecord, plain
+from ..core.sources import Source, bundled_folder, hub_errors
 from ..core.writing import reserve
 from ..hub.push import check_write_access
 from ..models.pin import pin_model
@@ -76,15 +76,19 @@ def run(config: RunConfig, *, say: Say = quiet, note: Say = quiet) -> int:
     check_tasks(recipe.evaluate)
     offline = wants_push and constants.HF_HUB_OFFLINE
     user = check_write_access() if wants_push and not offline else ""
+    given = None if data is None else load_training_rows(data)
+    if recipe.train.model is None:
+        model, revision = _scoring_model(recipe.select, given)
+        recipe = replace(recipe, train=replace(recipe.train, model=model, revision=revision))
     base = base_source(recipe.train.model, recipe.train.revision, to_train=True)
     held_out = load_held_out(recipe.evaluate)
     with reserve(config.out, RUN):
         steps = _Run(recipe, config.out, Steps(config.out, say), base, user, held_out, say, note)
-        if data is None:
+        if given is None:
             assert recipe.select is not None
             steps.select(recipe.select)
         else:
-            steps.take(data)
+            steps.take(given)
         steps.train()
         if held_out or recipe.evaluate.tasks:
             steps.evaluate()
@@ -179,10 +183,11 @@ class _Run:
         if reasons := check_trainable(rows, self.base, self.recipe.train):
             self.note(f"Of {len(rows)} rows tried, some cannot be trained on and would be left out: {reasons}")
 
-    def take(self, data: str) -> None:
+    def take(self, given: TrainingRows) -> None:
         """Rows that were selected before, or elsewhere."""
-        rows, record = load_training_rows(data)
-        self.rows[self.recipe.train.name or (record.method.name if record.method else "adapter")] = rows, record
+        method = given.summary.method
+        name = self.recipe.train.name or (method.name if method else "adapter")
+        self.rows[name] = given.rows, given.summary
 
     # -------------------------------------------------------------------------------------- train
     def train(self) -> None:
@@ -262,7 +267,16 @@ class _Run:
 
 
 # ------------------------------------------------------------------------------------------- helpers
-def load_training_rows(spec: str, token: str | bool | None = None) -> tuple[list[Conversation], SelectionSummary]:
+@dataclass(frozen=True)
+class TrainingRows:
+    """Rows, where they come from, and the model that they were selected with, if that is known."""
+
+    rows: list[Conversation]
+    summary: SelectionSummary
+    model: SourceRecord | None = None
+
+
+def load_training_rows(spec: str, token: str | bool | None = None) -> TrainingRows:
     """Rows and where they come from: a selection (folder or Hub id) or any rows ``--pool`` takes."""
     path = Path(spec)
     is_selection = (path / SELECTION_RECORD).is_file()
@@ -277,10 +291,31 @@ def load_training_rows(spec: str, token: str | bool | None = None) -> tuple[list
                 is_selection = False
     if is_selection:
         selection = Selection.from_pretrained(spec, token=token)
-        return selection.conversations(), selection.provenance.summary(None if path.exists() else spec)
+        made = selection.provenance
+        summary = made.summary(None if path.exists() else spec)
+        return TrainingRows(selection.conversations(), summary, made.extractor.model if made.extractor else None)
     rows = load_rows(spec, option="data", token=token)
     assert isinstance(rows.data, Dataset)
-    return conversations_of(rows.data), SelectionSummary(pool=rows.source)
+    return TrainingRows(conversations_of(rows.data), SelectionSummary(pool=rows.source))
+
+
+def _scoring_model(select: SelectConfig | None, given: TrainingRows | None) -> tuple[str | None, str | None]:
+    """The model that rows are, or were, selected with: id or folder, and revision; None for the bundled one.
+
+    Raises:
+        NeuronSelectError: a folder whose place is not known.
+    """
+    if given is None:
+        return (select.model, select.revision) if select else (None, None)
+    model = given.model
+    if model is None or bundled_folder(model.commit):
+        return None, None
+    if not model.on_hub:
+        raise NeuronSelectError(
+            f"name the model to fine-tune (model: in the section train): the rows were selected with {model.id}, which is "
+            "no model of the Hub", option="model",
+        )  # fmt: skip
+    return model.id, model.commit
 
 
 def _read_by(config: SelectConfig) -> list[str]:

@@ -97,7 +97,8 @@ class TrainConfig:
     """A checked ``train`` section.
 
     Attributes:
-        model: base model to fine-tune, folder or Hub id; None for the bundled one. revision: its branch, tag or commit.
+        model: base model to fine-tune, folder or Hub id; None for the one that the rows are selected with. revision: its
+            branch, tag or commit.
         data: a selection (folder or Hub id) or rows; None where the recipe selects.
         controls: methods without a target, whose selections are trained on the same way for comparison.
         name: the adapter's name in cards and tables.

@@ -307,7 +307,7 @@ def steps(seen: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Seen:
     """The steps of a run: they only note what they get."""
 
     def take(self: Any, spec: Any, *rest: Any) -> None:
-        record = run.load_training_rows(spec)[1] if isinstance(spec, str) else SelectionSummary(pool=SourceRecord())
+        record = spec.summary if isinstance(spec, run.TrainingRows) else SelectionSummary(pool=SourceRecord())
         self.rows["a"] = Dataset.from_list([{"text": "x"}]), record
         seen["rows"] = record
 

@@ -364,11 +364,21 @@ def test_train_on_a_selection_or_any_rows(again: Path, hub: Hub) -> None:
     assert (again / "e/adapters/mine" / WEIGHTS).exists() and not (again / "e/evaluation.json").exists()
 
 
+def test_what_is_not_named_is_not_another_model(again: Path) -> None:
+    """Rows selected with one's own model are not silently trained on the small bundled one."""
+    write("train.yaml", without="select push evaluate", train={"controls": None, "model": None})
+    line = refused("train", "--config", "train.yaml", "--data", "run/selection", "--out", "a")
+    assert "name the model to fine-tune" in line and "selected with model" in line and not Path("a").exists()
+
+
 def test_train_selects_on_the_fly(here: Path) -> None:
-    write(train={"controls": None, "max_steps": 1}, without="push")
+    """The model that selects is fine-tuned where no other is named."""
+    write(train={"controls": None, "max_steps": 1, "model": None}, without="push")
     out = well("train", "--config", "recipe.yaml", "--out", "run")
     assert said(out) == {"select mona": True, "train mona": True, "evaluate": True}
     assert len(Selection.from_pretrained("run/selection")) == 8 and not (here / "run/controls").exists()
+    record = json.loads((here / "run/adapters/mona/training.json").read_text())
+    assert record["base_model"]["id"] == "model"
 
 
 def test_several_targets_share_the_budget(here: Path) -> None:
