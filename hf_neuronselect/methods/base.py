@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.errors import NeuronSelectError
 from ..core.options import check_names, options_of
-from ..core.provenance import SourceRecord
+from ..core.provenance import Budget, SourceRecord
 from ..core.registry import Registry
 from ..signals.columns import RowBatch
 from .pickers import BestFirst, Picker
@@ -43,7 +43,7 @@ class Method(ABC):
         signals: signals a row needs to be scored, by name.
         exemplar_signals: those that exemplars need (default: the same).
         needs_target: False for methods that look at the pool alone.
-        default_ratio: the share the paper keeps.
+        default_budget: what the paper keeps. counts_kept: whether its share is of the rows that have a score, not of all.
         libraries: packages of the extra ``rivals`` that it needs.
         source_option: the option that names rows or a selection; ``NAME:VALUE`` in the place of a name sets it.
         keeps_text: whether what :meth:`fit` keeps is text of exemplars; it is never saved.
@@ -55,7 +55,8 @@ class Method(ABC):
     signals: ClassVar[tuple[str, ...]] = ()
     exemplar_signals: ClassVar[tuple[str, ...] | None] = None
     needs_target: ClassVar[bool] = True
-    default_ratio: ClassVar[float] = 0.05
+    default_budget: ClassVar[Budget] = Budget(ratio=0.05)
+    counts_kept: ClassVar[bool] = False
     libraries: ClassVar[tuple[str, ...]] = ()
     source_option: ClassVar[str] = ""
     keeps_text: ClassVar[bool] = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..core.provenance import Budget
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
 
@@ -14,7 +15,7 @@ class Full(Method):
 
     name = "full"
     needs_target = False
-    default_ratio = 1.0
+    default_budget = Budget(ratio=1.0)
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         return np.zeros(len(rows))

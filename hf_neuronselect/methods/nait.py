@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.options import opt
+from ..core.provenance import Budget
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
 
@@ -49,7 +50,7 @@ class Nait(Method):
 
     name = "nait"
     paper = "arXiv:2603.13201"
-    default_ratio = 0.10
+    default_budget = Budget(ratio=0.10)
 
     reading: Literal["content", "paper"] = opt(
         "content", "content: ends=content, direction=svd (choice); paper: ends=template, direction=pca, to the letter."

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..core.provenance import Budget
 from ..signals.columns import RowBatch
 from .base import PoolMethod, Target, register_method
 
@@ -43,7 +44,7 @@ class NaitContrast(PoolMethod):
     paper = "ours, after arXiv:2603.13201"
     signals = (CONTENT, ANSWER)
     exemplar_signals = (ANSWER,)
-    default_ratio = 0.10
+    default_budget = Budget(ratio=0.10)
 
     def fit(self, exemplars: RowBatch) -> Target:
         """The exemplars' ``r_l``, float32 ``[n, blocks, width]``: what they share depends on the pool's mean."""

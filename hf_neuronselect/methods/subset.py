@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.options import opt
-from ..core.provenance import SourceRecord
+from ..core.provenance import Budget, SourceRecord
 from ..signals.columns import RowBatch
 from .base import PoolMethod, Target, register_method
 
@@ -31,7 +31,7 @@ class Subset(PoolMethod):
     name = "subset"
     signals = ("row_key",)
     needs_target = False
-    default_ratio = 1.0
+    default_budget = Budget(ratio=1.0)
     source_option = "rows"
 
     rows: str = opt("", "The set: a file, folder or Hub id, as of --pool; also a selection.")

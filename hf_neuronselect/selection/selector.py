@@ -293,7 +293,7 @@ class NeuronSelector(PushToHub):
         Args:
             pool: rows, with the signals' columns or without (then the extractor computes them in the same pass; nothing
                 but scores is kept). A stream is read once, with a bounded heap.
-            ratio, k, threshold, max_tokens: the budget, at most one; without one the method's own ratio.
+            ratio, k, threshold, max_tokens: the budget, at most one; without one the method's own.
             aggregate: several targets: ``quota``, ``round_robin``, ``mean``, ``max``, ``weighted`` (of ranks).
             weights: target -> weight, for ``weighted``.
             exclude: ``duplicate`` (exact, the first stays) and ``leak`` (rows that are an exemplar or hold one's
@@ -310,9 +310,9 @@ class NeuronSelector(PushToHub):
             NeuronSelectError: no rows, none that can be selected, options that do not go together.
         """
         self.method.check()
-        if ratio is None and k is None and threshold is None and max_tokens is None:
-            ratio = self.method.default_ratio
-        budget = Budget(ratio, k, threshold, max_tokens)
+        own = ratio is None and k is None and threshold is None and max_tokens is None
+        budget = self.method.default_budget if own else Budget(ratio, k, threshold, max_tokens)
+        of_kept = own and self.method.counts_kept
         for what in exclude:
             one_of(what, EXCLUDE, "exclude")
         check_aggregate(list(self.targets), budget, aggregate, weights)
@@ -335,11 +335,13 @@ class NeuronSelector(PushToHub):
             if isinstance(pool, Dataset):
                 scored = PoolScores.of(pool, found, aggregate, weights, method.picker())
                 self._check_some(bool(scored.valid.any()), tally)
+                budget = Budget(k=budget.rows(int(scored.valid.sum()))) if of_kept else budget
                 dataset, indices, table = scored.choose(budget)
                 selection = Selection(dataset, indices, table, selector=self, choose=scored.choose)
             else:
-                picks = select_from_stream(pool, found, budget, list(self.targets), aggregate, held)
+                picks = select_from_stream(pool, found, budget, list(self.targets), aggregate, held, of_kept)
                 self._check_some(bool(picks.kept), tally)
+                budget = Budget(k=len(picks.indices)) if of_kept else budget
                 selection = Selection(
                     picks.dataset, picks.indices, picks.scores, selector=self, keep_alive=picks.folder
                 )

@@ -85,8 +85,13 @@ def select_from_stream(
     targets: Sequence[str],
     aggregate: str,
     k: int | None,
+    of_kept: bool = False,
 ) -> StreamPicks:
-    """The best rows of a stream; memory is O(selected)."""
+    """The best rows of a stream; memory is O(selected).
+
+    Args:
+        of_kept: whether a ratio is of the rows that can be selected, not of all.
+    """
     best, read, most = _Best(list(targets), k, budget.threshold), 0, _longest(pool)
     folder = tempfile.TemporaryDirectory(prefix="neuronselect-")
     log_path = Path(folder.name) / "scores.parquet"
@@ -111,7 +116,7 @@ def select_from_stream(
         log.close()
     heaps, kept, valid = best.heaps, best.kept, best.offered
     if budget.ratio is not None:
-        k = budget.rows(read)
+        k = budget.rows(valid if of_kept else read)
     if not valid:
         return StreamPicks(Dataset.from_list([]), np.zeros(0, np.int64), log_path, folder, 0)
     # Rows kept only for another target rank last for this one.
