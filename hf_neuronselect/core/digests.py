@@ -27,6 +27,8 @@ _MODEL_FILES = (
     "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja", "tekken.json", "vocab.json",
     "vocab.txt", "merges.txt", "*.model", "*.spm", "*.tiktoken", "bpe.codes", "dict.txt", "emoji.json",
 )  # fmt: skip
+_MODULES = "modules.json"
+_ENCODER_FILES = ("config_sentence_transformers.json", "sentence_*_config.json")  # prompts; windows
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # Of an adapter's configuration: what does not change what it computes. Its base is pinned by itself.
@@ -117,6 +119,20 @@ def model_hash(folder: Path) -> str:
     if not (folder / _ADAPTER_CONFIG).is_file():
         return found
     return hashlib.blake2b(f"{found}{_adapter_hash(folder / _ADAPTER_CONFIG)}".encode(), digest_size=16).hexdigest()
+
+
+def encoder_hash(folder: Path) -> str:
+    """32 hex digits of a text encoder's folder: its modules, in their order, with the files of each."""
+    try:
+        paths = [str(one["path"]) for one in json.loads((folder / _MODULES).read_bytes())]
+    except (OSError, ValueError, KeyError, TypeError):  # a plain model, or whoever loads it says what is wrong
+        paths = [""]
+    names = [name for name in (_MODULES, "config_sentence_transformers.json") if (folder / name).is_file()]
+    for path in dict.fromkeys(paths):
+        there = [one.name for one in (folder / path).iterdir() if one.is_file()] if (folder / path).is_dir() else []
+        patterns = (*_MODEL_FILES, *_ENCODER_FILES, "*.safetensors", "*.safetensors.index.json", "*.jinja")
+        names += [f"{path}/{one}" if path else one for one in there if any(fnmatch(one, part) for part in patterns)]
+    return files_hash(folder, names)
 
 
 def _adapter_hash(path: Path) -> str:

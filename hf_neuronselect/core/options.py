@@ -331,6 +331,29 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderOptions(Options):
+    """The text encoder that some methods read rows by, in the place of a causal LM."""
+
+    encoder: str = opt(
+        "BAAI/bge-base-en-v1.5", "Text encoder of sentence-transformers, for methods that use one: folder or Hub id."
+    )
+    encoder_revision: str | None = opt(None, "Branch, tag or commit of the encoder.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingOptions(Options):
+    """How a text encoder reads a row."""
+
+    encoder_window: int | None = opt(
+        None, "Tokens the encoder reads at once; longer rows are cut and averaged. Default its own.", unit="tokens",
+        minimum=1,
+    )  # fmt: skip
+    encoder_prompt: str | None = opt(
+        None, "Text put before all that the encoder reads; default its own, if it has one."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrecisionOptions(Options):
     """Number formats the model runs in."""
 
@@ -391,10 +414,10 @@ class DeviceOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NumberOptions(PrecisionOptions, RowOptions, ReadOptions):
-    """Everything that moves a column's numbers, besides the model and its SAE."""
+class NumberOptions(PrecisionOptions, RowOptions, ReadOptions, EncodingOptions):
+    """Everything that moves a column's numbers, besides the model, its SAE and the encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractionOptions(ModelOptions, NumberOptions, DeviceOptions):
+class ExtractionOptions(ModelOptions, EncoderOptions, NumberOptions, DeviceOptions):
     """Everything between a row and its columns."""

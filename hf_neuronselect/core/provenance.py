@@ -105,12 +105,13 @@ class ExtractionRecord:
 
     Attributes:
         model, sae, options: None where only the signals themselves were at hand. Options are resolved: a layer counts
-            from 0, dtype is not ``auto``.
+            from 0, dtype is not ``auto``. encoder: None where no signal needs one.
         signals: signal -> its identity. doubts: what speaks against the SAE, a sentence each.
     """
 
     model: SourceRecord | None = None
     sae: SourceRecord | None = None
+    encoder: SourceRecord | None = None
     options: NumberOptions | None = None
     signals: dict[str, str] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()

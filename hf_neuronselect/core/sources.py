@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,17 +140,19 @@ def _answered(cause: HfHubHTTPError, writing: bool) -> str:
 
 
 def resolve(name: str, *, revision: str | None, token: str | bool | None, option: str,
-            probe: Iterable[str] = ("config.json", "adapter_config.json")) -> Source:  # fmt: skip
+            probe: Iterable[str] = ("config.json", "adapter_config.json"),
+            hashed: Callable[[Path], str] = model_hash) -> Source:  # fmt: skip
     """Pin a model: an existing local folder wins, else a Hub id.
 
     Args:
         name: folder or Hub id. probe: files of which the repository must have one. option: its name in errors.
+        hashed: the hash of a local folder.
 
     Raises:
         NeuronSelectError: it cannot be found or read; the message says why.
     """
     if os.path.isdir(name):
-        return Source(Path(name).resolve().name, f"content:{model_hash(Path(name))}", str(Path(name).resolve()))
+        return Source(Path(name).resolve().name, f"content:{hashed(Path(name))}", str(Path(name).resolve()))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise NeuronSelectError("no such folder; check the path", option=option, value=name)
     with hub_errors(option, name):

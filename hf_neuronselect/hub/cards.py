@@ -119,6 +119,7 @@ def _extractor_facts(extractor: ExtractionRecord | None) -> dict[str, Any]:
     return {
         "model": _pinned(extractor.model),
         "SAE": _pinned(extractor.sae),
+        "encoder": _pinned(extractor.encoder),
         "layer (0-based)": options.layer,
         "K": "the SAE's own" if options.top_k_features is None and extractor.sae else options.top_k_features,
         "pooled tokens": options.pool_tokens,
@@ -255,7 +256,11 @@ class CapabilityCard(CardTemplate):
             "knows_model": known,
             "local": [
                 (option, cell(source.id or ""))
-                for option, source in (("model", extractor.model), ("sae", extractor.sae))
+                for option, source in (
+                    ("model", extractor.model),
+                    ("sae", extractor.sae),
+                    ("encoder", extractor.encoder),
+                )
                 if source and not source.on_hub and not bundled_folder(source.commit)
             ],
         }

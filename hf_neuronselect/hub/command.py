@@ -116,6 +116,9 @@ def _extraction(
                 # A model's or an SAE's id is a name of its own: its commit goes into another option.
                 values[option] = source.id if source.on_hub else spec(f"the {option}", source)
                 values[revision] = source.commit if source.on_hub else None
+    if (encoder := extractor.encoder) is not None and (alone or not encoder.on_hub):
+        values["encoder"] = encoder.id if encoder.on_hub else spec("the encoder", encoder)
+        values["encoder_revision"] = encoder.commit if encoder.on_hub else None
     if alone and extractor.options is not None:
         values |= extractor.options.changed(moving=True)
     return values

@@ -12,6 +12,7 @@ A third party adds one in five lines::
 from . import (
     bm25,
     dsir,
+    encoder,
     full,
     hidden,
     ifd,
@@ -32,6 +33,7 @@ __all__ = ["METHODS", "Method", "PoolMethod", "make_method", "register_method", 
 _ = (
     bm25,
     dsir,
+    encoder,
     full,
     hidden,
     ifd,

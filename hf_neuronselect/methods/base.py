@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
     from ..signals.base import Signal
+    from ..signals.extraction import Extraction
 
 Target: TypeAlias = Mapping[str, np.ndarray]
 """What a method keeps of a target's exemplars: a few named arrays, saved as safetensors."""
@@ -123,6 +124,13 @@ class Method(ABC):
     def compact_signals(self, targets: Sequence[Target]) -> tuple[Signal, ...]:
         """Smaller signals that are enough to score these targets, in place of :attr:`signals`; () if there are none."""
         return ()
+
+    def stand_in(self, extraction: Extraction) -> str:
+        """The model that runs in the place of the one in :attr:`paper`; "" where it is that one, or any will do.
+
+        Comparisons show it beside the method's name and leave the method out of ranks and advice.
+        """
+        return ""
 
     @property
     def observes(self) -> bool:

@@ -41,6 +41,7 @@ class Line:
         precision: share of picked rows from related sources. precision_95: its 95th percentile over draws.
         base_rate: share of the pool's rows from related sources. overlap: Jaccard index with the first method's rows.
         seconds: fitting, scoring and picking, without the shared pass over the pool.
+        stand_in: the model that ran in the place of the method's own; such a line is left out of ranks and advice.
     """
 
     method: str
@@ -54,9 +55,11 @@ class Line:
     pool_tokens: float | None
     seconds: float
     draws: int = 1
+    stand_in: str = ""
 
     def cells(self) -> tuple[str, ...]:
-        name = self.method if self.draws == 1 else f"{self.method} (mean of {self.draws} draws)"
+        name = f"{self.method} (stand-in: {self.stand_in})" if self.stand_in else self.method
+        name = name if self.draws == 1 else f"{name} (mean of {self.draws} draws)"
         return (
             name,
             self.target,
@@ -168,7 +171,7 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet) -> Compa
             draws = _draws(jobs[chosen.label, name], {name: part}, config)
             found.selections[chosen.label, name] = draws[0][0]
             first = found.selections[methods[0].label, name]
-            found.lines.append(_line(chosen, name, draws, first, sources, related.get(name)))
+            found.lines.append(_line(chosen, name, draws, first, sources, related.get(name), extractor))
     return found
 
 
@@ -197,7 +200,7 @@ def _draws(job: Job, targets: Mapping[str, Rows], config: CompareConfig) -> list
 
 def _line(
     chosen: Chosen, target: str, draws: Sequence[tuple[Selection, float]], first: Selection,
-    sources: np.ndarray | None, related: Sequence[str] | None,
+    sources: np.ndarray | None, related: Sequence[str] | None, extractor: NeuronFeatureExtractor,
 ) -> Line:  # fmt: skip
     right = None if sources is None or related is None else np.isin(sources, related)
     shares = [] if right is None else [float(right[selection.indices].mean()) for selection, _ in draws]
@@ -214,6 +217,7 @@ def _line(
         pool_tokens=tokens[0].pool_mean,
         seconds=float(np.mean([seconds for _, seconds in draws])),
         draws=len(draws),
+        stand_in=chosen.method.stand_in(extractor.extraction),
     )
 
 

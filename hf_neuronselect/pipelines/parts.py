@@ -17,7 +17,8 @@ from ..core.writing import FolderKind, check_folder, reserve
 from ..hub.markdown import check_readme
 from ..rows.load import Rows, load_rows, rows_name
 from ..selection.selector import TARGET_NAME
-from ..signals.extractor import NeuronFeatureExtractor
+from ..signals.base import signals_of
+from ..signals.extractor import NeuronFeatureExtractor, runs_model
 
 Say: TypeAlias = Callable[[str], None]
 """Receives a line for the user."""
@@ -83,11 +84,12 @@ def hold(out: Path, kind: FolderKind) -> Iterator[None]:
 # -------------------------------------------------------------------------------------- extractors
 def extractor_of(options: ExtractionOptions, signals: Sequence[str], note: Say) -> NeuronFeatureExtractor:
     """The extractor of a command's options; without a model, of the bundled one."""
-    if options.model is None and options.sae is None and signals:
+    runs = any(runs_model(signal) for signal in signals_of(signals))
+    if options.model is None and options.sae is None and runs:
         note("No --model: using the bundled 9 M model and its SAE.")
     extractor = NeuronFeatureExtractor.from_options(options, signals)
     on_cpu = options.device == "cpu" or (options.device == "auto" and not torch.cuda.is_available())
-    if options.dtype == "auto" and on_cpu and extractor.extraction.options.dtype == "bfloat16":
+    if runs and options.dtype == "auto" and on_cpu and extractor.extraction.options.dtype == "bfloat16":
         note("Computing in bfloat16, which this CPU has. Its rounding moves scores a little; --dtype float32 does not.")
     if options.model is not None and extractor.extraction.sae_found:
         note(f"{extractor.extraction.sae_found}.")

@@ -45,6 +45,7 @@ def extraction_record(extractor: NeuronFeatureExtractor, signals: Iterable[str])
     return ExtractionRecord(
         model=SourceRecord.of(extraction.model) if extraction.model else None,
         sae=SourceRecord.of(extraction.sae) if extraction.sae else None,
+        encoder=SourceRecord.of(extractor.encoder) if extractor.encoder else None,
         options=NumberOptions(**part_of(extraction.options, NumberOptions)),
         signals={name: extractor.identity(name) for name in signals},
         doubts=extractor.doubts,

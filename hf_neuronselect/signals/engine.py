@@ -36,23 +36,42 @@ class Engine(ABC):
         extraction: the resolved options.
 
     Class attributes:
-        name: what signals name it by. has_model: whether it runs a model over tokens.
+        name: what signals name it by. has_model: whether it runs a model over tokens. model_option: the option that
+            names this model.
     """
 
     name: ClassVar[str]
     has_model: ClassVar[bool] = True
+    model_option: ClassVar[str] = "model"
 
     def __init__(self, extraction: Extraction) -> None:
         self.extraction = extraction
+
+    @classmethod
+    def pin(cls, extraction: Extraction, signals: Sequence[Signal], token: str | bool | None) -> Extraction:
+        """The extraction with what these signals need besides the model and its SAE, e.g. an encoder, pinned.
+
+        Raises:
+            NeuronSelectError: it cannot be had.
+        """
+        return extraction
 
     @classmethod
     @abstractmethod
     def state(cls, extraction: Extraction) -> Mapping[str, Any]:
         """What moves the numbers of all its signals, in JSON's own types."""
 
+    def open(self) -> None:  # noqa: B027 (nothing by default)
+        """Load what :meth:`read` needs, unless it is there. It may run in a thread, too."""
+
     @abstractmethod
     def read(self, conversations: Sequence[Conversation], signals: Sequence[Signal]) -> Any:
         """The half of the work that needs no weights and may run in a thread: rows to tokens."""
+
+    def tokens(self, given: Any) -> int:
+        """Tokens of rows that were read, which its model runs over."""
+        parts = given.values() if isinstance(given, Mapping) else [given]
+        return sum(len(sample.input_ids) for part in parts for sample in part if not sample.skip)
 
     def load(self, signals: Sequence[Signal], rank: int | None = None) -> None:  # noqa: B027 (nothing to load by default)
         """Load the weights that these signals need, unless they are there."""

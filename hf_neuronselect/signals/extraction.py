@@ -36,6 +36,7 @@ class Extraction:
     Attributes:
         options: ``layer`` counts from 0 and ``dtype`` is never ``auto``.
         model, sae: pinned. sae_site: what the SAE reads, e.g. ``layers.30 output``. sae_k: latents it keeps by itself.
+        encoder: pinned, if a signal is computed by a text encoder.
         limits: of the model. doubts: what speaks against the SAE, a sentence each. sae_found: where it is, if none was named.
     """
 
@@ -44,6 +45,7 @@ class Extraction:
     sae: Source | None = None
     sae_site: str | None = None
     sae_k: int | None = None
+    encoder: Source | None = None
     limits: Limits = Limits()
     doubts: tuple[str, ...] = ()
     sae_found: str = ""
@@ -101,7 +103,7 @@ def resolve_extraction(
     if options.model is None:
         if options.sae not in (None, AUTO):
             raise NeuronSelectError("belongs to a model: give --model, too", option="sae", value=options.sae)
-        options = replace(options, model=str(bundled.MODEL), sae=str(bundled.SAE))
+        options = replace(options, model=str(bundled.MODEL), sae=str(bundled.SAE) if runs else None)
     assert options.model is not None
     source = pin_model(options.model, revision=options.revision, token=token)
     lm_config = config_of(source)

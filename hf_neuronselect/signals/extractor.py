@@ -30,7 +30,7 @@ from ..models.sae import SparseAutoencoder
 from ..models.sae_formats import load_sae
 from ..rows.batch import plain_batch
 from ..rows.formats import Conversation, read_row, row_format, rows_of
-from . import activations, loss, text  # noqa: F401 (registers the signals and engines)
+from . import activations, encoder, loss, text  # noqa: F401 (registers the signals and engines)
 from .base import BOOKKEEPING, VERSION, Signal, digest, pack_identities, signals_of
 from .engine import ENGINES, Computed, Engine
 from .extraction import Extraction, resolve_extraction, resolve_sae, with_sae
@@ -45,21 +45,15 @@ class Prepared:
     """Rows that were read for each engine; the work that is left needs the weights.
 
     Attributes:
-        given: engine -> what it read. seconds: engine -> how long that took.
+        given: engine -> what it read. seconds: engine -> stage -> how long that took.
     """
 
     conversations: Sequence[Conversation]
     given: Mapping[str, Any]
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, Mapping[str, float]]
 
     def __len__(self) -> int:
         return len(self.conversations)
-
-    def tokens(self, engine: str) -> int:
-        """Tokens that an engine with a model runs over."""
-        samples = self.given[engine]
-        parts = samples.values() if isinstance(samples, Mapping) else [samples]
-        return sum(len(sample.input_ids) for part in parts for sample in part if not sample.skip)
 
 
 class NeuronFeatureExtractor:
@@ -84,12 +78,13 @@ class NeuronFeatureExtractor:
     # ------------------------------------------------------------------------------ construction
     @classmethod
     def from_pretrained(
-        cls, model: str, *, features: Asked = ("mona",), token: str | bool | None = None, **options: Any
+        cls, model: str | None = None, *, features: Asked = ("mona",), token: str | bool | None = None, **options: Any
     ) -> NeuronFeatureExtractor:
         """An extractor for a model (and SAE) on the Hub or in a local folder.
 
         Args:
-            model: Hub id or folder of a causal LM, or of a PEFT adapter. Read with ``trust_remote_code=False``.
+            model: Hub id or folder of a causal LM, or of a PEFT adapter, read with ``trust_remote_code=False``; None: the
+                bundled one, which only counts tokens where no signal runs a model.
             features: names of signals: ``mona``, ``nait``, ``polysemantic``, ``hidden``, ``routing``, ``answer_loss``,
                 ...; each engine computes all of its own in one pass.
             token: Hub token; never stored.
@@ -111,8 +106,9 @@ class NeuronFeatureExtractor:
             NeuronSelectError: as :meth:`from_pretrained`.
         """
         signals = signals_of(features)
-        runs = any(ENGINES[signal.engine].has_model and not isinstance(signal, Tokens) for signal in signals)
-        made = cls(resolve_extraction(options, needs_sae=_needing_sae(signals), runs=runs, token=token), signals)
+        runs = any(runs_model(signal) for signal in signals)
+        extraction = resolve_extraction(options, needs_sae=_needing_sae(signals), runs=runs, token=token)
+        made = cls(_pinned(extraction, signals, token), signals)
         made._warn()
         return made
 
@@ -149,16 +145,16 @@ class NeuronFeatureExtractor:
         source = Source(getattr(lm_config, "name_or_path", "") or "in-memory", f"state:{digest_of_model}", "")
         limits = replace(limits_of(lm_config), embeddings=model.get_input_embeddings().weight.shape[0])
         check_tokens(source, tokenizer, limits, asked.chat_template)
-        extraction, encoder = Extraction(asked, source, limits=limits), None
+        extraction, placed = Extraction(asked, source, limits=limits), None
         if sae is not None:
             sae_source = _in_memory(sae) if isinstance(sae, SparseAutoencoder) else resolve_sae(sae, None, layer, None)
             loaded = sae if isinstance(sae, SparseAutoencoder) else load_sae(sae_source.location, layer=layer)
             extraction = with_sae(extraction, sae_source, loaded, lm_config)
-            encoder = loaded.to(parameter.device, parameter.dtype)
+            placed = loaded.to(parameter.device, parameter.dtype)
         remember(source.commit, model, tokenizer)
         forward = ForwardEngine(extraction)
-        forward.model, forward.backbone, forward.sae = model, Backbone(model), encoder
-        made = cls(extraction, features, {"forward": forward})
+        forward.model, forward.backbone, forward.sae = model, Backbone(model), placed
+        made = cls(_pinned(extraction, signals_of(features), None), features, {"forward": forward})
         made._warn()
         return made
 
@@ -170,6 +166,12 @@ class NeuronFeatureExtractor:
     def with_features(self, features: Asked) -> NeuronFeatureExtractor:
         """The same extractor computing other signals; weights already loaded are shared."""
         return type(self)(self.extraction, features, self._engines)
+
+    @property
+    def encoder(self) -> Source | None:
+        """Its text encoder, if a signal is computed by one."""
+        used = any(ENGINES[signal.engine].model_option == "encoder" for signal in self.signals)
+        return self.extraction.encoder if used else None
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -236,6 +238,7 @@ class NeuronFeatureExtractor:
     def __repr__(self) -> str:
         model = self.extraction.model.id if self.extraction.model else None
         sae = f", sae={self.extraction.sae.id!r}" if self.extraction.sae else ""
+        sae += f", encoder={self.encoder.id!r}" if self.encoder else ""
         return f"NeuronFeatureExtractor({model!r}{sae}, features=[{', '.join(s.name for s in self.signals)}])"
 
     # -------------------------------------------------------------------------------- the callable
@@ -281,9 +284,11 @@ class NeuronFeatureExtractor:
         """Rows to tokens: the half of :meth:`extract` that needs no weights and may run in a thread."""
         given, seconds = {}, {}
         for name, signals in self._by_engine().items():
-            started = time.perf_counter()
-            given[name] = self.engine(name).read(conversations, signals)
-            seconds[name] = time.perf_counter() - started
+            engine, started = self.engine(name), time.perf_counter()
+            engine.open()
+            opened = time.perf_counter()
+            given[name] = engine.read(conversations, signals)
+            seconds[name] = {"load": opened - started, "read": time.perf_counter() - opened}
         return Prepared(conversations, given, seconds)
 
     def compute(
@@ -301,11 +306,12 @@ class NeuronFeatureExtractor:
         for name, signals in groups.items():
             counted = [self.key(signal) for signal in signals if not isinstance(signal, Tokens)]
             meter = meters.setdefault(name, Meter(name, counted))
-            meter.add_seconds("read", prepared.seconds[name])
+            for stage, seconds in prepared.seconds[name].items():
+                meter.add_seconds(stage, seconds)
             with meter.stage("load"):
                 self.engine(name).load(signals, rank)
         running = {
-            name: prepared.tokens(name)
+            name: self.engine(name).tokens(prepared.given[name])
             for name, signals in groups.items()
             if ENGINES[name].has_model and any(not isinstance(signal, Tokens) for signal in signals)
         }
@@ -399,6 +405,20 @@ def _in_memory(sae: SparseAutoencoder) -> Source:
     parts = state_hash((name, tensor) for name, tensor in tensors if tensor is not None)
     about = f"{sae.site}{sae.activation}{sae.k}{sae.input_norm}"
     return Source("in-memory", f"state:{parts}{hashlib.blake2b(about.encode()).hexdigest()[:8]}", "")
+
+
+def runs_model(signal: Signal) -> bool:
+    """Whether a signal is computed with the weights that ``model`` names."""
+    engine = ENGINES[signal.engine]
+    return engine.has_model and engine.model_option == "model" and not isinstance(signal, Tokens)
+
+
+def _pinned(extraction: Extraction, signals: Sequence[Signal], token: str | bool | None) -> Extraction:
+    """The extraction with all that the signals' engines need."""
+    for name in dict.fromkeys(signal.engine for signal in signals):
+        own = [signal for signal in signals if signal.engine == name]
+        extraction = ENGINES[name].pin(extraction, own, token)
+    return extraction
 
 
 def _needing_sae(signals: Iterable[Signal]) -> tuple[str, ...]:

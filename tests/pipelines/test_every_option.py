@@ -17,17 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
+from encoders import write_encoder
 from families import tiny_model, tiny_tokenizer
 from hub import Hub
 from huggingface_hub import HfApi
 from option_values import other
-from select_lines import LINES, LM, SAE, TEMPLATE, filled
+from select_lines import ENCODER, LINES, LM, SAE, TEMPLATE, filled
 from tiny import chat, rows, write_sae
 
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelector
 from hf_neuronselect.cli import main as cli
 from hf_neuronselect.core.configs import CAPABILITY, ExtractConfig, FitConfig, SelectConfig
-from hf_neuronselect.core.digests import model_hash, sae_hash
+from hf_neuronselect.core.digests import encoder_hash, model_hash, sae_hash
 from hf_neuronselect.core.folders import DATA_FILE
 from hf_neuronselect.core.options import NumberOptions, flag_words, options_of
 from hf_neuronselect.hub.command import COMPUTED_BY, MODEL
@@ -72,6 +73,8 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     write_sae(folder / "sae-2", 32, seed=1)
     tiny_model("olmoe").save_pretrained(folder / "moe")
     tiny_tokenizer().save_pretrained(folder / "moe")
+    for seed, name in enumerate(("embedder", "embedder-2")):
+        write_encoder(folder / name, seed=seed)
     same = {"model": str(folder / "model"), "sae": str(folder / "sae")}
     extract(ExtractConfig(pool=str(folder / "pool.jsonl"), out=folder / "store", **same))
     targets = tuple(f"{name}={folder / f'{name}.jsonl'}" for name in "tu")
@@ -82,10 +85,11 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def commits(hub: Hub, files: Path) -> dict[str, str]:
-    """The first commits of a model and an SAE on the Hub; their newest have other weights."""
+    """The first commits of a model, an SAE and an encoder on the Hub; their newest have other weights."""
     found = {}
-    for name, first, second in ((LM, "model", "model-2"), (SAE, "sae", "sae-2")):
-        found[name] = hub.add("models", name, {path.name: path.read_bytes() for path in (files / first).iterdir()})
+    for name, first, second in ((LM, "model", "model-2"), (SAE, "sae", "sae-2"), (ENCODER, "embedder", "embedder-2")):
+        there = {path.relative_to(files / first): path for path in (files / first).rglob("*") if path.is_file()}
+        found[name] = hub.add("models", name, {short.as_posix(): path.read_bytes() for short, path in there.items()})
         HfApi().upload_folder(repo_id=name, folder_path=files / second)
     return found
 
@@ -167,6 +171,7 @@ def hashes(files: Path) -> dict[str, Path]:
     }
     found |= {f"content:{model_hash(files / name)}": files / name for name in ("model", "model-2", "moe")}
     found |= {f"content:{sae_hash(files / name)}": files / name for name in ("sae", "sae-2")}
+    found |= {f"content:{encoder_hash(files / name)}": files / name for name in ("embedder", "embedder-2")}
     return found | {str(Capability.fetch(files / name).source.commit): files / name for name in ("cap", "caps")}
 
 
@@ -331,8 +336,11 @@ VALUES = {("nait", "candidate"): "last", ("random", "seed"): 11, ("dsir", "min_w
           ("subset", "rows"): "{files}/half.jsonl"}  # fmt: skip
 
 OF = {"subset": {"rows": "{files}/pool.jsonl"}}  # options that a method cannot do without
-NEEDS = {"routing": {"model": "{files}/moe", "sae": None}}
-BESIDE = {("bm25", "unspaced"): {"pool": "{files}/unspaced.jsonl", "target": ("t={files}/v.jsonl",)}}
+NEEDS = {"routing": {"model": "{files}/moe", "sae": None}, "encoder": {"encoder": "{files}/embedder"}}
+BESIDE = {
+    ("encoder", "exemplars"): NEEDS["encoder"],
+    ("bm25", "unspaced"): {"pool": "{files}/unspaced.jsonl", "target": ("t={files}/v.jsonl",)},
+}
 
 
 @pytest.mark.parametrize(("method", "option"), OWN)

@@ -20,6 +20,7 @@ from tiny import SUPPORT, make_extractor, rows, write_sae
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelectWarning
 from hf_neuronselect.core.options import ExtractionOptions, options_of
+from hf_neuronselect.core.sources import Source
 from hf_neuronselect.models.backbone import Backbone
 from hf_neuronselect.models.batching import TokenBatch
 from hf_neuronselect.pipelines.parts import extractor_of
@@ -65,33 +66,47 @@ def test_pickle_holds_no_weights(extractor: NeuronFeatureExtractor, pool: Datase
     assert again.identities == extractor.identities and again.extraction == extractor.extraction
 
 
-ALL_SIGNALS = {"tokens", "mona", "polysemantic", "hidden", "nait", "nait_template", "answer_loss", "text"}
-FORWARD = ALL_SIGNALS - {"answer_loss", "text"}
+ALL_SIGNALS = {"tokens", "mona", "polysemantic", "hidden", "nait", "nait_template", "answer_loss", "text", "embedding"}
+NO_LM = {"text", "embedding"}
+FORWARD = ALL_SIGNALS - {"answer_loss", *NO_LM}
 # Option -> a value other than the extractor's, and the signals whose numbers it moves. A new option needs a line here.
 MOVES: dict[str, tuple[object, set[str]]] = {
     "row_format": ("messages", ALL_SIGNALS),
     "columns": ({"text": "body"}, ALL_SIGNALS),
-    "chat_template": ("{{ messages }}", ALL_SIGNALS - {"text"}),
-    "max_length": (7, ALL_SIGNALS - {"text"}),
-    "truncation_side": ("left", ALL_SIGNALS - {"text"}),
+    "chat_template": ("{{ messages }}", ALL_SIGNALS - NO_LM),
+    "max_length": (7, ALL_SIGNALS - NO_LM),
+    "truncation_side": ("left", ALL_SIGNALS - NO_LM),
     "pool_tokens": ("user", FORWARD),
-    "dtype": ("bfloat16", ALL_SIGNALS - {"text"}),
-    "quantize": ("4bit", ALL_SIGNALS - {"text"}),
-    "attn_implementation": ("eager", ALL_SIGNALS - {"text"}),
+    "dtype": ("bfloat16", ALL_SIGNALS - NO_LM),
+    "quantize": ("4bit", ALL_SIGNALS - NO_LM),
+    "attn_implementation": ("eager", ALL_SIGNALS - NO_LM),
     "layer": (1, {"hidden", "polysemantic"}),
     "top_k_features": (4, {"mona", "polysemantic"}),
     "pooling": ("sum", {"mona", "polysemantic"}),
     "value_dtype": ("float16", {"mona", "polysemantic"}),
     "site": ("mlp", {"nait", "nait_template"}),
     "drift": ("mean", {"nait", "nait_template"}),
+    "encoder_window": (9, {"embedding"}),
+    "encoder_prompt": ("words: ", {"embedding"}),
 }
-# These name the model and SAE, whose pinned commits count, or move no number at all.
-UNMOVED = {"model", "revision", "sae", "sae_revision", "device", "device_map", "batch_tokens"}
+# These name the model, SAE and encoder, whose pinned commits count, or move no number at all.
+UNMOVED = {
+    "model",
+    "revision",
+    "sae",
+    "sae_revision",
+    "encoder",
+    "encoder_revision",
+    "device",
+    "device_map",
+    "batch_tokens",
+}
 
 
 def test_every_option_moves_the_identities_of_its_signals_alone(extractor: NeuronFeatureExtractor) -> None:
     assert {*MOVES, *UNMOVED} == set(options_of(ExtractionOptions))
-    extractor = extractor.with_features(ALL_SIGNALS)
+    pinned = replace(extractor.extraction, encoder=Source("encoder", "content:0", "/there"))
+    extractor = NeuronFeatureExtractor(pinned, ALL_SIGNALS)
     before, extraction = extractor.identities, extractor.extraction
 
     def changed(other: Extraction) -> set[str]:
@@ -104,10 +119,11 @@ def test_every_option_moves_the_identities_of_its_signals_alone(extractor: Neuro
         assert changed(replace(extraction, options=replace(extraction.options, **{name: value}))) == moved, name
     for name, value in {"device": "cpu", "batch_tokens": 64}.items():
         assert not changed(replace(extraction, options=replace(extraction.options, **{name: value})))
-    assert changed(replace(extraction, model=replace(extraction.model, commit="content:1"))) == ALL_SIGNALS - {"text"}
+    assert changed(replace(extraction, model=replace(extraction.model, commit="content:1"))) == ALL_SIGNALS - NO_LM
     assert not changed(replace(extraction, model=replace(extraction.model, location="/elsewhere", id="renamed")))
     assert changed(replace(extraction, sae=replace(extraction.sae, commit="content:2"))) == {"mona"}
     assert changed(replace(extraction, sae_site="layers.1 output")) == {"mona"}
+    assert changed(replace(extraction, encoder=Source("encoder", "content:1", "/there"))) == {"embedding"}
 
 
 def test_what_is_computed_beside_it_moves_no_identity(extractor: NeuronFeatureExtractor) -> None:

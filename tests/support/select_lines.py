@@ -10,7 +10,7 @@ from typing import Any
 from hf_neuronselect.core.configs import SelectConfig
 from hf_neuronselect.core.options import flag_words
 
-LM, SAE = "me/options-lm", "me/options-sae"  # on the Hub
+LM, SAE, ENCODER = "me/options-lm", "me/options-sae", "me/options-encoder"  # on the Hub
 TEMPLATE = "{% for m in messages %}{{ m['role'] }} -> {{ m['content'] }}\n{% endfor %}"
 
 
@@ -36,6 +36,7 @@ class Line:
 
 NAIT, HIDDEN, FREE = {"method": "nait"}, {"method": "hidden"}, {"k": None}
 TWO = {"target": ("t={files}/t.jsonl", "u={files}/u.jsonl")}
+EMBEDDED = {"method": "encoder", "encoder": "{files}/embedder"}
 PUSHED = {"push_to_hub": "me/rows"}
 
 
@@ -68,6 +69,13 @@ LINES = {
     "sae": Line("{files}/sae-2", record=("extractor.sae.id", "sae-2"), printed=("--sae", "sae-2")),
     "sae_revision": Line("{commit}", record=("extractor.sae.commit", "{commit}"),
                          printed=("--sae-revision", "{commit}"), beside={"sae": SAE}, hub=SAE),
+    "encoder": Line("{files}/embedder-2", record=("extractor.encoder.id", "embedder-2"),
+                    printed=("--encoder", "embedder-2"), beside=EMBEDDED),
+    "encoder_revision": Line("{commit}", record=("extractor.encoder.commit", "{commit}"),
+                             printed=("--encoder-revision", "{commit}"), beside=EMBEDDED | {"encoder": ENCODER},
+                             hub=ENCODER),
+    "encoder_window": of_extractor("encoder_window", 9, **EMBEDDED),
+    "encoder_prompt": of_extractor("encoder_prompt", "the apple", **EMBEDDED),
     "dtype": of_extractor("dtype", "bfloat16"),
     "quantize": replace(of_extractor("quantize", "8bit"), changes="identity"),
     "attn_implementation": replace(of_extractor("attn_implementation", "eager"), changes="identity"),
