@@ -78,6 +78,30 @@ def read_selection(folder: Path, name: str, option: str = "selection") -> Proven
     return made
 
 
+def fetch_selection(
+    source: str | Path, *, revision: str | None = None, token: str | bool | None = None, option: str = "selection"
+) -> tuple[Path, Provenance]:
+    """The folder of a selection, local or from the Hub, and its record.
+
+    Raises:
+        NeuronSelectError: as :func:`read_selection`, or it cannot be had.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download  # heavy
+
+        from .sources import hub_errors
+
+        with hub_errors(option, str(source)):
+            folder = Path(
+                snapshot_download(
+                    str(source), repo_type="dataset", revision=revision, token=token,
+                    allow_patterns=[SELECTION_RECORD, DATA_FILE, SCORES_FILE, *FITTED],
+                )
+            )  # fmt: skip
+    return folder, read_selection(folder, str(source), option)
+
+
 def read_capability(folder: Path, name: str, option: str = "target") -> CapabilityRecord:
     """Read ``config.json`` of a capability's folder and check the file it lists.
 

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
-from huggingface_hub import snapshot_download
 
 from ..core import folders
 from ..core.errors import NeuronSelectError
@@ -20,7 +19,6 @@ from ..core.folders import CAPABILITY_FOLDER, DATA_FILE, FITTED, SCORES_FILE
 from ..core.folders import SELECTION_RECORD as RECORD
 from ..core.provenance import Budget, Provenance
 from ..core.seals import checksums, encode
-from ..core.sources import hub_errors
 from ..core.writing import put, writing
 from ..explain.report import ReportRow, excerpt, selection_report
 from ..hub.cards import SelectionCard, write_card
@@ -245,16 +243,7 @@ class Selection(PushToHub):
         """
         from .selector import NeuronSelector  # selectors make selections, and a saved selection has its selector
 
-        folder = Path(source)
-        if not folder.is_dir():
-            with hub_errors("selection", str(source)):
-                folder = Path(
-                    snapshot_download(
-                        str(source), repo_type="dataset", revision=revision, token=token,
-                        allow_patterns=[RECORD, DATA_FILE, SCORES_FILE, *FITTED],
-                    )
-                )  # fmt: skip
-        provenance = folders.read_selection(folder, str(source))
+        folder, provenance = folders.fetch_selection(source, revision=revision, token=token)
         selector = None
         if set(FITTED) <= (provenance.files or {}).keys():
             fitted = Capability.load(folder / CAPABILITY_FOLDER, str(source), provenance.capability)

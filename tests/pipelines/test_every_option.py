@@ -28,7 +28,7 @@ from tiny import chat, rows, write_sae
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelector
 from hf_neuronselect.cli import main as cli
 from hf_neuronselect.core.configs import CAPABILITY, ExtractConfig, FitConfig, SelectConfig
-from hf_neuronselect.core.digests import encoder_hash, model_hash, sae_hash
+from hf_neuronselect.core.digests import encoder_hash, files_hash, model_hash, sae_hash
 from hf_neuronselect.core.folders import DATA_FILE
 from hf_neuronselect.core.options import NumberOptions, flag_words, options_of
 from hf_neuronselect.hub.command import COMPUTED_BY, MODEL
@@ -77,6 +77,10 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
         write_encoder(folder / name, seed=seed)
     same = {"model": str(folder / "model"), "sae": str(folder / "sae")}
     extract(ExtractConfig(pool=str(folder / "pool.jsonl"), out=folder / "store", **same))
+    for i, (name, k) in enumerate([("pool", 4), ("pool", 4), ("unspaced", 1)]):
+        chosen = SelectConfig(pool=str(folder / f"{name}.jsonl"), method="random", seed=i, k=k, out=folder / f"picked-{i}",
+                              **same)  # fmt: skip
+        pipeline.select(chosen)
     targets = tuple(f"{name}={folder / f'{name}.jsonl'}" for name in "tu")
     fit(FitConfig(**same, target=targets[:1], method_option={"metric": "cosine"}, pooling="sum", out=folder / "cap"))
     fit(FitConfig(**same, target=targets, out=folder / "caps"))
@@ -172,6 +176,9 @@ def hashes(files: Path) -> dict[str, Path]:
     found |= {f"content:{model_hash(files / name)}": files / name for name in ("model", "model-2", "moe")}
     found |= {f"content:{sae_hash(files / name)}": files / name for name in ("sae", "sae-2")}
     found |= {f"content:{encoder_hash(files / name)}": files / name for name in ("embedder", "embedder-2")}
+    found |= {
+        f"content:{files_hash(files / n, ('selection.json',))}": files / n for n in ("picked-0", "picked-1", "picked-2")
+    }
     return found | {str(Capability.fetch(files / name).source.commit): files / name for name in ("cap", "caps")}
 
 
@@ -333,13 +340,19 @@ def test_an_option_that_moves_nothing(
 # ---------------------------------------------------------------------------------- methods' own options
 OWN = [(name, option) for name in METHODS.names() for option in options_of(METHODS[name])]
 VALUES = {("nait", "candidate"): "last", ("random", "seed"): 11, ("dsir", "min_words"): 15, ("zip-fit", "level"): 1,
-          ("subset", "rows"): "{files}/half.jsonl"}  # fmt: skip
-
-OF = {"subset": {"rows": "{files}/pool.jsonl"}}  # options that a method cannot do without
+          ("subset", "rows"): "{files}/half.jsonl", ("matched-random", "selection"): "{files}/picked-1",
+          ("matched-random", "seed"): 11}  # fmt: skip
+# Options that a method cannot do without.
+OF: dict[Any, dict[str, str]] = {
+    "subset": {"rows": "{files}/pool.jsonl"},
+    "matched-random": {"selection": "{files}/picked-0"},
+    ("matched-random", "seed"): {"selection": "{files}/picked-2"},  # of rows of one length
+}
 NEEDS = {"routing": {"model": "{files}/moe", "sae": None}, "encoder": {"encoder": "{files}/embedder"}}
 BESIDE = {
     ("encoder", "exemplars"): NEEDS["encoder"],
     ("bm25", "unspaced"): {"pool": "{files}/unspaced.jsonl", "target": ("t={files}/v.jsonl",)},
+    ("matched-random", "seed"): {"pool": "{files}/unspaced.jsonl"},
 }
 
 
@@ -348,7 +361,7 @@ def test_an_option_of_a_method(
     method: str, option: str, files: Path, hashes: dict[str, Path], tmp_path: Path, select: Select
 ) -> None:
     value = VALUES.get((method, option), other(options_of(METHODS[method])[option]))
-    beside, own = BESIDE.get((method, option), {}), OF.get(method, {})
+    beside, own = BESIDE.get((method, option), {}), OF.get((method, option), OF.get(method, {}))
     usual = select(method=method, method_option=own, **beside)
     made = select(method=method, method_option=own | {option: value}, **beside)
     assert not made.scores.equals(usual.scores)
