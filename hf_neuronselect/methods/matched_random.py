@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.folders import DATA_FILE, SCORES_FILE, SELECTION_RECORD, fetch_selection
 from ..core.options import opt
-from ..core.provenance import Provenance, SourceRecord
+from ..core.provenance import Budget, Provenance, SourceRecord
 from ..signals.columns import RowBatch
 from .base import PoolMethod, Target, register_method
 from .random import uniform
@@ -46,7 +46,7 @@ class MatchedRandom(PoolMethod):
     name = "matched-random"
     signals = ("tokens", "answer_tokens", "row_key")
     needs_target = False
-    default_ratio = 1.0
+    default_budget = Budget(ratio=1.0)
     source_option = "selection"
 
     selection: str = opt("", "The selection to match: its folder or Hub id, of the same pool.")
