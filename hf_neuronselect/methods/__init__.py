@@ -24,6 +24,7 @@ from . import (
     polysemantic,
     random,
     routing,
+    selectit,
     subset,
     zip_fit,
 )
@@ -46,6 +47,7 @@ _ = (
     polysemantic,
     random,
     routing,
+    selectit,
     subset,
     zip_fit,
 )  # imported to register themselves

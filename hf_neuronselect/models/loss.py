@@ -115,7 +115,7 @@ def sample_losses(model: Any, samples: Sequence[Sample], batch_tokens: int) -> t
         Nats summed over the pooled tokens, float64 ``[n]``, and the number of pooled tokens, int64 ``[n]``.
     """
     nll, tokens = np.zeros(len(samples)), np.zeros(len(samples), dtype=np.int64)
-    with _evaluating(model):
+    with evaluating(model):
         for batch in plan_batches([len(sample.input_ids) for sample in samples], batch_tokens):
             nll[batch], tokens[batch] = _batch_losses(model, [samples[i] for i in batch])
             progress.advance(sum(len(samples[i].input_ids) for i in batch))
@@ -123,7 +123,7 @@ def sample_losses(model: Any, samples: Sequence[Sample], batch_tokens: int) -> t
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Disable gradients and use eval mode; each module's mode is restored afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -134,3 +134,13 @@ def _check_applied(stated: Mapping[str, Any], name: str, option: str) -> None:
             f"is a {kind} adapter with {odd}, which cannot be applied here: merge it into its base first",
             option=option, value=name,
         )  # fmt: skip
+
+
+def pin_named(name: str, option: str) -> Source:
+    """Pin a model that an option of a method names: a folder, or ``org/name[@revision]``.
+
+    Raises:
+        NeuronSelectError: as :func:`pin_model`.
+    """
+    known, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
+    return pin_model(known, revision=revision or None, token=None, option=option)

@@ -24,6 +24,7 @@ from ..core.provenance import (
 )
 from ..hub.command import source_word
 from ..methods import Method
+from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from .scan import Tally
 
@@ -39,7 +40,7 @@ def method_record(method: Method) -> MethodRecord:
     )
 
 
-def extraction_record(extractor: NeuronFeatureExtractor, signals: Iterable[str]) -> ExtractionRecord:
+def extraction_record(extractor: NeuronFeatureExtractor, signals: Iterable[str | Signal]) -> ExtractionRecord:
     """How an extractor computes these signals."""
     extraction = extractor.extraction
     return ExtractionRecord(
@@ -47,7 +48,7 @@ def extraction_record(extractor: NeuronFeatureExtractor, signals: Iterable[str])
         sae=SourceRecord.of(extraction.sae) if extraction.sae else None,
         encoder=SourceRecord.of(extractor.encoder) if extractor.encoder else None,
         options=NumberOptions(**part_of(extraction.options, NumberOptions)),
-        signals={name: extractor.identity(name) for name in signals},
+        signals={signal.name: extractor.identity(signal) for signal in signals_of(signals)},
         doubts=extractor.doubts,
     )
 

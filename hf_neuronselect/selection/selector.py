@@ -168,7 +168,7 @@ class NeuronSelector(PushToHub):
     def _extraction(self, extractor: NeuronFeatureExtractor | None) -> ExtractionRecord:
         """How the method's signals are computed, as far as known."""
         if extractor is not None:
-            stored = [signal.name for signal in signals_of(self.method.signals) if signal.stored]
+            stored = [signal for signal in signals_of(self.method.signals) if signal.stored]
             known = extraction_record(extractor, stored if extractor.extraction.model else ())
             return replace(known, signals={**known.signals, **self.identities})
         return replace(self.extraction, signals={**self.extraction.signals, **self.identities})

@@ -30,7 +30,14 @@ from ..models.sae import SparseAutoencoder
 from ..models.sae_formats import load_sae
 from ..rows.batch import plain_batch
 from ..rows.formats import Conversation, read_row, row_format, rows_of
-from . import activations, answers, encoder, loss, text  # noqa: F401 (registers the signals and engines)
+from . import (  # noqa: F401 (registers the signals and engines)
+    activations,
+    answers,
+    encoder,
+    loss,
+    rating,
+    text,
+)
 from .base import BOOKKEEPING, VERSION, Signal, digest, pack_identities, signals_of
 from .engine import ENGINES, Computed, Engine
 from .extraction import Extraction, resolve_extraction, resolve_sae, with_sae
