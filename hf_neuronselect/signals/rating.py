@@ -190,6 +190,7 @@ class ScorerEngine(RatingEngine):
     """The same with models of their own, which belong to a method: the extraction's model moves nothing."""
 
     name = "scorer"
+    model_option = "scorer"
 
     @classmethod
     def state(cls, extraction: Extraction) -> Mapping[str, Any]:
