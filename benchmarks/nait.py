@@ -37,6 +37,8 @@ READINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "longest": ("longest", {}),
     "hidden": ("hidden", {}),
     "hidden, centre=pool": ("hidden", {"centre": "pool"}),
+    "rds-plus": ("rds-plus", {}),
+    "rds-plus, exemplars=mean": ("rds-plus", {"exemplars": "mean"}),
     "nait (preset: content ends, svd)": ("nait", {}),
     "candidate=last": ("nait", {"candidate": "last"}),
     "candidate=mean": ("nait", {"candidate": "mean"}),
@@ -55,7 +57,7 @@ OF_SAE: dict[str, tuple[str, dict[str, Any]]] = {
     "mona, centre=pool": ("mona", {"centre": "pool"}),
     "mona, cosine": ("mona", {"metric": "cosine"}),
 }
-SIGNALS = ("hidden", "nait", "nait_answer", "nait_template", "nait_last", "nait_template_last", "nait_mean",
+SIGNALS = ("hidden", "rds_plus", "nait", "nait_answer", "nait_template", "nait_last", "nait_template_last", "nait_mean",
            "content_mean", "answer_mean")  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 ``h[l]`` is the output of decoder block ``l`` before the model's final norm. Hooks read it from the block itself,
 because the last entry of ``output_hidden_states`` is already normed. The forward pass stops at the deepest requested
-site, so deeper blocks, the final norm and the lm_head never run.
+site, so deeper blocks and the lm_head never run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 Observer = Callable[[torch.Tensor], None]
 
 _BLOCK_LISTS = ("layers", "h", "blocks")
+FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f")
 # Names of the projection whose INPUT is the MLP's neurons act(gate) * up, and of the gate projection.
 _DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out")
 _GATE = ("gate_proj", "gate_up_proj")
@@ -74,6 +75,17 @@ class Backbone:
     def residual(self, layer: int) -> Site:
         """The block's output."""
         return Site(f"{self.blocks_name}.{layer}")
+
+    def final_norm(self) -> Site:
+        """The output of the norm after the last block.
+
+        Raises:
+            NeuronSelectError: the model has none.
+        """
+        name = next((n for n in FINAL_NORMS if isinstance(getattr(self.decoder, n, None), nn.Module)), None)
+        if name is None:
+            raise NeuronSelectError("the model has no norm after its last block", option="features", value="rds_plus")
+        return Site(name)
 
     def neurons(self, layer: int) -> Site:
         """The MLP's neurons ``act(gate) * up`` (non-gated: ``act(W_in x)``): its down projection's input.

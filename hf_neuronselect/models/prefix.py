@@ -1,7 +1,7 @@
 """Load only the weights that a model's first blocks need, from safetensors.
 
-A checkpoint's index maps tensors to files: files that are not needed are neither downloaded nor read. Deeper blocks,
-the final norm and the lm_head never take any memory.
+A checkpoint's index maps tensors to files: files that are not needed are neither downloaded nor read. Deeper blocks and
+the lm_head never take any memory, nor does the final norm where blocks are left away.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ from transformers import AutoModelForCausalLM
 
 from ..core.errors import NeuronSelectError
 from ..core.sources import Source
-from .backbone import find_decoder
+from .backbone import FINAL_NORMS, find_decoder
 
 logger = logging.getLogger(__name__)
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SLACK = 1 << 20  # parameters
-_FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f")
 
 
 def load_prefix(source: Source, lm_config: Any, depth: int, **options: Any) -> Any | None:
-    """Load only the first blocks of a causal LM, without final norm, and without lm_head unless it is tied.
+    """Load only the first blocks of a causal LM, with the final norm if these are all, without lm_head unless it is tied.
 
     Args:
         lm_config: its configuration; not changed, since some blocks read the total number of blocks.
@@ -47,7 +46,8 @@ def load_prefix(source: Source, lm_config: Any, depth: int, **options: Any) -> A
     """
     whole = described(source, lm_config)
     decoder, blocks = find_decoder(whole)
-    unused = {name for name in _FINAL_NORMS if hasattr(decoder, name)}
+    cut = depth < len(getattr(decoder, blocks))
+    unused = {name for name in FINAL_NORMS if cut and hasattr(decoder, name)}
     head = whole.get_output_embeddings()
     if not whole.all_tied_weights_keys:
         unused |= {name.rpartition(".")[2] for name, module in whole.named_modules() if module is head}
@@ -118,9 +118,10 @@ def _prefix_of(family: type, depth: int) -> Any:
     def init(self: Any, config: Any, *words: Any, **more: Any) -> None:
         family.__init__(self, config, *words, **more)  # type: ignore[misc]
         decoder, blocks = find_decoder(self)
+        cut = depth < len(getattr(decoder, blocks))
         setattr(decoder, blocks, getattr(decoder, blocks)[:depth])
-        for name in _FINAL_NORMS:
-            if hasattr(decoder, name):
+        for name in FINAL_NORMS:
+            if cut and hasattr(decoder, name):
                 delattr(decoder, name)
         if self.get_output_embeddings() is not None and not self.all_tied_weights_keys:
             self.set_output_embeddings(nn.Identity())
@@ -135,9 +136,8 @@ def lost_tensors(model: Any, info: Mapping[str, Any]) -> list[str]:
     found = [*info["missing_keys"], *(f"{name} (of shape {tuple(has)}, the model's is {tuple(needs)})"
                                       for name, has, needs in info["mismatched_keys"])]  # fmt: skip
     inside = [name for name in sorted(found) if name.startswith(f"{path}." if path else "")]
-    return [
-        name for name in inside if _needed(name.split(" ")[0], blocks, len(getattr(decoder, blocks)), set(_FINAL_NORMS))
-    ]
+    gone = {name for name in FINAL_NORMS if not hasattr(decoder, name)}
+    return [name for name in inside if _needed(name.split(" ")[0], blocks, len(getattr(decoder, blocks)), gone)]
 
 
 @contextmanager

@@ -134,6 +134,34 @@ class Hidden(ForwardSignal):
         return observers, lambda: {self.name: list(means[0].cpu().numpy())}
 
 
+@register_signal
+class RdsPlus(ForwardSignal):
+    """``e = unit(sum_t t h_t / sum_t t)`` over all tokens, ``h`` after the final norm (RDS+, arXiv 2503.01807): float32 ``[d]``."""
+
+    name = "rds_plus"
+
+    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
+        return {self.name: pa.list_(pa.float32())}
+
+    def deepest(self, extraction: Extraction, num_layers: int) -> int:
+        return num_layers - 1
+
+    def start(
+        self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction
+    ) -> tuple[list[tuple[Site, Observer]], Reducer]:
+        found: list[torch.Tensor] = []
+
+        def observe(hidden: torch.Tensor) -> None:
+            tokens = batch.whole
+            weight = (tokens.token - tokens.row * hidden.shape[1] + 1).float()
+            vectors = tokens.vectors(hidden).float() * weight[:, None]
+            total = torch.zeros(batch.size, vectors.shape[-1], device=vectors.device).index_add_(0, tokens.row, vectors)
+            total /= (tokens.count * (tokens.count + 1) / 2)[:, None]
+            found.append(torch.nn.functional.normalize(total, dim=1))
+
+        return [(backbone.final_norm(), observe)], lambda: {self.name: list(found[0].cpu().numpy())}
+
+
 class EveryBlock(ForwardSignal):
     """A vector per block: float32 ``[num_layers, width]``."""
 

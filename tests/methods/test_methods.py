@@ -264,6 +264,26 @@ def test_mona_against_the_pool() -> None:
         mona.explain(sparse_batch(pool), fitted)
 
 
+def test_rds_plus_lets_exemplars_take_turns() -> None:
+    draw = np.random.default_rng(0)
+    vectors, exemplars = draw.normal(size=(9, 4)), draw.normal(size=(3, 4))
+    expected = [[v @ e / np.linalg.norm(v) / np.linalg.norm(e) for e in exemplars] for v in vectors]
+    scores = {}
+    for each in ("each", "mean"):
+        method = make_method("rds-plus", {"exemplars": each})
+        scores[each] = method.score(dense_batch("rds_plus", vectors), method.fit(dense_batch("rds_plus", exemplars)))
+    np.testing.assert_allclose(scores["each"], expected, rtol=1e-6)
+    mean = exemplars.mean(axis=0)
+    of_mean = [v @ mean / np.linalg.norm(v) / np.linalg.norm(mean) for v in vectors]
+    np.testing.assert_allclose(scores["mean"], of_mean, rtol=1e-6)
+    order = make_method("rds-plus", {}).picker().order(scores["each"], np.ones(9, bool)).tolist()
+    taken: list[int] = []
+    for turn in range(9):
+        column = [row[turn % 3] for row in expected]
+        taken.append(max((i for i in range(9) if i not in taken), key=lambda i: column[i]))
+    assert order == taken
+
+
 def test_hidden_is_cosine() -> None:
     draw = np.random.default_rng(0)
     vectors, exemplars = draw.normal(size=(6, 4)), draw.normal(size=(3, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ CHATS = [
     [("user", "q"), ("assistant", "y")],
 ]
 ROWS = [[{"role": role, "content": content} for role, content in chat] for chat in CHATS]
-DENSE_FEATURES = ("mona", "nait", "nait_template", "nait_last", "polysemantic", "hidden")
+DENSE_FEATURES = ("mona", "nait", "nait_template", "nait_last", "polysemantic", "hidden", "rds_plus")
 
 
 def _sae(activation: str = "topk") -> SparseAutoencoder:
@@ -119,6 +120,17 @@ class Reference:
     def hidden(self) -> np.ndarray:
         return self.mean(self.seen["residual"][LAYER])
 
+    def rds_plus(self) -> np.ndarray:
+        norm, h = decoder_of(self.model).norm, self.seen["residual"][-1]
+        h = (
+            h
+            / np.sqrt((h**2).mean(axis=1, keepdims=True) + norm.variance_epsilon)
+            * norm.weight.detach().double().numpy()
+        )
+        place = np.arange(1, self.n + 1)
+        vector = (place[:, None] * h).sum(axis=0) / place.sum()
+        return vector / np.linalg.norm(vector)
+
     def nait(self, drift: str = "endpoints", site: str = "residual", ends: str = "content") -> np.ndarray:
         h, at = self.seen["neurons" if site == "mlp" else "residual"], self.tokens[ends]
         if drift == "mean":
@@ -170,6 +182,7 @@ def _assert_close(got: np.ndarray, want: np.ndarray, error: float = 1e-5) -> Non
         ("polysemantic", {"top_k_features": 3}, {"k": 3}),
         ("polysemantic", {"sae": None}, {"k": 192}),
         ("hidden", {}, {}),
+        ("rds_plus", {}, {}),
         *[
             (name, {"drift": drift, "site": site}, {"drift": drift, "site": site})
             for name in ("nait", "nait_template", "nait_answer")
@@ -189,6 +202,25 @@ def test_feature_equals_the_reference(name: str, options: dict, given: dict, poo
         reference = Reference(messages, pool_tokens, model)
         assert result["n_tokens"][row] == reference.n and not result["truncated"][row]
         _assert_close(_dense(result, name, row), getattr(reference, name)(**given))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "phi3", "gpt_neox", "olmoe"])
+def test_the_final_norm_is_loaded_where_it_is_read(family: str, tmp_path: Path) -> None:
+    """RDS+ reads behind the last block. A model cut at an earlier block comes without the norm, and is not used for it."""
+    tiny_model(family).save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    first = NeuronFeatureExtractor.from_pretrained(str(tmp_path), features=["hidden"], layer=LAYER)
+    first({"messages": ROWS[:1]})
+    found = NeuronFeatureExtractor.from_pretrained(str(tmp_path), features=["rds_plus"])({"messages": ROWS})
+    want = _extractor(["rds_plus"], tiny_model(family), sae=None)({"messages": ROWS})
+    for row in range(len(ROWS)):
+        _assert_close(_dense(found, "rds_plus", row), _dense(want, "rds_plus", row))
+        ids = TOKENIZER.apply_chat_template(ROWS[row], return_dict=True, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            last = tiny_model(family)(ids, output_hidden_states=True).hidden_states[-1][0].double().numpy()
+        place = np.arange(1, len(last) + 1)
+        vector = (place[:, None] * last).sum(axis=0)
+        _assert_close(_dense(found, "rds_plus", row), (vector / np.linalg.norm(vector)).astype(np.float32))
 
 
 def test_routing_adds_to_one_a_block() -> None:
