@@ -105,10 +105,10 @@ def check_methods(config: TargetOptions | ExtractConfig | CompareConfig) -> None
         NeuronSelectError: as :func:`methods_of`, or a package is missing.
     """
     chosen: list[Chosen] = []
-    if isinstance(config, CompareConfig):
+    if isinstance(config, ExtractConfig):  # reads signals alone
+        methods_to_extract(config)
+    elif isinstance(config, CompareConfig):
         chosen = methods_of(config.methods, config.seed)
-    elif isinstance(config, ExtractConfig):
-        chosen = methods_to_extract(config)
     elif not any(CAPABILITY in target for target in config.target):  # a capability has a method of its own
         chosen = [method_of(config.method, config.method_option, 0)]
     for one in chosen:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from hub import Hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import rows
 
-from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning
+from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning, Selection
 from hf_neuronselect.core.configs import CompareConfig, SelectConfig
 from hf_neuronselect.methods.matched_random import matched_rows
 from hf_neuronselect.methods.random import uniform
@@ -171,3 +173,28 @@ def test_on_the_command_line_and_compared(pool: Dataset, target: Dataset, tiny_f
     (label,) = {one for one, _ in found.selections} - {"longest"}
     assert label == "matched-random:hidden"
     assert found.selections[label, "t"].indices.tolist() == matched.indices.tolist()
+
+
+def test_a_selection_and_a_set_on_the_hub(
+    hub: Hub, pool: Dataset, first: Path, extractor: NeuronFeatureExtractor, tmp_path: Path
+) -> None:
+    """Named by id and, in the record, by the commit that was read; a later one is another draw."""
+    for name in ("of", "set"):
+        Selection.from_pretrained(first).push_to_hub(f"me/matched-{name}")
+    local = NeuronSelector("matched-random", selection=str(first)).select(pool, extractor=extractor)
+    online = NeuronSelector("matched-random", selection="me/matched-of").select(pool, extractor=extractor)
+    assert online.indices.tolist() == local.indices.tolist()
+    source = online.provenance.method.sources["selection"]
+    assert source.on_hub and online.provenance.method.options["selection"] == f"me/matched-of@{source.commit}"
+    again = NeuronSelector("matched-random", **online.provenance.method.options).select(pool, extractor=extractor)
+    assert again.provenance.method == online.provenance.method
+    chosen = NeuronSelector("subset", rows="me/matched-set").select(pool, extractor=extractor)
+    assert chosen.indices.tolist() == Selection.from_pretrained(first).indices.tolist()
+    option = chosen.provenance.method.options["rows"]
+    assert re.fullmatch(r"me/matched-set@[0-9a-f]{40}(:.*)?", option)
+    assert (
+        NeuronSelector("subset", rows=option).select(pool, extractor=extractor).indices.tolist()
+        == chosen.indices.tolist()
+    )
+    with pytest.raises(NeuronSelectError, match="me/none"):
+        NeuronSelector("matched-random", selection="me/none").select(pool, extractor=extractor)

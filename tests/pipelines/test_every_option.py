@@ -340,6 +340,7 @@ def test_an_option_that_moves_nothing(
 # ---------------------------------------------------------------------------------- methods' own options
 OWN = [(name, option) for name in METHODS.names() for option in options_of(METHODS[name])]
 VALUES = {("nait", "candidate"): "last", ("random", "seed"): 11, ("dsir", "min_words"): 15, ("zip-fit", "level"): 1,
+          ("ifd", "ratio"): "ppl",
           ("subset", "rows"): "{files}/half.jsonl", ("matched-random", "selection"): "{files}/picked-1",
           ("matched-random", "seed"): 11}  # fmt: skip
 # Options that a method cannot do without.

@@ -50,7 +50,7 @@ LINES = {
     "pool": Line("{files}/u.jsonl", record=("pool.id", "u.jsonl"), printed=("--pool", "u.jsonl")),
     "target": Line(("t={files}/u.jsonl",), record=("targets.t.source.id", "u.jsonl"), printed=("--target", "t=u.jsonl")),
     "method": Line("hidden", record=("method.name", "hidden"), printed=("--method", "hidden")),
-    "method_option": Line({"metric": "cosine"}, record=("method.options", {"metric": "cosine"}),
+    "method_option": Line({"metric": "cosine"}, record=("method.options", {"metric": "cosine", "centre": "none"}),
                           printed=("--method-option", "metric=cosine")),
     "ratio": Line(0.25, "picks", ("budget", {"ratio": 0.25}), ("--ratio", "0.25"), FREE),
     "k": Line(7, "picks", ("budget", {"k": 7}), ("--k", "7"), FREE),
