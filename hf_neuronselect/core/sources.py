@@ -183,5 +183,5 @@ def bundled_folder(commit: str | None) -> Path | None:
         return None
     if commit == f"content:{model_hash(bundled.MODEL)}":
         return bundled.MODEL
-    saes = (path for root in bundled.SAES for path in root.iterdir())
+    saes = (path for root in bundled.SAES for path in root.iterdir() if path.is_dir())
     return next((path for path in saes if f"content:{sae_hash(path)}" == commit), None)
