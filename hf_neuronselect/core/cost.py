@@ -156,9 +156,9 @@ class Meter:
     def add_rows(self, rows: int) -> None:
         self.rows += int(rows)
 
-    def add_request(self, money: float = 0.0) -> None:
-        """A call of an API, and its price in US dollars."""
-        self.requests += 1
+    def add_requests(self, requests: int, money: float = 0.0) -> None:
+        """Calls of an API, and their price in US dollars."""
+        self.requests += requests
         self.money += money
 
     def cost(self) -> Cost:

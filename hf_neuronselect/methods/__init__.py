@@ -10,6 +10,7 @@ A third party adds one in five lines::
 """
 
 from . import (
+    alpagasus,
     bm25,
     dsir,
     encoder,
@@ -34,6 +35,7 @@ from .base import METHODS, Method, PoolMethod, make_method, register_method, sig
 __all__ = ["METHODS", "Method", "PoolMethod", "make_method", "register_method", "signals_needed"]
 
 _ = (
+    alpagasus,
     bm25,
     dsir,
     encoder,

@@ -76,6 +76,10 @@ class Engine(ABC):
     def load(self, signals: Sequence[Signal], rank: int | None = None) -> None:  # noqa: B027 (nothing to load by default)
         """Load the weights that these signals need, unless they are there."""
 
+    def bill(self) -> tuple[int, float]:
+        """Requests of an API, and US dollars, since this was last called."""
+        return 0, 0.0
+
     @abstractmethod
     def compute(self, given: Any, signals: Sequence[Signal], rank: int | None = None) -> Computed:
         """The signals of rows that :meth:`read` has read, in one pass.

@@ -34,6 +34,7 @@ from . import (  # noqa: F401 (registers the signals and engines)
     activations,
     answers,
     encoder,
+    judge,
     loss,
     rating,
     text,
@@ -327,6 +328,7 @@ class NeuronFeatureExtractor:
             meter = meters[name]
             with meter.stage("compute"):
                 one = self.engine(name).compute(prepared.given[name], signals, rank)
+            meter.add_requests(*self.engine(name).bill())
             if name in running:
                 meter.add_rows(len(prepared))
                 meter.add_tokens(running[name])

@@ -164,8 +164,8 @@ def test_a_meter_measures_also_what_fails() -> None:
     with pytest.raises(ZeroDivisionError), meter.stage("compute"):
         1 / 0  # noqa: B018
     meter.add_rows(2)
-    meter.add_request(0.25)
-    meter.add_request(0.5)
+    meter.add_requests(1, 0.25)
+    meter.add_requests(1, 0.5)
     found = meter.cost().passes["p.3"]
     assert (found.engine, found.signals, found.rows, found.requests, found.money) == ("judge", ("quality",), 2, 2, 0.75)
     assert set(found.seconds) == {"compute"} and found.peak_bytes is not None and found.peak_bytes > 10**7
