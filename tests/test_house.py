@@ -30,7 +30,7 @@ FLOORS = [
 ]
 MAX_LINES = 450
 # Methods that carry the name of the signal they read, or of its engine; signals/ defines those names.
-SIGNAL_NAMES = {"mona", "nait", "polysemantic", "hidden", "routing", "encoder"}
+SIGNAL_NAMES = {"mona", "nait", "polysemantic", "hidden", "routing", "encoder", "bidirectional", "llm2vec"}
 # Where such a string may be: the default method, the tables of the bundled demo, a value of TRL's.
 NAMED_METHODS = {
     "core.configs": {"mona"},
@@ -39,9 +39,7 @@ NAMED_METHODS = {
     # The option and the record's field of this name; half of an SAE.
     "training.topk": {"encoder"},
     "models.encoders": {"encoder"},
-    "selection.capability": {"encoder"},
-    "hub.command": {"encoder"},
-    "hub.cards": {"encoder"},
+    "core.provenance": {"encoder"},
     "pipelines.demo": {"mona", "nait", "nait-contrast", "polysemantic", "hidden", "longest", "random"},
 }
 # Imports inside functions that may close a circle, with the reason.

@@ -338,6 +338,11 @@ class EncoderOptions(Options):
         "BAAI/bge-base-en-v1.5", "Text encoder of sentence-transformers, for methods that use one: folder or Hub id."
     )
     encoder_revision: str | None = opt(None, "Branch, tag or commit of the encoder.")
+    mntp_adapter: str | None = opt(
+        None,
+        "PEFT adapter trained with bidirectional attention (MNTP), which makes the model an encoder: folder or Hub id.",
+    )
+    mntp_revision: str | None = opt(None, "Branch, tag or commit of this adapter.")
 
 
 @dataclass(frozen=True, kw_only=True)

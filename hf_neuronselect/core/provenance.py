@@ -99,22 +99,33 @@ class MethodRecord:
     sources: dict[str, SourceRecord] = field(default_factory=dict)
 
 
+BESIDE = {"encoder": "encoder_revision", "mntp_adapter": "mntp_revision"}
+"""What some signals need besides model and SAE, as options and records name it, and the option of its revision."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtractionRecord:
     """How signals were computed.
 
     Attributes:
         model, sae, options: None where only the signals themselves were at hand. Options are resolved: a layer counts
-            from 0, dtype is not ``auto``. encoder: None where no signal needs one.
+            from 0, dtype is not ``auto``. encoder, mntp_adapter: None where no signal needs them.
         signals: signal -> its identity. doubts: what speaks against the SAE, a sentence each.
     """
 
     model: SourceRecord | None = None
     sae: SourceRecord | None = None
     encoder: SourceRecord | None = None
+    mntp_adapter: SourceRecord | None = None
     options: NumberOptions | None = None
     signals: dict[str, str] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+
+    @property
+    def beside(self) -> dict[str, SourceRecord]:
+        """What was used of :data:`BESIDE`."""
+        found = {name: getattr(self, name) for name in BESIDE}
+        return {name: source for name, source in found.items() if source is not None}
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def _extractor_facts(extractor: ExtractionRecord | None) -> dict[str, Any]:
     return {
         "model": _pinned(extractor.model),
         "SAE": _pinned(extractor.sae),
-        "encoder": _pinned(extractor.encoder),
+        **{name.replace("_", " "): _pinned(source) for name, source in extractor.beside.items()},
         "layer (0-based)": options.layer,
         "K": "the SAE's own" if options.top_k_features is None and extractor.sae else options.top_k_features,
         "pooled tokens": options.pool_tokens,
@@ -256,11 +256,7 @@ class CapabilityCard(CardTemplate):
             "knows_model": known,
             "local": [
                 (option, cell(source.id or ""))
-                for option, source in (
-                    ("model", extractor.model),
-                    ("sae", extractor.sae),
-                    ("encoder", extractor.encoder),
-                )
+                for option, source in {"model": extractor.model, "sae": extractor.sae, **extractor.beside}.items()
                 if source and not source.on_hub and not bundled_folder(source.commit)
             ],
         }

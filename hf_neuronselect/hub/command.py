@@ -10,7 +10,7 @@ from typing import Any
 from ..core.configs import CAPABILITY, SelectConfig
 from ..core.folders import FITTED
 from ..core.options import AUTO, flag_words
-from ..core.provenance import ExtractionRecord, Provenance, SourceRecord
+from ..core.provenance import BESIDE, ExtractionRecord, Provenance, SourceRecord
 from ..core.sources import bundled_folder
 from .markdown import PLACE
 
@@ -116,9 +116,10 @@ def _extraction(
                 # A model's or an SAE's id is a name of its own: its commit goes into another option.
                 values[option] = source.id if source.on_hub else spec(f"the {option}", source)
                 values[revision] = source.commit if source.on_hub else None
-    if (encoder := extractor.encoder) is not None and (alone or not encoder.on_hub):
-        values["encoder"] = encoder.id if encoder.on_hub else spec("the encoder", encoder)
-        values["encoder_revision"] = encoder.commit if encoder.on_hub else None
+    for option, source in extractor.beside.items():
+        if alone or not source.on_hub:
+            values[option] = source.id if source.on_hub else spec(f"the {option.replace('_', ' ')}", source)
+            values[BESIDE[option]] = source.commit if source.on_hub else None
     if alone and extractor.options is not None:
         values |= extractor.options.changed(moving=True)
     return values

@@ -10,7 +10,7 @@ import numpy as np
 from ..core.options import opt
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
-from .encoder import cosines
+from .embeddings import cosines
 from .pickers import BestFirst, Picker, RoundRobin
 
 

@@ -12,13 +12,14 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -151,6 +152,36 @@ def causal_lm_of(spec: ModelSpec, place: Place) -> Any:
     if key not in _WHOLE:
         _keep(_WHOLE, key, _load_model(spec, place, None))
     return _WHOLE[key]
+
+
+def adapted_decoder_of(spec: ModelSpec, adapter: Source, option: str, place: Place) -> nn.Module:
+    """The blocks of a model with a PEFT adapter on them, with the final norm, from the cache or loaded.
+
+    Args:
+        adapter: of the whole causal LM, or of its decoder alone, as the names of its tensors say. option: names it.
+
+    Raises:
+        NeuronSelectError: it does not fit, or the model is in memory, where it must stay as it is.
+    """
+    if spec.in_memory or spec.source.base is not None:
+        what = (
+            "is an adapter itself: name its base" if spec.source.base else "is in memory: save it, and name its folder"
+        )
+        raise NeuronSelectError(f"{what}, for the adapter to go on", option="model", value=spec.source.id)
+    key = (replace(spec, source=replace(adapter, base=spec.source)), str(place))
+    if key not in _WHOLE:
+        model = _load_model(spec, place, None)
+        path = fetched(adapter, "adapter_model.safetensors")
+        if path is None:
+            raise no_safetensors(adapter)  # PEFT would open the pickle
+        try:
+            with safe_open(path, "pt") as file:
+                whole = any(name.startswith("base_model.model.model.") for name in file.keys())  # noqa: SIM118
+        except SafetensorError as cause:
+            raise NeuronSelectError(f"cannot be read: {cause}", option=option, value=adapter.id) from cause
+        made = load_adapter(model if whole else find_decoder(model)[0], adapter, adapter.id, option)
+        _keep(_WHOLE, key, made.eval().requires_grad_(False))
+    return find_decoder(_WHOLE[key])[0]
 
 
 def _keep(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:

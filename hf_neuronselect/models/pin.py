@@ -63,6 +63,20 @@ def pin_model(name: str, *, revision: str | None, token: str | bool | None, opti
     return replace(source, base=base)
 
 
+def pin_adapter(name: str, *, revision: str | None, token: str | bool | None, option: str) -> Source:
+    """Pin a PEFT adapter that goes on a model named elsewhere.
+
+    Raises:
+        NeuronSelectError: it cannot be had, is no adapter, or is one of a kind that cannot be applied.
+    """
+    source = resolve(name, revision=revision, token=token, option=option, probe=("adapter_config.json",))
+    stated = _adapter_config(source, token, option)
+    if stated is None:
+        raise NeuronSelectError("is no PEFT adapter (it has no adapter_config.json)", option=option, value=name)
+    _check_applied(stated, source.id, option)
+    return source
+
+
 def _adapter_config(source: Source, token: str | bool | None, option: str) -> dict[str, Any] | None:
     """An adapter's configuration; None of a model that is none."""
     with hub_errors(option, source.id):

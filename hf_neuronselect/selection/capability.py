@@ -24,7 +24,7 @@ from ..core.folders import (
     read_capability,
 )
 from ..core.options import ExtractionOptions, check_names, part_of
-from ..core.provenance import CapabilityRecord, ExtractionRecord, SourceRecord
+from ..core.provenance import BESIDE, CapabilityRecord, ExtractionRecord, SourceRecord
 from ..core.seals import checksums, encode
 from ..core.sources import bundled_folder, hub_commit, hub_errors
 from ..core.writing import put
@@ -147,7 +147,7 @@ def make_extractor(
 
     Args:
         options: of :class:`~hf_neuronselect.core.options.ExtractionOptions`. ``device``, ``device_map`` and
-            ``batch_tokens`` are free; a local ``model``, ``sae`` or ``encoder`` must be named again; all others may be left out.
+            ``batch_tokens`` are free; a local ``model``, ``sae``, ``encoder`` or adapter must be named again; all others may be left out.
 
     Raises:
         NeuronSelectError: the model is not at hand, or an option contradicts the capability; both values are named.
@@ -160,8 +160,8 @@ def make_extractor(
     known = part_of(fitted.options, type(fitted.options)) | _named("model", "revision", fitted.model, options)
     if fitted.sae is not None:
         known |= _named("sae", "sae_revision", fitted.sae, options)
-    if fitted.encoder is not None:
-        known |= _named("encoder", "encoder_revision", fitted.encoder, options)
+    for option, source in fitted.beside.items():
+        known |= _named(option, BESIDE[option], source, options)
     given = {name: value for name, value in options.items() if value is not None}
     extractor = NeuronFeatureExtractor.from_options(ExtractionOptions(**known | given), features, token=token)
     _check_same(fitted, extraction_record(extractor, features), given)
@@ -169,7 +169,7 @@ def make_extractor(
 
 
 def _named(option: str, revision: str, source: SourceRecord, given: Mapping[str, object]) -> dict[str, str | None]:
-    """Model, SAE or encoder as options: at its commit on the Hub, bundled, or as given."""
+    """A model, SAE, encoder or adapter as options: at its commit on the Hub, bundled, or as given."""
     if given.get(option) is not None:
         return {}
     if source.on_hub:
@@ -183,7 +183,7 @@ def _named(option: str, revision: str, source: SourceRecord, given: Mapping[str,
 
 
 def _check_same(fitted: ExtractionRecord, made: ExtractionRecord, given: Mapping[str, object]) -> None:
-    for option in ("model", "sae", "encoder"):
+    for option in ("model", "sae", *BESIDE):
         before, now = getattr(fitted, option), getattr(made, option)
         if (before and before.pins) != (now and now.pins):
             known, found = (

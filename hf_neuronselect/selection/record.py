@@ -46,7 +46,7 @@ def extraction_record(extractor: NeuronFeatureExtractor, signals: Iterable[str |
     return ExtractionRecord(
         model=SourceRecord.of(extraction.model) if extraction.model else None,
         sae=SourceRecord.of(extraction.sae) if extraction.sae else None,
-        encoder=SourceRecord.of(extractor.encoder) if extractor.encoder else None,
+        **{name: SourceRecord.of(source) for name, source in extractor.beside.items()},
         options=NumberOptions(**part_of(extraction.options, NumberOptions)),
         signals={signal.name: extractor.identity(signal) for signal in signals_of(signals)},
         doubts=extractor.doubts,

@@ -37,12 +37,14 @@ class Signal(ABC):
     Class attributes:
         name: what methods ask for it by. engine: the engine that computes it.
         reads: extraction options that move its numbers, besides those of its engine.
+        sources: what it needs besides the model and its SAE, by the options that name it.
         stored: whether a store keeps it; False for what is cheaper to compute again.
     """
 
     name: str
     engine: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
+    sources: ClassVar[tuple[str, ...]] = ()
     stored: ClassVar[bool] = True
 
     @abstractmethod

@@ -43,6 +43,7 @@ class Embedding(Signal):
     name = "embedding"
     engine = "encoder"
     reads = ("encoder_window", "encoder_prompt")
+    sources = ("encoder",)
 
     def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
         return {"embedding": pa.list_(pa.float32())}

@@ -36,7 +36,7 @@ class Extraction:
     Attributes:
         options: ``layer`` counts from 0 and ``dtype`` is never ``auto``.
         model, sae: pinned. sae_site: what the SAE reads, e.g. ``layers.30 output``. sae_k: latents it keeps by itself.
-        encoder: pinned, if a signal is computed by a text encoder.
+        encoder, mntp_adapter: pinned, if a signal needs them.
         limits: of the model. doubts: what speaks against the SAE, a sentence each. sae_found: where it is, if none was named.
     """
 
@@ -46,6 +46,7 @@ class Extraction:
     sae_site: str | None = None
     sae_k: int | None = None
     encoder: Source | None = None
+    mntp_adapter: Source | None = None
     limits: Limits = Limits()
     doubts: tuple[str, ...] = ()
     sae_found: str = ""

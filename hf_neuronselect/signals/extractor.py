@@ -33,6 +33,7 @@ from ..rows.formats import Conversation, read_row, row_format, rows_of
 from . import (  # noqa: F401 (registers the signals and engines)
     activations,
     answers,
+    bidirectional,
     encoder,
     judge,
     loss,
@@ -176,10 +177,10 @@ class NeuronFeatureExtractor:
         return type(self)(self.extraction, features, self._engines)
 
     @property
-    def encoder(self) -> Source | None:
-        """Its text encoder, if a signal is computed by one."""
-        used = any(ENGINES[signal.engine].model_option == "encoder" for signal in self.signals)
-        return self.extraction.encoder if used else None
+    def beside(self) -> dict[str, Source]:
+        """What its signals need besides model and SAE, by option."""
+        names = dict.fromkeys(name for signal in self.signals for name in signal.sources)
+        return {name: source for name in names if (source := getattr(self.extraction, name)) is not None}
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -246,7 +247,7 @@ class NeuronFeatureExtractor:
     def __repr__(self) -> str:
         model = self.extraction.model.id if self.extraction.model else None
         sae = f", sae={self.extraction.sae.id!r}" if self.extraction.sae else ""
-        sae += f", encoder={self.encoder.id!r}" if self.encoder else ""
+        sae += "".join(f", {name}={source.id!r}" for name, source in self.beside.items())
         return f"NeuronFeatureExtractor({model!r}{sae}, features=[{', '.join(s.name for s in self.signals)}])"
 
     # -------------------------------------------------------------------------------- the callable

@@ -185,7 +185,7 @@ def test_an_encoder_on_the_hub_is_pinned(hub: Hub, folder: Path) -> None:
     first = hub.add("models", "me/encoder", files | {"pytorch_model.bin": b"never fetched"})
     HfApi().upload_file(repo_id="me/encoder", path_or_fileobj=b"later", path_in_repo="notes.txt")
     made = NeuronFeatureExtractor.from_pretrained(features=["embedding"], encoder="me/encoder", encoder_revision=first)
-    assert made.encoder is not None and made.encoder.commit == first
+    assert made.beside["encoder"].commit == first
     local = NeuronFeatureExtractor.from_pretrained(features=["embedding"], encoder=str(folder))
     np.testing.assert_allclose(embedded(made, TEXTS[:2]), embedded(local, TEXTS[:2]), atol=1e-6)
 

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
-from encoders import write_encoder
+from encoders import write_encoder, write_mntp
 from families import tiny_model, tiny_tokenizer
 from hub import Hub
 from huggingface_hub import HfApi
 from option_values import other
-from select_lines import ENCODER, LINES, LM, SAE, TEMPLATE, filled
+from select_lines import ENCODER, LINES, LM, MNTP, SAE, TEMPLATE, filled
 from tiny import chat, rows, write_sae
 
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelector
@@ -75,6 +75,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     tiny_tokenizer().save_pretrained(folder / "moe")
     for seed, name in enumerate(("embedder", "embedder-2")):
         write_encoder(folder / name, seed=seed)
+        write_mntp(folder / name.replace("embedder", "mntp"), folder / "model", seed)
     same = {"model": str(folder / "model"), "sae": str(folder / "sae")}
     extract(ExtractConfig(pool=str(folder / "pool.jsonl"), out=folder / "store", **same))
     for i, (name, k) in enumerate([("pool", 4), ("pool", 4), ("unspaced", 1)]):
@@ -89,12 +90,12 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def commits(hub: Hub, files: Path) -> dict[str, str]:
-    """The first commits of a model, an SAE and an encoder on the Hub; their newest have other weights."""
+    """The first commits of a model, an SAE, an encoder and an adapter on the Hub; their newest have other weights."""
     found = {}
-    for name, first, second in ((LM, "model", "model-2"), (SAE, "sae", "sae-2"), (ENCODER, "embedder", "embedder-2")):
+    for name, first in {LM: "model", SAE: "sae", ENCODER: "embedder", MNTP: "mntp"}.items():
         there = {path.relative_to(files / first): path for path in (files / first).rglob("*") if path.is_file()}
         found[name] = hub.add("models", name, {short.as_posix(): path.read_bytes() for short, path in there.items()})
-        HfApi().upload_folder(repo_id=name, folder_path=files / second)
+        HfApi().upload_folder(repo_id=name, folder_path=files / f"{first}-2")
     return found
 
 
@@ -173,7 +174,9 @@ def hashes(files: Path) -> dict[str, Path]:
         for path in files.glob("*.jsonl")
         for streaming in (False, True)
     }
-    found |= {f"content:{model_hash(files / name)}": files / name for name in ("model", "model-2", "moe")}
+    found |= {
+        f"content:{model_hash(files / name)}": files / name for name in ("model", "model-2", "moe", "mntp", "mntp-2")
+    }
     found |= {f"content:{sae_hash(files / name)}": files / name for name in ("sae", "sae-2")}
     found |= {f"content:{encoder_hash(files / name)}": files / name for name in ("embedder", "embedder-2")}
     found |= {
@@ -349,9 +352,11 @@ OF: dict[Any, dict[str, str]] = {
     "matched-random": {"selection": "{files}/picked-0"},
     ("matched-random", "seed"): {"selection": "{files}/picked-2"},  # of rows of one length
 }
-NEEDS = {"routing": {"model": "{files}/moe", "sae": None}, "encoder": {"encoder": "{files}/embedder"}}
+NEEDS = {"routing": {"model": "{files}/moe", "sae": None}, "encoder": {"encoder": "{files}/embedder"},
+         "llm2vec": {"mntp_adapter": "{files}/mntp"}}  # fmt: skip
 BESIDE = {
     ("encoder", "exemplars"): NEEDS["encoder"],
+    ("llm2vec", "exemplars"): NEEDS["llm2vec"],
     ("bm25", "unspaced"): {"pool": "{files}/unspaced.jsonl", "target": ("t={files}/v.jsonl",)},
     ("matched-random", "seed"): {"pool": "{files}/unspaced.jsonl"},
 }

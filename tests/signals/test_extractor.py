@@ -66,16 +66,18 @@ def test_pickle_holds_no_weights(extractor: NeuronFeatureExtractor, pool: Datase
     assert again.identities == extractor.identities and again.extraction == extractor.extraction
 
 
-ALL_SIGNALS = {"tokens", "mona", "polysemantic", "hidden", "nait", "nait_template", "answer_loss", "text", "embedding"}
+ALL_SIGNALS = {"tokens", "mona", "polysemantic", "hidden", "nait", "nait_template", "answer_loss", "text", "embedding",
+               "bidirectional", "llm2vec"}  # fmt: skip
 NO_LM = {"text", "embedding"}
-FORWARD = ALL_SIGNALS - {"answer_loss", *NO_LM}
+BOTH_WAYS = {"bidirectional", "llm2vec"}  # they read texts without a template
+FORWARD = ALL_SIGNALS - {"answer_loss", *NO_LM, *BOTH_WAYS}
 # Option -> a value other than the extractor's, and the signals whose numbers it moves. A new option needs a line here.
 MOVES: dict[str, tuple[object, set[str]]] = {
     "row_format": ("messages", ALL_SIGNALS),
     "columns": ({"text": "body"}, ALL_SIGNALS),
-    "chat_template": ("{{ messages }}", ALL_SIGNALS - NO_LM),
-    "max_length": (7, ALL_SIGNALS - NO_LM),
-    "truncation_side": ("left", ALL_SIGNALS - NO_LM),
+    "chat_template": ("{{ messages }}", ALL_SIGNALS - NO_LM - BOTH_WAYS),
+    "max_length": (7, ALL_SIGNALS - NO_LM - BOTH_WAYS),
+    "truncation_side": ("left", ALL_SIGNALS - NO_LM - BOTH_WAYS),
     "pool_tokens": ("user", FORWARD),
     "dtype": ("bfloat16", ALL_SIGNALS - NO_LM),
     "quantize": ("4bit", ALL_SIGNALS - NO_LM),
@@ -97,6 +99,8 @@ UNMOVED = {
     "sae_revision",
     "encoder",
     "encoder_revision",
+    "mntp_adapter",
+    "mntp_revision",
     "device",
     "device_map",
     "batch_tokens",
@@ -124,6 +128,7 @@ def test_every_option_moves_the_identities_of_its_signals_alone(extractor: Neuro
     assert changed(replace(extraction, sae=replace(extraction.sae, commit="content:2"))) == {"mona"}
     assert changed(replace(extraction, sae_site="layers.1 output")) == {"mona"}
     assert changed(replace(extraction, encoder=Source("encoder", "content:1", "/there"))) == {"embedding"}
+    assert changed(replace(extraction, mntp_adapter=Source("adapter", "content:1", "/there"))) == {"llm2vec"}
 
 
 def test_what_is_computed_beside_it_moves_no_identity(extractor: NeuronFeatureExtractor) -> None:

@@ -1,4 +1,4 @@
-"""A tiny text encoder in the format of sentence-transformers: a random BERT, mean pooling, unit length."""
+"""Tiny text encoders: a random BERT in the format of sentence-transformers, and an adapter as MNTP trains one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrainedTokenizerFast
+
+from hf_neuronselect.models.loading import quiet_peft
 
 WINDOW = 16
 WIDTH = 24
@@ -52,4 +55,13 @@ def write_encoder(
         (folder / path).mkdir(exist_ok=True)
     for name, values in files.items():
         (folder / name).write_text(json.dumps(values), encoding="utf-8")
+    return folder
+
+
+def write_mntp(folder: Path, model: Path, seed: int = 3) -> Path:
+    """Save a LoRA adapter of a causal LM with random weights."""
+    torch.manual_seed(seed)
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    with quiet_peft():
+        get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder)
     return folder

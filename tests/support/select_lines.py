@@ -10,7 +10,7 @@ from typing import Any
 from hf_neuronselect.core.configs import SelectConfig
 from hf_neuronselect.core.options import flag_words
 
-LM, SAE, ENCODER = "me/options-lm", "me/options-sae", "me/options-encoder"  # on the Hub
+LM, SAE, ENCODER, MNTP = "me/options-lm", "me/options-sae", "me/options-encoder", "me/options-mntp"  # on the Hub
 TEMPLATE = "{% for m in messages %}{{ m['role'] }} -> {{ m['content'] }}\n{% endfor %}"
 
 
@@ -37,6 +37,7 @@ class Line:
 NAIT, HIDDEN, FREE = {"method": "nait"}, {"method": "hidden"}, {"k": None}
 TWO = {"target": ("t={files}/t.jsonl", "u={files}/u.jsonl")}
 EMBEDDED = {"method": "encoder", "encoder": "{files}/embedder"}
+ADAPTED = {"method": "llm2vec", "mntp_adapter": "{files}/mntp", "sae": None}
 PUSHED = {"push_to_hub": "me/rows"}
 
 
@@ -74,6 +75,10 @@ LINES = {
     "encoder_revision": Line("{commit}", record=("extractor.encoder.commit", "{commit}"),
                              printed=("--encoder-revision", "{commit}"), beside=EMBEDDED | {"encoder": ENCODER},
                              hub=ENCODER),
+    "mntp_adapter": Line("{files}/mntp-2", record=("extractor.mntp_adapter.id", "mntp-2"),
+                         printed=("--mntp-adapter", "mntp-2"), beside=ADAPTED),
+    "mntp_revision": Line("{commit}", record=("extractor.mntp_adapter.commit", "{commit}"),
+                          printed=("--mntp-revision", "{commit}"), beside=ADAPTED | {"mntp_adapter": MNTP}, hub=MNTP),
     "encoder_window": of_extractor("encoder_window", 9, **EMBEDDED),
     "encoder_prompt": of_extractor("encoder_prompt", "the apple", **EMBEDDED),
     "dtype": of_extractor("dtype", "bfloat16"),
