@@ -101,7 +101,7 @@ def compressed(row: bytes, exemplars: Sequence[bytes], level: int) -> tuple[floa
     """
     longest = len(row) + max(map(len, exemplars))
     bits = next((bits for bits in range(9, 16) if longest <= (1 << bits) - _NEAR), 0)
-    if not bits or not level:
+    if not bits:
         sizes = [len(zlib.compress(row + text, level, -15)) for text in (b"", *exemplars)]
     else:
         first = zlib.compressobj(level, zlib.DEFLATED, -bits)

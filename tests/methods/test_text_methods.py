@@ -177,6 +177,16 @@ def test_bm25_selects_and_is_saved(tmp_path: Any) -> None:
     assert again.scores.equals(selection.scores)
 
 
+def test_held_out_exemplars_are_scored_only_where_the_method_can() -> None:
+    """bm25 knows the rows of its pool alone; dsir and zip-fit score any text."""
+    exemplars, pool = texts([f"row {i} has {i * i} apples" for i in range(10)]), texts([*POOL] * 30)
+    for name in ("bm25", "dsir", "zip-fit"):
+        selector = NeuronSelector(name).fit(exemplars)
+        assert set(selector.halves) == ({"target"} if name != "bm25" else set())
+        selection = selector.select(pool, k=1, exclude=())
+        assert (selection.provenance.targets["target"].hit is None) == (name == "bm25")
+
+
 def test_a_missing_library_is_named_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bm25s", None)
     fitted = "needs bm25s: pip install 'hf-neuronselect\\[rivals\\]'"
@@ -269,6 +279,7 @@ def test_dsir_draws_rows_by_their_weights() -> None:
     noise = scored("dsir", POOL, EXEMPLARS, 3) - scored("dsir", POOL, EXEMPLARS, gumbel=False)
     again = scored("dsir", POOL, EXEMPLARS) - scored("dsir", POOL, EXEMPLARS, gumbel=False)
     np.testing.assert_allclose(noise, again, atol=1e-9)
+    np.testing.assert_allclose(noise, -np.log(-np.log(uniform(0, np.arange(len(POOL))))), atol=1e-9)
     assert method.options["gumbel"] is True and len(np.unique(noise.round(6))) == len(POOL)
     assert not np.allclose(
         noise, scored("dsir", POOL, EXEMPLARS, seed=1) - scored("dsir", POOL, EXEMPLARS, gumbel=False)
