@@ -5,13 +5,14 @@ from .flags import command as command_of
 from .flags import note, say
 
 
-def _run(config: CompareConfig) -> None:
+def _run(config: CompareConfig) -> int:
+    """3 if a method did not run, and said why."""
     from ..pipelines.methods import check_methods
 
     check_methods(config)  # before torch is imported
     from ..pipelines.compare import compare
 
-    compare(config, say=say, note=note)
+    return 3 if compare(config, say=say, note=note).failed else 0
 
 
 command = command_of(CompareConfig, _run, section="compare")

@@ -157,7 +157,9 @@ class CompareConfig(KeepOptions, ExtractionOptions):
 
     pool: str = opt(help=POOL_HELP)
     target: tuple[str, ...] = opt((), EXEMPLARS_HELP, metavar="[NAME=]ROWS")
-    methods: str = opt("mona,random,longest", "Methods separated by commas; name(option=value,...) sets options.")
+    methods: str = opt(
+        "mona,random,longest", "Methods separated by commas, or all; name(option=value,...) sets options."
+    )
     draws: int = opt(1, "Draws of each method that has a seed; the table shows their mean.", minimum=1, moves=False)
     related: dict[str, str] = opt(
         default_factory=dict,

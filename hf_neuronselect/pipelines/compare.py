@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from ..selection.selection import Selection
 from ..signals.base import signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
+from .failures import Failures
 from .job import Job, check_rows, share_pass
 from .methods import Chosen, methods_of
 from .parts import Say, extractor_of, load_named, named_specs, quiet
@@ -42,23 +43,27 @@ class Line:
         base_rate: share of the pool's rows from related sources. overlap: Jaccard index with the first method's rows.
         seconds: fitting, scoring and picking, without the shared pass over the pool.
         stand_in: the model that ran in the place of the method's own; such a line is left out of ranks and advice.
+        reason: why the method did not run; "" if it did.
     """
 
     method: str
     target: str
-    rows: int
-    precision: float | None
-    base_rate: float | None
-    precision_95: float | None
-    overlap: float
-    picked_tokens: float | None
-    pool_tokens: float | None
-    seconds: float
+    rows: int = 0
+    precision: float | None = None
+    base_rate: float | None = None
+    precision_95: float | None = None
+    overlap: float | None = None
+    picked_tokens: float | None = None
+    pool_tokens: float | None = None
+    seconds: float | None = None
     draws: int = 1
     stand_in: str = ""
+    reason: str = ""
 
     def cells(self) -> tuple[str, ...]:
         name = f"{self.method} (stand-in: {self.stand_in})" if self.stand_in else self.method
+        if self.reason:
+            return (name, self.target, "did not run", *[""] * (len(HEADER) - 3))
         name = name if self.draws == 1 else f"{name} (mean of {self.draws} draws)"
         return (
             name,
@@ -72,6 +77,13 @@ class Line:
             _number(self.pool_tokens, 0),
             _number(self.seconds, 2),
         )
+
+    def short(self) -> str:
+        """One line as soon as a method is done."""
+        if self.reason:
+            return f"{self.method} on {self.target} did not run: {self.reason}"
+        precision = "" if self.precision is None else f", precision {self.precision:.2f}"
+        return f"{self.method} on {self.target}: {self.rows} rows{precision}, {self.seconds:.1f} s"
 
 
 HEADER = ("method", "target", "rows", "precision", "95th pct", "base rate", "overlap", "picked tokens", "pool tokens",
@@ -96,9 +108,17 @@ class Comparison:
     store: FeatureStore | None = None
     pass_seconds: float = 0.0
 
+    @property
+    def failed(self) -> list[Line]:
+        """Methods that did not run."""
+        return [line for line in self.lines if line.reason]
+
     def table(self, target: str | None = None) -> str:
-        """The lines, or those of one target, as text."""
-        return text_table(HEADER, [line.cells() for line in self.lines if target in (None, line.target)])
+        """The lines, or those of one target, as text; below them, why methods did not run."""
+        lines = [line for line in self.lines if target in (None, line.target)]
+        return "\n".join(
+            [text_table(HEADER, [line.cells() for line in lines]), *(one.short() for one in lines if one.reason)]
+        )
 
     def write(self, folder: Path) -> None:
         """``compare.csv`` and ``compare.md``."""
@@ -108,7 +128,8 @@ class Comparison:
             writer.writerows(asdict(line) for line in self.lines)
         rows = [HEADER, ("---", "---", *["--:"] * (len(HEADER) - 2)), *(line.cells() for line in self.lines)]
         text = "\n".join(f"| {' | '.join(shown(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
-        (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
+        reasons = "".join(f"\n- {shown(line.short())}" for line in self.failed)
+        (folder / "compare.md").write_text(f"{text}\n{reasons and reasons + chr(10)}", encoding="utf-8")
 
 
 def compare(config: CompareConfig, *, say: Say = quiet, note: Say = quiet) -> Comparison:
@@ -133,6 +154,9 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet) -> Compa
 
     Args:
         work: folder for the shared store, unless ``config.features`` names one. The result reads it.
+
+    Raises:
+        NeuronSelectError: as :func:`compare`. A method that cannot run is a line with the reason, if another one can.
     """
     methods = methods_of(config.methods, config.seed)
     specs = named_specs(config.target, "target")
@@ -146,33 +170,80 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet) -> Compa
     sources = _sources(rows.data, config) if related else None
     targets = load_named(specs, "target", config.columns.values())
     check_rows([rows, *targets.values()], config)
-    signals = list(dict.fromkeys(signal for chosen in methods for signal in chosen.signals))
-    extractor = extractor_of(config, signals, note)
+    failures = Failures()
+    able: list[Chosen] = []
+    for chosen in methods:
+        with failures.noted(chosen.label):
+            chosen.method.check()
+            able.append(chosen)
+    failures.check(able)
+    try:
+        extractor, featured = _read_exemplars(able, targets, config, note)
+    except NeuronSelectError:
+        able = _able(able, targets, config, failures)
+        extractor, featured = _read_exemplars(able, targets, config, note)
     found = Comparison(extractor, rows.data)
-    fitting = [signal for chosen in methods for signal in signals_of(chosen.exemplar_signals) if signal.stored]
-    featured = {name: _with_signals(part, extractor.with_features(fitting)) for name, part in targets.items()}
     found.exemplars = {name: part.data for name, part in featured.items() if isinstance(part.data, Dataset)}
-    jobs = {
-        (chosen.label, name): _job(chosen, rows, {name: part}, extractor)
-        for chosen in methods
-        for name, part in featured.items()
-    }
+    jobs: dict[tuple[str, str], Job] = {}
+    for chosen in able:
+        for name, part in featured.items():
+            with failures.noted(chosen.label, name):
+                job = _job(chosen, rows, {name: part}, extractor)
+                job.fit()
+                jobs[chosen.label, name] = job
+    failures.check(jobs)
     started = time.perf_counter()
     share_pass(list(jobs.values()), config.features or work, say=note)
     found.pass_seconds = time.perf_counter() - started
     found.store = next((job.store for job in jobs.values() if job.store is not None), None)
     if config.exclude:
-        leakage = {name: jobs[methods[0].label, name].fit().leakage for name in featured}
-        marks = mark_pool(rows.data, leakage, config)
+        marks = mark_pool(rows.data, {name: job.selector.leakage for (_, name), job in jobs.items()}, config)
         for (_, name), job in jobs.items():
             job.marks = marks[name]
     for name, part in featured.items():
+        firsts: list[Selection] = []
         for chosen in methods:
-            draws = _draws(jobs[chosen.label, name], {name: part}, config)
-            found.selections[chosen.label, name] = draws[0][0]
-            first = found.selections[methods[0].label, name]
-            found.lines.append(_line(chosen, name, draws, first, sources, related.get(name), extractor))
+            line = Line(chosen.label, name)
+            if (chosen.label, name) in jobs:
+                with failures.noted(chosen.label, name):
+                    draws = _draws(jobs[chosen.label, name], {name: part}, config)
+                    firsts.append(draws[0][0])
+                    found.selections[chosen.label, name] = draws[0][0]
+                    line = _line(chosen, name, draws, firsts[0], sources, related.get(name), extractor)
+            found.lines.append(replace(line, reason=failures.reason(chosen.label, name)))
+            note(found.lines[-1].short())
+    failures.check(found.selections)
     return found
+
+
+def _able(
+    methods: Sequence[Chosen], targets: Mapping[str, Rows], config: CompareConfig, failures: Failures
+) -> list[Chosen]:
+    """The methods whose signals can be computed, tried on one exemplar of each target.
+
+    Raises:
+        NeuronSelectError: there are none.
+    """
+    first = {name: Rows(part.data.select([0]), part.about) for name, part in targets.items()
+             if isinstance(part.data, Dataset)}  # fmt: skip
+    found = []
+    for chosen in methods:
+        with failures.noted(chosen.label):
+            _read_exemplars([chosen], first, config, quiet)
+            found.append(chosen)
+    failures.check(found)
+    return found
+
+
+def _read_exemplars(
+    methods: Sequence[Chosen], targets: Mapping[str, Rows], config: CompareConfig, note: Say
+) -> tuple[NeuronFeatureExtractor, dict[str, Rows]]:
+    """The extractor of all methods, and exemplars with their signals."""
+    signals = list(dict.fromkeys(signal for chosen in methods for signal in chosen.signals))
+    extractor = extractor_of(config, signals, note)
+    stored = [signal for chosen in methods for signal in signals_of(chosen.exemplar_signals) if signal.stored]
+    reading = extractor.with_features(stored)
+    return extractor, {name: _with_signals(part, reading) for name, part in targets.items()}
 
 
 def slug(label: str) -> str:

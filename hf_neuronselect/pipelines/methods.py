@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ..selection.selector import NeuronSelector
 
 
+ALL = "all"
+
+
 @dataclass(frozen=True)
 class Chosen:
     """A method with its options.
@@ -79,12 +82,19 @@ def method_of(name: str, options: Mapping[str, Any], seed: int, *, label: str = 
 def methods_of(text: str, seed: int) -> list[Chosen]:
     """Methods as ``compare`` takes them: ``mona,nait(normalize=true,direction=mean),subset:rows.jsonl``.
 
+    ``all`` is every method but those that need rows or a selection of the user's.
+
     Raises:
         NeuronSelectError: not of that form, a method named twice, or as :func:`method_of`.
     """
     found: dict[str, Chosen] = {}
     for part in re.split(r",(?![^(]*\))", text):
         label = part.strip()
+        if label == ALL:
+            for name in METHODS.names():
+                if not METHODS[name].source_option:
+                    found.setdefault(name, method_of(name, {}, seed))
+            continue
         match = re.fullmatch(r"([\w.-]+(?::[^()]+)?)(?:\((.*)\))?", label)
         if match is None:
             raise NeuronSelectError("must be names, or name(option=value,...), separated by commas", option="methods",
@@ -107,8 +117,8 @@ def check_methods(config: TargetOptions | ExtractConfig | CompareConfig) -> None
     chosen: list[Chosen] = []
     if isinstance(config, ExtractConfig):  # reads signals alone
         methods_to_extract(config)
-    elif isinstance(config, CompareConfig):
-        chosen = methods_of(config.methods, config.seed)
+    elif isinstance(config, CompareConfig):  # which says of a method that cannot run why
+        methods_of(config.methods, config.seed)
     elif not any(CAPABILITY in target for target in config.target):  # a capability has a method of its own
         chosen = [method_of(config.method, config.method_option, 0)]
     for one in chosen:

@@ -12,6 +12,7 @@ import pytest
 from tiny import rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, Selection
+from hf_neuronselect.cli.compare import _run
 from hf_neuronselect.core.configs import CompareConfig, SelectConfig
 from hf_neuronselect.pipelines.compare import Comparison, compare, slug
 from hf_neuronselect.pipelines.methods import methods_of
@@ -105,6 +106,34 @@ def test_again_into_the_same_folder_and_from_a_store(
     assert not (tmp_path / "out" / "features").exists()
     made = first.lines[0]
     assert made.precision is None and made.base_rate is None and made.pool_tokens
+
+
+def test_a_method_that_cannot_run_is_a_line_with_its_reason(
+    options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others go on; of one exemplar alone nait fails, of both targets routing, for this model has no experts."""
+    folder = Path(options["pool"]).parent
+    rows(1, seed=3).to_json(folder / "one.jsonl")
+    targets = (options["target"][0], f"one={folder / 'one.jsonl'}")
+    given = options | {"target": targets, "k": 8, "methods": "hidden,nait,routing", "out": tmp_path / "o"}
+    assert _run(CompareConfig(**given)) == 3
+    table = list(csv.DictReader((tmp_path / "o" / "compare.csv").open()))
+    reasons = {(line["method"], line["target"]): line["reason"] for line in table}
+    assert {key for key, reason in reasons.items() if not reason} == {("hidden", "a"), ("hidden", "one"), ("nait", "a")}
+    assert "at least 2 exemplars" in reasons["nait", "one"]
+    assert all("no mixture-of-experts" in reasons["routing", target] for target in ("a", "one"))
+    for text in (capsys.readouterr().out, (tmp_path / "o" / "compare.md").read_text()):
+        assert text.count("routing on one did not run: ") == 1 and "no mixture-of-experts" in text
+    assert not (tmp_path / "o" / "routing").exists()
+    assert len(Selection.from_pretrained(tmp_path / "o" / "nait" / "a")) == 8
+    with pytest.raises(NeuronSelectError, match="no mixture-of-experts"):  # nothing else is left
+        compared(options, tmp_path / "p", methods="routing")
+
+
+def test_all_methods() -> None:
+    names = [one.label for one in methods_of("random(seed=3), all", 0)]
+    assert names[0] == "random(seed=3)" and {"mona", "nait", "bm25", "encoder", "random"} <= set(names)
+    assert not {"subset", "matched-random"} & set(names), "these need rows or a selection"
 
 
 @pytest.mark.parametrize(
