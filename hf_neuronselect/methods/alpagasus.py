@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..signals.judge import Mark
 
 PAPERS, API = "gpt-3.5-turbo", "https://api.openai.com/v1"
-LINE = 16
+LINE = 6
 """Tokens that a local judge says: only the first line counts."""
 _TASK = (
     "You check examples that an assistant is trained on. Below are an instruction, with its input if it has one, and a "
@@ -62,10 +62,12 @@ class AlpaGasus(Method):
         from ..models.judge import LOCAL, JudgeSpec  # heavy
         from ..models.pin import pin_named
 
-        local = self.at == LOCAL
+        if self.at == LOCAL:
+            model = pin_named(self.judge, "judge")
+            return JudgeSpec(model.id, LOCAL, model=model, begin="Mark:", max_tokens=LINE)
         return JudgeSpec(
-            self.judge, self.at, self.key, pin_named(self.judge, "judge") if local else None, LINE if local else 256,
-            self.tries, self.timeout, self.concurrency, self.price_in, self.price_out,
+            self.judge, self.at, self.key, max_tokens=256, tries=self.tries, timeout=self.timeout,
+            concurrency=self.concurrency, price_in=self.price_in, price_out=self.price_out,
         )  # fmt: skip
 
     @property

@@ -9,7 +9,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -25,6 +25,8 @@ from ..core.sources import Source
 HUB, LOCAL = "hub", "local"
 LONGEST_WAIT = 60.0
 """Seconds waited at most between two tries."""
+LOCAL_ROWS = 8
+"""Rows that a local judge answers at once."""
 GIVE_UP = 20
 """Rows that are refused before any is answered, after which something else must be wrong."""
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
@@ -46,7 +48,7 @@ class JudgeSpec:
     Attributes:
         name: the model's name at the URL, its Hub id, or (``at=local``) a folder or Hub id. at: ``hub`` (a provider of the
             Hub), ``local``, or the base URL of an API like OpenAI's. key: environment variable with that API's key.
-        model: of a local one, pinned.
+        model: of a local one, pinned. begin: what its answers are made to begin with, since small models talk around a mark.
         max_tokens: of an answer. tries: of a request that fails. timeout: seconds of one. concurrency: requests at once.
         price_in, price_out: US dollars a million tokens, of prompts and of answers.
     """
@@ -55,6 +57,7 @@ class JudgeSpec:
     at: str
     key: str = "OPENAI_API_KEY"
     model: Source | None = None
+    begin: str = ""
     max_tokens: int = 256
     tries: int = 6
     timeout: float = 60.0
@@ -66,7 +69,7 @@ class JudgeSpec:
     def identity(self) -> list[str | int]:
         """What moves an answer."""
         if self.model is not None:
-            return [LOCAL, self.model.key, self.max_tokens]
+            return [LOCAL, self.model.key, self.max_tokens, self.begin]
         return [self.at.rstrip("/"), self.name, self.max_tokens]
 
     def check(self) -> None:
@@ -129,7 +132,7 @@ class Judge:
     """
 
     spec: JudgeSpec
-    client: _Client | None = None
+    client: _Client | _Local | None = None
     sleep: Callable[[float], None] = time.sleep
     requests: int = 0
     money: float = 0.0
@@ -197,7 +200,12 @@ class Judge:
         new = {key: one for key, one in zip(keys, asked, strict=True) if key not in kept}
         problems: dict[str, str] = {}
         if new:
-            self.client = self.client or _client(self.spec)
+            self.client = self.client or (_Local(self.spec) if self.spec.at == LOCAL else _Api(self.spec))
+            if isinstance(self.client, _Local):
+                for key, text in self.client.replies(new):
+                    self._keep(key, text)
+                    done(new[key])
+                return [Answer(kept[key], asked=key in new) for key in keys]
             stop = threading.Event()
 
             def one(item: tuple[str, Messages]) -> None:
@@ -215,7 +223,7 @@ class Judge:
                         stop.set()
                         raise self._failed(f"refuses every row ({problem.removeprefix('error: ')})")
 
-            pool = ThreadPoolExecutor(1 if self.spec.at == LOCAL else self.spec.concurrency, "judge")
+            pool = ThreadPoolExecutor(self.spec.concurrency, "judge")
             try:
                 for messages, _ in zip(new.values(), pool.map(one, list(new.items())), strict=True):
                     done(messages)
@@ -230,7 +238,7 @@ class Judge:
         Raises:
             NeuronSelectError: no answer can be had.
         """
-        assert self.client is not None
+        assert self.client is not None and not isinstance(self.client, _Local)
         why = ""
         for nth in range(self.spec.tries):
             if stop.is_set():
@@ -310,28 +318,37 @@ class _Local:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = "bfloat16" if device.type == "cuda" else "float32"
         self.model, self.tokenizer = causal_lm_of(ModelSpec(spec.model, dtype), device), tokenizer_of(spec.model)
-        self.max_tokens = spec.max_tokens
+        self.max_tokens, self.begin = spec.max_tokens, spec.begin
 
-    def reply(self, messages: Messages) -> str:
+    def replies(self, asked: Mapping[str, Messages]) -> Iterator[tuple[str, str]]:
+        """Key and answer of each, the longest questions first."""
         import torch
 
+        encoded = {key: self._ids(messages) for key, messages in asked.items()}
+        keys = sorted(encoded, key=lambda key: -len(encoded[key]))
+        for batch in (keys[start : start + LOCAL_ROWS] for start in range(0, len(keys), LOCAL_ROWS)):
+            width = len(encoded[batch[0]])
+            ids = torch.zeros((len(batch), width), dtype=torch.int64)
+            mask = torch.zeros_like(ids)
+            for i, key in enumerate(batch):  # padded on the left: answers begin at one position
+                ids[i, width - len(encoded[key]) :] = torch.tensor(encoded[key])
+                mask[i, width - len(encoded[key]) :] = 1
+            with torch.no_grad():
+                out = self.model.generate(
+                    input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device), do_sample=False,
+                    max_new_tokens=self.max_tokens, temperature=None, top_p=None, top_k=None,
+                    pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+                )  # fmt: skip
+            for key, said in zip(batch, out[:, width:], strict=True):
+                yield key, self.begin + str(self.tokenizer.decode(said, skip_special_tokens=True))
+
+    def _ids(self, messages: Messages) -> list[int]:
         turns = [dict(one) for one in messages]
         if self.tokenizer.chat_template:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         else:
             text = "".join(f"<|{turn['role']}|>\n{turn['content']}\n" for turn in turns) + "<|assistant|>\n"
-        ids = torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"]], device=self.model.device)
-        with torch.no_grad():
-            out = self.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=self.max_tokens,
-                temperature=None, top_p=None, top_k=None,
-                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-            )  # fmt: skip
-        return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
-
-
-def _client(spec: JudgeSpec) -> _Client:
-    return _Local(spec) if spec.at == LOCAL else _Api(spec)
+        return list(self.tokenizer(text + self.begin, add_special_tokens=False)["input_ids"])
 
 
 def read_mark(answer: str, most: float = 5.0) -> float | None:

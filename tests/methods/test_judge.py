@@ -21,7 +21,7 @@ from hf_neuronselect.core import digests
 from hf_neuronselect.core.options import ExtractionOptions
 from hf_neuronselect.core.provenance import plain
 from hf_neuronselect.methods import make_method
-from hf_neuronselect.models.judge import Judge, JudgeSpec, read_mark
+from hf_neuronselect.models.judge import Answer, Judge, JudgeSpec, read_mark
 
 KEY = "sk-hidden-123"
 
@@ -198,7 +198,11 @@ def test_a_local_judge(tiny_folder: Path, server: ChatServer) -> None:
     judge = Judge(selector.method.signals[0].judge)
     (answer,) = judge.ask([[{"role": "user", "content": "Hi"}]])
     assert answer.asked and isinstance(answer.text, str)
-    assert judge.ask([[{"role": "user", "content": "Hi"}]])[0].text == answer.text
+    assert judge.ask([[{"role": "user", "content": "Hi"}]])[0] == Answer(answer.text)
+    # the same beside longer questions
+    judge.file.unlink()
+    asked = [[{"role": "user", "content": text}] for text in ("A longer one", "Hi", "Why?" * 9)]
+    assert Judge(judge.spec).ask(asked)[1].text == answer.text
     assert not server.asked
     assert selector.method.stand_in(None) == "model"
 
