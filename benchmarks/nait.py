@@ -70,6 +70,8 @@ def main() -> None:
     parser.add_argument("--sae", default=None)
     parser.add_argument("--label", help="name of the record")
     parser.add_argument("--rows", type=int, default=None, help="random rows of the pool; default all")
+    parser.add_argument("--among", type=int, default=None, help="measured: the rows of a run with so many --rows")
+    parser.add_argument("--store", default=None, help="label of a run with the same options, whose signals are read")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--max-length", type=int, default=768)
     parser.add_argument("--pool-tokens", default="all")
@@ -85,17 +87,20 @@ def main() -> None:
     warnings.simplefilter("ignore", NeuronSelectWarning)
     pool = load_rows(str(args.data / "pool.jsonl.gz"))
     assert isinstance(pool.data, Dataset)
-    rows = pool.data
+    rows, among = pool.data, np.ones(len(pool.data), dtype=bool)
     if args.rows is not None:
-        rows = rows.select(np.sort(np.random.default_rng(SEED).permutation(len(rows))[: args.rows]))
+        order = np.random.default_rng(SEED).permutation(len(rows))[: args.rows]
+        rows = rows.select(np.sort(order))
+        among = np.isin(np.sort(order), order[: args.among])
     given: dict[str, Any] = {} if args.model is None else {"model": args.model, "dtype": args.dtype, "sae": args.sae}
     extractor = make_extractor(given, args)
     readings = READINGS | (OF_SAE if extractor.extraction.sae else {})
     signals = [*SIGNALS, *(["mona"] if extractor.extraction.sae else [])]
     extractor = extractor.with_features(signals)
-    write_store(rows, extractor, args.work / args.label, pool_about={})
+    write_store(rows, extractor, args.work / (args.store or args.label), pool_about={})
     write_json(
-        HERE / f"nait_{args.label}.json", measure(args, rows, FeatureStore(args.work / args.label), extractor, readings)
+        HERE / f"nait_{args.label}.json",
+        measure(args, rows, among, FeatureStore(args.work / (args.store or args.label)), extractor, readings),
     )
 
 
@@ -118,14 +123,14 @@ def make_extractor(given: dict[str, Any], args: argparse.Namespace) -> NeuronFea
 
 
 def measure(
-    args: argparse.Namespace, rows: Dataset, store: FeatureStore, extractor: NeuronFeatureExtractor,
+    args: argparse.Namespace, rows: Dataset, among: np.ndarray, store: FeatureStore, extractor: NeuronFeatureExtractor,
     readings: dict[str, tuple[str, dict[str, Any]]],
 ) -> dict[str, Any]:  # fmt: skip
     related = json.loads((HERE / "related_sources.json").read_text())
     source = np.asarray(rows["source"])
     first = np.asarray([first_word(messages) for messages in rows["messages"]])
     found: dict[str, Any] = {
-        "label": args.label, "model": extractor.extraction.spec.source.id, "rows": len(rows), "dtype": args.dtype,
+        "label": args.label, "model": extractor.extraction.spec.source.id, "rows": int(among.sum()), "dtype": args.dtype,
         "max_length": args.max_length, "pool_tokens": args.pool_tokens, "system_turn": not args.no_system,
         "machine": machine(torch.device("cpu")), "targets": {},
     }  # fmt: skip
@@ -133,18 +138,21 @@ def measure(
         right = np.isin(source, sources)
         exemplars = load_rows(str(args.data / "targets" / f"{target}.jsonl.gz"), option="target").data
         featured = exemplars.map(
-            extractor, batched=True, batch_size=100, cache_file_name=str(args.work / f"{args.label}-{target}.arrow")
+            extractor,
+            batched=True,
+            batch_size=100,
+            cache_file_name=str(args.work / f"{args.store or args.label}-{target}.arrow"),
         )
         random = [NeuronSelector("random", seed=seed) for seed in range(DRAWS)]
-        table: dict[str, Any] = {"base rate": float(right.mean())}
+        table: dict[str, Any] = {"base rate": float(right[among].mean())}
         for ratio in RATIOS:
-            shares = [share(one.select(rows, ratio=ratio, features=store), right) for one in random]
+            shares = [share(one.select(rows, ratio=ratio, features=store), right, among, ratio) for one in random]
             table[f"random at {ratio:.0%}"] = {"mean": float(np.mean(shares)), "95th": float(np.percentile(shares, 95))}
         words = Counter(first_word(messages) for messages in exemplars["messages"])
         word, times = words.most_common(1)[0]
         table["first word"] = {"word": word, "share of exemplars": times / len(exemplars),
                                "share of pool": float((first == word).mean()),
-                               "base rate of rows with other first words": float(right[~np.isin(first, list(words))].mean())}  # fmt: skip
+                               "base rate of rows with other first words": float(right[among & ~np.isin(first, list(words))].mean())}  # fmt: skip
         for label, (method, options) in readings.items():
             try:
                 selector = NeuronSelector(method, **options).fit({target: featured})
@@ -155,11 +163,13 @@ def measure(
             record = picks[RATIOS[0]].provenance.targets.get(target)
             same = np.isin(first[picks[RATIOS[0]].indices], list(words))
             table[label] = {
-                **{f"{ratio:.0%}": share(one, right) for ratio, one in picks.items()},
+                **{f"{ratio:.0%}": share(one, right, among, ratio) for ratio, one in picks.items()},
                 "mean_tokens": picks[RATIOS[0]].provenance.tokens.selected_mean,
                 "hit": record.hit if record else None,
                 "picks with an exemplar's first word": float(same.mean()),
-                "other first words at 5%": precision_of(picks[RATIOS[0]], ~np.isin(first, list(words)), right),
+                "other first words at 5%": share(
+                    picks[RATIOS[0]], right, among & ~np.isin(first, list(words)), RATIOS[0]
+                ),
                 "doubts": list(record.doubts) if record else [],
             }
         found["targets"][target] = table
@@ -172,17 +182,12 @@ def first_word(messages: list[dict[str, Any]]) -> str:
     return ((messages[0]["content"] or "").split() or [""])[0]
 
 
-def precision_of(selection: Selection, among: np.ndarray, right: np.ndarray) -> float:
-    """Precision of the best 5 % among some of the rows, by the scores of a selection from all."""
-    scores = selection.scores.column("score").to_numpy()
-    excluded = np.asarray(selection.scores.column("excluded").to_pylist(), dtype=object)
-    rows = np.flatnonzero(among & (excluded == None) & np.isfinite(scores))  # noqa: E711 (elementwise)
-    best = rows[np.argsort(-scores[rows], kind="stable")[: round(RATIOS[0] * int(among.sum()))]]
+def share(selection: Selection, right: np.ndarray, among: np.ndarray, ratio: float) -> float:
+    """Precision of the first picks among some of the rows, in the order of a selection from all."""
+    rank = selection.scores.column("rank").to_numpy(zero_copy_only=False)  # NaN: cannot be picked
+    rows = np.flatnonzero(among & np.isfinite(rank))
+    best = rows[np.argsort(rank[rows], kind="stable")[: round(ratio * int(among.sum()))]]
     return float(right[best].mean())
-
-
-def share(selection: Selection, right: np.ndarray) -> float:
-    return float(right[selection.indices].mean())
 
 
 def as_markdown(record: dict[str, Any]) -> list[str]:
