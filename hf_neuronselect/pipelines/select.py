@@ -13,6 +13,7 @@ from ..hub.push import check_write_access, push_folder
 from ..rows.load import load_rows
 from ..selection.selection import Selection
 from ..selection.selector import NeuronSelector
+from ..signals.base import signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .job import Job, check_pick, check_rows, open_capability
@@ -38,8 +39,9 @@ def select(config: SelectConfig, *, say: Say = quiet, note: Say = quiet) -> Sele
 
 
 def extractor_for(config: SelectConfig, job: Job, signals: Sequence[str], note: Say) -> NeuronFeatureExtractor:
-    """The extractor that a saved capability was fitted with, or else one made from the options."""
-    if job.capability is None or not job.chosen.method.needs_target:
+    """The extractor that a saved capability was fitted with, if it matters, or else one made from the options."""
+    texts_alone = not any(signal.stored for signal in signals_of(signals))
+    if job.capability is None or not job.chosen.method.needs_target or texts_alone:
         return extractor_of(config, signals, note)
     given = {name: getattr(config, name) for name in config.given if name in options_of(ExtractionOptions)}
     return job.capability.make_extractor(**given)

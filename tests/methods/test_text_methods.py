@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ from hf_neuronselect import (
     NeuronSelectWarning,
     Selection,
 )
-from hf_neuronselect.core.configs import FitConfig
+from hf_neuronselect.core.configs import CompareConfig, FitConfig, SelectConfig
 from hf_neuronselect.methods import PoolMethod, make_method
 from hf_neuronselect.methods.bm25 import terms_of
 from hf_neuronselect.methods.random import uniform
 from hf_neuronselect.pipelines.fit import fit
+from hf_neuronselect.pipelines.methods import check_methods
+from hf_neuronselect.pipelines.select import select
 from hf_neuronselect.signals.columns import RowBatch
 from hf_neuronselect.signals.forward import ForwardEngine
 
@@ -177,6 +180,18 @@ def test_bm25_selects_and_is_saved(tmp_path: Any) -> None:
     assert again.scores.equals(selection.scores)
 
 
+@pytest.mark.parametrize("name", ["bm25", "dsir"])
+def test_a_capability_of_texts_needs_no_model(name: str, tmp_path: Any) -> None:
+    """Fitted in Python without an extractor, or on the command line with a model that is not here any more."""
+    texts(POOL).to_json(tmp_path / "pool.jsonl")
+    fitted = NeuronSelector(name).fit(texts(EXEMPLARS))
+    fitted.save_pretrained(tmp_path / "cap")
+    config: Any = {"pool": str(tmp_path / "pool.jsonl"), "target": (f"capability:{tmp_path / 'cap'}",), "k": 3}
+    found = select(SelectConfig(**config, out=tmp_path / "out"))
+    assert found.indices.tolist() == fitted.select(texts(POOL), k=3).indices.tolist()
+    assert found.provenance.method.name == name
+
+
 def test_held_out_exemplars_are_scored_only_where_the_method_can() -> None:
     """bm25 knows the rows of its pool alone; dsir and zip-fit score any text."""
     exemplars, pool = texts([f"row {i} has {i * i} apples" for i in range(10)]), texts([*POOL] * 30)
@@ -199,11 +214,6 @@ def test_a_missing_library_is_named_first(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_missing_library_is_named_before_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pathlib import Path
-
-    from hf_neuronselect.core.configs import CompareConfig, SelectConfig
-    from hf_neuronselect.pipelines.methods import check_methods
-
     monkeypatch.setitem(sys.modules, "bm25s", None)
     for config in (
         SelectConfig(pool="p", out=Path("o"), method="bm25"),
