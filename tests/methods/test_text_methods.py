@@ -25,7 +25,7 @@ from hf_neuronselect import (
     NeuronSelectWarning,
     Selection,
 )
-from hf_neuronselect.core.configs import CompareConfig, FitConfig, SelectConfig
+from hf_neuronselect.core.configs import FitConfig, SelectConfig
 from hf_neuronselect.methods import PoolMethod, make_method
 from hf_neuronselect.methods.bm25 import terms_of
 from hf_neuronselect.methods.random import uniform
@@ -215,10 +215,7 @@ def test_a_missing_library_is_named_first(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_missing_library_is_named_before_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bm25s", None)
-    for config in (
-        SelectConfig(pool="p", out=Path("o"), method="bm25"),
-        CompareConfig(pool="p", out=Path("o"), methods="random,bm25(queries=max)"),
-    ):
+    for config in (SelectConfig(pool="p", out=Path("o"), method="bm25"), FitConfig(out=Path("o"), method="bm25")):
         with pytest.raises(NeuronSelectError, match="needs bm25s: pip install"):
             check_methods(config)
 
