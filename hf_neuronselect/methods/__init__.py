@@ -12,6 +12,7 @@ A third party adds one in five lines::
 from . import (
     alpagasus,
     bm25,
+    deita,
     dsir,
     encoder,
     full,
@@ -38,6 +39,7 @@ __all__ = ["METHODS", "Method", "PoolMethod", "make_method", "register_method", 
 _ = (
     alpagasus,
     bm25,
+    deita,
     dsir,
     encoder,
     full,

@@ -34,7 +34,7 @@ BATCH_ROWS = 2000
 _UNREADABLE = (pa.ArrowException, CastError, DatasetGenerationError, UnicodeDecodeError, EOFError, OSError, zlib.error,
                lzma.LZMAError)  # fmt: skip
 _DEFAULT = Extraction(ExtractionOptions())  # names of columns are the same for all options
-_COMPACT = re.compile(r"\w+_on_[0-9a-f]{16}")
+_COMPACT = re.compile(r"\w+_on_[0-9a-f]{16}(_indices|_values)?")
 
 
 def column_names(signal: Signal) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,10 @@ class RatingSignal(Signal):
     def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
         return {self.name: pa.list_(pa.float32())}
 
+    def columns(self, values: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
+        """Its columns from each row's :meth:`value`."""
+        return {self.name: values}
+
     def numbers(self, extraction: Extraction) -> Mapping[str, Any]:
         return {
             "scorer": None if self.model is None else self.model.key,
@@ -130,6 +135,57 @@ class Ratings(RatingSignal):
         return softmax(logits).ravel()
 
 
+class TurnScores(RatingSignal):
+    """What a scorer thinks of each question, or of each question with its answer (DEITA, arXiv 2312.15685): sparse.
+
+    The mean of the ratings 1 to 6 by their shares behind one prompt a turn; turn numbers are the indices.
+
+    Args:
+        form: the prompt that the scorer was trained on, with ``{question}`` and, if it reads it, ``{answer}``. behind: its end.
+    """
+
+    name = "turns"
+    words = ("1", "2", "3", "4", "5", "6")
+
+    def __init__(self, model: Source, option: str, form: str, behind: str) -> None:
+        self.text, self.behind = form, behind  # type: ignore[misc]
+        super().__init__(model, option)
+        self.name = f"turns_on_{digest([model.key, form, behind])}"
+
+    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
+        return {f"{self.name}_indices": pa.list_(pa.int32()), f"{self.name}_values": pa.list_(pa.float32())}
+
+    def columns(self, values: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
+        turns = [np.arange(len(row), dtype=np.int32) for row in values]
+        return {f"{self.name}_indices": turns, f"{self.name}_values": values}
+
+    def form(self) -> list[str]:
+        return [self.text]
+
+    def questions(self, conversation: Conversation) -> list[Question]:
+        # a text may hold braces: nothing is formatted twice
+        parts = re.split(r"(\{question\}|\{answer\})", self.text)
+        return [
+            Question("".join({"{question}": asked, "{answer}": said}.get(part, part) for part in parts), (self.behind,))
+            for asked, said in pairs(conversation)
+        ]
+
+    def value(self, logits: np.ndarray) -> np.ndarray:
+        return np.asarray(softmax(logits) @ np.arange(1.0, 1 + len(self.words)))
+
+
+def pairs(conversation: Conversation) -> list[tuple[str, str]]:
+    """Questions and answers: an assistant turn with text, and the user turns since the one before it."""
+    found, asked = [], []
+    for turn in conversation.messages:
+        if turn["role"] == "user":
+            asked.append(turn["content"])
+        elif turn["role"] == "assistant" and turn["content"].strip() and any(one.strip() for one in asked):
+            found.append(("\n".join(asked), turn["content"]))
+            asked = []
+    return found
+
+
 @register_engine
 class RatingEngine(Engine):
     """Runs the whole model over prompts about each row."""
@@ -181,7 +237,8 @@ class RatingEngine(Engine):
                     column[i] = values
                 else:
                     reasons[i] = "error: a rating is not finite; try dtype float32"
-            columns[signal.name], skips[signal.name] = column, reasons
+            columns |= signal.columns(column)
+            skips[signal.name] = reasons
         return Computed(columns, skips)
 
 
@@ -242,12 +299,19 @@ class _Reader:
 
     def _prompt(self, question: Question) -> Prompt:
         """Text and endings are tokenised apart; of a long row so much is kept that the endings fit behind it."""
-        ids = self.tokenizer(question.text, truncation=False, verbose=False)["input_ids"]
-        if ids and ids[-1] == self.tokenizer.eos_token_id:
-            ids = ids[:-1]
+        if len(question.endings) == 1:
+            whole = self._ids(question.text + question.endings[0])
+            if len(whole) <= self.most:  # as it is, since some tokenizers begin a text in their own way
+                return Prompt(np.asarray(whole, np.int64), (np.zeros(0, np.int64),))
+        ids = self._ids(question.text)
         endings = [
             self.tokenizer(ending, add_special_tokens=False, verbose=False)["input_ids"] for ending in question.endings
         ]
         room = max(1, self.most - max(map(len, endings)))
         ids = ids[:room] if self.options.truncation_side == "right" else ids[-room:]
         return Prompt(np.asarray(ids, np.int64), tuple(np.asarray(ending, np.int64) for ending in endings))
+
+    def _ids(self, text: str) -> list[int]:
+        """Tokens from the beginning, without an end that a tokenizer adds."""
+        ids = list(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids

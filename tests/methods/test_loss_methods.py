@@ -14,8 +14,10 @@ from datasets import Dataset, Split
 from datasets.splits import SplitDict, SplitInfo
 from families import tiny_model, tiny_tokenizer
 from tiny import chat
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector
+from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning
+from hf_neuronselect.core.options import ExtractionOptions
 from hf_neuronselect.core.provenance import plain
 from hf_neuronselect.methods import make_method
 from hf_neuronselect.models.next_token import word_ids
@@ -166,3 +168,90 @@ def test_selectit_says_what_is_wrong_with_its_models() -> None:
             make_method("selectit", options)
     with pytest.raises(NeuronSelectError, match="no such"):
         make_method("selectit", {"model_2": "./nowhere"}).check()
+
+
+# ------------------------------------------------------------------------------------------ deita
+def two_scorers(folder: Path) -> dict[str, str]:
+    """Two models with one tokenizer, saved."""
+    for name, blocks in (("good", 2), ("hard", 3)):
+        tiny_model("llama", max_position_embeddings=1024, num_hidden_layers=blocks).save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
+    return {"quality_scorer": str(folder / "good"), "complexity_scorer": str(folder / "hard")}
+
+
+def slow_mean_rating(folder: Path, prompt: str) -> float:
+    """Ratings 1 to 6 by their shares behind a prompt, in float64."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    words = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in "123456"]
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1].double()[words]
+    raised = [math.exp(x - max(logits.tolist())) for x in logits.tolist()]
+    return sum((k + 1) * x for k, x in enumerate(raised)) / sum(raised)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 4096])
+def test_deita_multiplies_two_scorers_over_the_turns(batch_tokens: int, tmp_path: Path) -> None:
+    scorers = two_scorers(tmp_path)
+    talks = [
+        [("why", "so")],
+        [("a {answer} of", "braces"), ("and", "more")],
+        [("x", "y"), ("hm", "z z"), ("k", "l")],
+    ]
+    rows = [[turn for q, a in talk for turn in chat(q, a)] for talk in talks]
+    rows[0].insert(0, {"role": "system", "content": "be brief"})
+    rows.insert(1, [{"role": "user", "content": "nobody answers"}])
+    selector = NeuronSelector("deita", **scorers)
+    extractor = NeuronFeatureExtractor.from_options(
+        ExtractionOptions(batch_tokens=batch_tokens), selector.method.signals
+    )
+    pool = Dataset.from_list([{"messages": turns} for turns in rows])
+    with pytest.warns(NeuronSelectWarning, match="k=10000 is more than the 3 rows"):
+        selection = selector.select(pool, extractor=extractor)
+    got = selection.scores.column("score").to_numpy(zero_copy_only=False)
+    assert math.isnan(got[1])
+    for score, talk in zip(np.delete(got, 1), talks, strict=True):
+        want = 0.0
+        for q, a in talk:
+            good = (
+                "You are a helpful assistant. Please identify the quality score of the Response corresponding to the "
+                f"Question. \n #Question#:\n{q}\n#Response#:\n{a} \n##Quality: "
+            )
+            hard = (
+                "You are a helpful assistant. Please identify the complexity score of the following user query. \n"
+                f"##Query: {q}  \n##Complexity: "
+            )
+            want += slow_mean_rating(tmp_path / "good", good) * slow_mean_rating(tmp_path / "hard", hard)
+        assert score == pytest.approx(want, rel=1e-5)
+    assert selector.method.stand_in(extractor.extraction) == "good, hard"
+    record = selection.provenance
+    assert record.method.options == {"quality_scorer": "good", "complexity_scorer": "hard"}
+    assert record.method.sources["quality_scorer"].commit.startswith("content:")
+
+
+def test_a_long_row_keeps_what_is_asked_of_it(tmp_path: Path) -> None:
+    """Of a question beyond max_length the end is cut, not the words that ask for a rating."""
+    method = make_method("deita", two_scorers(tmp_path))
+    options = ExtractionOptions(max_length=160)
+    extractor = NeuronFeatureExtractor.from_options(options, method.signals)
+    pool = Dataset.from_list([{"messages": chat("w" * n, "a" * n)} for n in (300, 400, 3)])
+    got = extractor(pool[:])
+    quality = got[f"{method.signals[0].name}_values"]
+    assert got["neuron_skip"] == [""] * 3
+    assert quality[0] == pytest.approx(quality[1]) and quality[0] != pytest.approx(quality[2])
+
+
+def test_another_scorer_is_another_signal(tmp_path: Path) -> None:
+    scorers = two_scorers(tmp_path)
+    one = make_method("deita", scorers).signals
+    other = make_method("deita", scorers | {"quality_scorer": scorers["complexity_scorer"]}).signals
+    assert one[0].name != other[0].name and one[1].name == other[1].name
+    extractor = NeuronFeatureExtractor.from_options(ExtractionOptions(), one)
+    model = NeuronFeatureExtractor.from_options(ExtractionOptions(model=scorers["quality_scorer"]), one)
+    assert extractor.identity(one[1]) == model.identity(one[1])  # the extraction's own model moves nothing
+
+
+def test_deitas_own_scorers_are_the_default_and_missed_first() -> None:
+    with pytest.raises(NeuronSelectError, match="HF_HUB_OFFLINE is set") as error:
+        make_method("deita", {}).check()
+    assert error.value.option == "quality_scorer" and error.value.value == "hkust-nlp/deita-quality-scorer"
