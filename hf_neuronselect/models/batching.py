@@ -36,6 +36,15 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray]:
     return batches
 
 
+def auto_budget(device: torch.device, inner: int) -> int:
+    """Padded tokens a batch; on a CPU as many as keep an MLP's activations in the caches (1-2 M elements, measured).
+
+    Args:
+        inner: neurons of an MLP.
+    """
+    return 32768 if device.type != "cpu" else max(512, min(4096, (1 << 20) // inner))
+
+
 @dataclass(frozen=True)
 class MarkedTokens:
     """Some tokens of each row of a batch.

@@ -15,7 +15,7 @@ from torch import nn
 from ..core import progress
 from ..core.errors import NeuronSelectError
 from ..models.backbone import find_decoder
-from ..models.batching import TokenBatch, plan_batches
+from ..models.batching import TokenBatch, auto_budget, plan_batches
 from ..models.bidirectional import check_family, check_lifted, encode
 from ..models.loading import adapted_decoder_of, causal_lm_of, tokenizer_of
 from ..models.pin import pin_adapter
@@ -29,7 +29,6 @@ from .forward import place_of
 WORDS, TOKENS = 400, 512
 """Of a row's text the encoder reads this many words, and of them this many tokens, special ones included: the authors'."""
 _FIRST_WORDS = re.compile(rf"\s*(?:\S+\s+){{0,{WORDS - 1}}}\S+")
-_BATCH_TOKENS = 4096
 
 
 class BidirectionalSignal(Signal):
@@ -117,13 +116,13 @@ class BidirectionalEngine(Engine):
         for signal in signals:
             self._decoder(signal, rank)
 
-    def _decoder(self, signal: Signal, rank: int | None) -> nn.Module:
+    def _decoder(self, signal: Signal, rank: int | None) -> Any:
         """The model's blocks and final norm, its mask seen to be lifted."""
         extraction, place = self.extraction, place_of(self.extraction, rank)
         if isinstance(signal, Llm2Vec):
             if extraction.mntp_adapter is None:
                 raise NeuronSelectError("name an adapter: this needs one", option="mntp_adapter")
-            decoder = adapted_decoder_of(extraction.spec, extraction.mntp_adapter, "mntp_adapter", place)
+            decoder: Any = adapted_decoder_of(extraction.spec, extraction.mntp_adapter, "mntp_adapter", place)
         else:
             decoder = find_decoder(causal_lm_of(extraction.spec, place))[0]
         if id(decoder) not in self._checked:
@@ -145,7 +144,8 @@ class BidirectionalEngine(Engine):
             reasons = [sample.skip for sample in samples]
             usable = [i for i, skip in enumerate(reasons) if not skip]
             lengths = [len(samples[i].input_ids) for i in usable]
-            for plan in plan_batches(lengths, _BATCH_TOKENS if asked == "auto" else int(asked)):
+            inner = decoder.config.get_text_config().intermediate_size
+            for plan in plan_batches(lengths, auto_budget(device, inner) if asked == "auto" else int(asked)):
                 chosen = [usable[j] for j in plan]
                 batch = TokenBatch.of([samples[i] for i in chosen], 0, device)
                 vectors = _means(decoder, batch)

@@ -15,7 +15,7 @@ import torch
 from ..core import progress
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..models.backbone import Backbone, Observer
-from ..models.batching import TokenBatch, plan_batches
+from ..models.batching import TokenBatch, auto_budget, plan_batches
 from ..models.loading import Place, backbone_of, sae_on, tokenizer_of
 from ..models.sae import Site, SparseAutoencoder
 from ..rows.encode import Sample, SampleEncoder
@@ -229,7 +229,8 @@ class ForwardEngine(Engine):
     def token_budget(self, backbone: Backbone) -> int:
         """Padded tokens of a batch: what was asked for, what fits the machine, or less once memory ran out."""
         asked = self.extraction.options.batch_tokens
-        return self._budget or (_auto_budget(backbone) if asked == "auto" else int(asked))
+        width = getattr(backbone.config.get_text_config(), "intermediate_size", None) or 4 * backbone.hidden_size
+        return self._budget or (auto_budget(backbone.device, width) if asked == "auto" else int(asked))
 
     # ------------------------------------------------------------------------------------ loading
     def loaded(
@@ -286,14 +287,6 @@ def blanks(kind: pa.DataType, rows: int) -> list[np.ndarray]:
 
 def _plain(kind: pa.DataType) -> bool:
     return not pa.types.is_list(kind)
-
-
-def _auto_budget(backbone: Backbone) -> int:
-    """Padded tokens a batch; on a CPU as many as keep an MLP's activations in the caches (1-2 M elements, measured)."""
-    if backbone.device.type != "cpu":
-        return 32768
-    width = getattr(backbone.config.get_text_config(), "intermediate_size", None) or 4 * backbone.hidden_size
-    return max(512, min(4096, (1 << 20) // width))
 
 
 def _out_of_memory(cause: BaseException) -> bool:
