@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -113,28 +113,26 @@ class Bm25(PoolMethod):
         """``rows``, ascending, and their ``scores``."""
         import bm25s
 
-        known = {_hashed(term): number for term, number in state.known.items()}
-        rows = np.asarray(state.rows, np.int64)
-        if not known:
-            return {name: {"rows": rows, "scores": np.zeros(len(rows))} for name in targets}
         logging.getLogger("bm25s").setLevel(logging.INFO)  # it says each step otherwise
-        index = bm25s.BM25(method="lucene", k1=K1, b=B, dtype="float64")
-        index.index((state.terms, state.known), show_progress=False)
-        return {name: {"rows": rows, "scores": self._scores(index, known, target)} for name, target in targets.items()}
-
-    def _scores(self, index: Any, known: Mapping[int, int], target: Target) -> np.ndarray:
-        if known.keys().isdisjoint(target["terms"].tolist()):
-            warnings.warn(
-                f"no word of the exemplars is in the pool, so {self.name} scores every row 0: are they of another language?",
-                NeuronSelectWarning,
-                stacklevel=2,
-            )
-        found = []
-        for query in np.split(target["terms"], np.cumsum(target["lengths"])[:-1]):
-            if len(query):
-                numbers = [known[term] for term in query.tolist() if term in known]
-                found.append(index.get_scores_from_ids(numbers))
-        return np.mean(found, axis=0) if self.queries == "mean" else np.max(found, axis=0)
+        known = {_hashed(term): number for term, number in state.known.items()}
+        rows, index = np.asarray(state.rows, np.int64), bm25s.BM25(method="lucene", k1=K1, b=B, dtype="float64")
+        if known:
+            index.index((state.terms, state.known), show_progress=False)
+        found = {}
+        for name, target in targets.items():
+            queries = np.split(target["terms"], np.cumsum(target["lengths"])[:-1])
+            numbers = [[known[term] for term in query.tolist() if term in known] for query in queries if len(query)]
+            if not any(numbers):
+                warnings.warn(
+                    f"no word of the exemplars is in the pool, so {self.name} scores every row 0: are they of another "
+                    "language?",
+                    NeuronSelectWarning,
+                    stacklevel=2,
+                )
+            table = [index.get_scores_from_ids(query) if query else np.zeros(len(rows)) for query in numbers]
+            scores = np.mean(table, axis=0) if self.queries == "mean" else np.max(table, axis=0)
+            found[name] = {"rows": rows, "scores": scores}
+        return found
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         return target["scores"][np.searchsorted(target["rows"], rows.index)]

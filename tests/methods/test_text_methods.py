@@ -32,6 +32,7 @@ from hf_neuronselect.methods.random import uniform
 from hf_neuronselect.pipelines.fit import fit
 from hf_neuronselect.pipelines.methods import check_methods
 from hf_neuronselect.pipelines.select import select
+from hf_neuronselect.rows.formats import Conversation
 from hf_neuronselect.signals.columns import RowBatch
 from hf_neuronselect.signals.forward import ForwardEngine
 
@@ -67,6 +68,19 @@ def scored(name: str, pool: Sequence[str], exemplars: Sequence[str], size: int =
 
 def texts(rows: Sequence[str]) -> Dataset:
     return Dataset.from_dict({"text": list(rows)})
+
+
+# ------------------------------------------------------------------------------------- their signals
+def test_words_of_a_row_are_its_turns_without_roles() -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Köln"}}}
+    row = Conversation([
+        {"role": "user", "content": "How warm is it?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "21"},
+    ])  # fmt: skip
+    assert row.words().splitlines()[::2] == ["How warm is it?", "21"]
+    assert "Köln" in row.words() and "user" not in row.words()
+    assert Conversation(text="user: x").words() == "user: x"
 
 
 # -------------------------------------------------------------------------------------------- bm25
@@ -160,6 +174,8 @@ def test_bm25_doubts_what_it_cannot_split() -> None:
         scored("bm25", POOL, ["cat", "?!"])
     with pytest.warns(NeuronSelectWarning, match="no word of the exemplars is in the pool"):
         assert not scored("bm25", POOL, ["Katze"]).any()
+    with pytest.warns(NeuronSelectWarning, match="no word of the exemplars is in the pool"):
+        assert scored("bm25", ["...", "?"], ["cat"]).tolist() == [0, 0]
 
 
 def test_bm25_keeps_no_text() -> None:
