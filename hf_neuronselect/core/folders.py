@@ -48,7 +48,10 @@ SAE_WORK = "unfinished"
 SAE = FolderKind(  # of other blocks, too: they stay
     "an SAE folder", ("*/sae.safetensors",), begun=SAE_WORK, again="download or train it again"
 )
-COMPARISON = FolderKind("a comparison's folder", ("compare.csv",), "method,target,rows", ("compare.md",))
+COMPARISON_STORE = "signals"
+COMPARISON = FolderKind(
+    "a comparison's folder", ("compare.csv",), "method,target,rows", ("compare.md",), begun=f"{COMPARISON_STORE}/manifest.json"
+)  # fmt: skip
 DEMO = FolderKind("a demo folder", ("report.html",), "<title>neuronselect demo", ("profiles.png", "pool.parquet"))
 RUN = FolderKind("a run's folder", ("run.json",), '"steps"', again="name another folder")
 # A store whose manifest was lost is restored from its shards.

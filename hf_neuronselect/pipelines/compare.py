@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from datasets import Dataset, concatenate_datasets
 from ..core import bundled
 from ..core.configs import CAPABILITY, CompareConfig
 from ..core.errors import NeuronSelectError
-from ..core.folders import COMPARISON
+from ..core.folders import COMPARISON, COMPARISON_STORE, SELECTION_RECORD
+from ..core.provenance import Budget
 from ..core.text import shown
 from ..core.writing import reserve, writing
 from ..explain.report import text_table
@@ -121,7 +122,11 @@ class Comparison:
         )
 
     def write(self, folder: Path) -> None:
-        """``compare.csv`` and ``compare.md``."""
+        """``compare.csv`` and ``compare.md``, with the lines so far."""
+        with writing(folder, COMPARISON) as new:
+            self._write(new)
+
+    def _write(self, folder: Path) -> None:
         with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, [one.name for one in fields(Line)])
             writer.writeheader()
@@ -135,25 +140,25 @@ class Comparison:
 def compare(config: CompareConfig, *, say: Say = quiet, note: Say = quiet) -> Comparison:
     """Compare methods; writes a selection folder for each method and target, ``compare.csv`` and ``compare.md``.
 
+    The pool's signals stay in the folder ``signals``, unless ``config.features`` names another store: run again, it computes
+    what is missing, and makes only the selections that are not there or that would be others.
+
     Raises:
         NeuronSelectError: bad input; what can be known before the pool is read is refused before a model is loaded.
     """
-    with reserve(config.out, COMPARISON), tempfile.TemporaryDirectory(prefix="neuronselect-") as work:
-        found = compare_in(Path(work), config, note=note)
-        with writing(config.out, COMPARISON) as new:
-            for (method, target), selection in found.selections.items():
-                selection.save_pretrained(config.out / slug(method) / target)
-            found.write(new)
+    with reserve(config.out, COMPARISON):
+        found = compare_in(config.out / COMPARISON_STORE, config, note=note, keep=True)
     say(found.table())
     say(f"-> {config.out}")
     return found
 
 
-def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet) -> Comparison:
-    """Compare methods, without writing selections.
+def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bool = False) -> Comparison:
+    """Compare methods; writes nothing but the store, unless asked to.
 
     Args:
         work: folder for the shared store, unless ``config.features`` names one. The result reads it.
+        keep: write selections and tables to ``config.out`` as they are made, and take selections that are there already.
 
     Raises:
         NeuronSelectError: as :func:`compare`. A method that cannot run is a line with the reason, if another one can.
@@ -200,18 +205,23 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet) -> Compa
         marks = mark_pool(rows.data, {name: job.selector.leakage for (_, name), job in jobs.items()}, config)
         for (_, name), job in jobs.items():
             job.marks = marks[name]
+    if keep:
+        found.write(config.out)
     for name, part in featured.items():
         firsts: list[Selection] = []
         for chosen in methods:
             line = Line(chosen.label, name)
             if (chosen.label, name) in jobs:
                 with failures.noted(chosen.label, name):
-                    draws = _draws(jobs[chosen.label, name], {name: part}, config)
+                    folder = config.out / slug(chosen.label) / name if keep else None
+                    draws = _draws(jobs[chosen.label, name], {name: part}, config, folder)
                     firsts.append(draws[0][0])
                     found.selections[chosen.label, name] = draws[0][0]
                     line = _line(chosen, name, draws, firsts[0], sources, related.get(name), extractor)
             found.lines.append(replace(line, reason=failures.reason(chosen.label, name)))
             note(found.lines[-1].short())
+            if keep:
+                found.write(config.out)
     failures.check(found.selections)
     return found
 
@@ -255,9 +265,11 @@ def _job(chosen: Chosen, rows: Rows, targets: Mapping[str, Rows], extractor: Neu
     return Job(chosen, rows, targets, extractor=extractor.with_features(chosen.signals))
 
 
-def _draws(job: Job, targets: Mapping[str, Rows], config: CompareConfig) -> list[tuple[Selection, float]]:
-    """Selections and seconds: one, or one a seed."""
-    found = []
+def _draws(
+    job: Job, targets: Mapping[str, Rows], config: CompareConfig, folder: Path | None
+) -> list[tuple[Selection, float]]:
+    """Selections and seconds: one, or one a seed. The first is kept in a folder, or taken from there."""
+    found: list[tuple[Selection, float]] = []
     for seed in range(config.seed, config.seed + (config.draws if job.chosen.draws else 1)):
         started = time.perf_counter()
         if seed != config.seed:
@@ -265,8 +277,40 @@ def _draws(job: Job, targets: Mapping[str, Rows], config: CompareConfig) -> list
             again = _job(job.chosen.with_seed(seed), job.rows, targets, job.extractor)
             again.store, again.marks = job.store, job.marks
             job = again
-        found.append((job.select(config), time.perf_counter() - started))
+        before = None if folder is None or found else made_before(job, config, folder)
+        selection = before or job.select(config)
+        timing = selection.provenance.timing
+        found.append((selection, timing.seconds if before else time.perf_counter() - started))
+        if folder is not None and before is None and len(found) == 1:
+            selection.save_pretrained(folder)
     return found
+
+
+def made_before(job: Job, config: CompareConfig, folder: Path) -> Selection | None:
+    """The selection in a folder, if the job would make the same: of these rows, exemplars, signals and options."""
+    if not (folder / SELECTION_RECORD).is_file():
+        return None
+    try:
+        selection = Selection.from_pretrained(folder)
+    except NeuronSelectError:  # damaged: made again
+        return None
+    made, selector = selection.provenance, job.fit()
+    asked = (config.ratio, config.k, config.threshold, config.max_tokens)
+    budget = job.chosen.method.default_budget if asked == (None,) * 4 else Budget(*asked)
+    sources = {name: rows.source for name, rows in job.targets.items()}
+    same = (
+        made.pool.commit is not None
+        and made.pool.pins == job.rows.source.pins
+        and all(source.commit is not None for source in sources.values())
+        and {name: one.source and one.source.pins for name, one in made.targets.items()}
+        == {name: source.pins for name, source in sources.items()}
+        and made.method == selector.about().method
+        and made.budget == budget
+        and made.exclude == tuple(config.exclude)
+        and (made.extractor.signals if made.extractor else {}) == selector.extraction_of(job.extractor).signals
+        and made.packages["hf-neuronselect"] == version("hf-neuronselect")
+    )
+    return selection if same else None
 
 
 def _line(

@@ -125,7 +125,7 @@ class NeuronSelector(PushToHub):
             for signal in (*signals_of(self.method.signals), *self.compact_signals()):
                 if signal.stored:
                     self.identities.setdefault(signal.name, self.extractor.identity(signal))
-        self.extraction = self._extraction(self.extractor)
+        self.extraction = self.extraction_of(self.extractor)
         passes = sum(cost.total_seconds for cost in self.cost.passes.values())
         self.cost = self.cost.merge(Cost(fit_seconds=round(time.perf_counter() - started - passes, 6)))
         return self
@@ -165,7 +165,7 @@ class NeuronSelector(PushToHub):
             self.halves |= Halves.of(name, method, exemplars)
         return fitted
 
-    def _extraction(self, extractor: NeuronFeatureExtractor | None) -> ExtractionRecord:
+    def extraction_of(self, extractor: NeuronFeatureExtractor | None) -> ExtractionRecord:
         """How the method's signals are computed, as far as known."""
         if extractor is not None:
             stored = [signal for signal in signals_of(self.method.signals) if signal.stored]
@@ -353,7 +353,7 @@ class NeuronSelector(PushToHub):
             aggregate=aggregate if several else None,
             weights=weights if several and aggregate == "weighted" else None,
             exclude=exclude,
-            extractor=self._extraction(extractor) if extractor or self.extraction.signals else None,
+            extractor=self.extraction_of(extractor) if extractor or self.extraction.signals else None,
             tally=tally,
             lengths=selection.picked_lengths(),
             selected=len(selection),

@@ -15,6 +15,7 @@ from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, Selection
 from hf_neuronselect.cli.compare import _run
 from hf_neuronselect.core.configs import CompareConfig, SelectConfig
 from hf_neuronselect.pipelines.compare import Comparison, compare, slug
+from hf_neuronselect.pipelines.job import Job
 from hf_neuronselect.pipelines.methods import methods_of
 from hf_neuronselect.pipelines.select import select
 
@@ -134,6 +135,47 @@ def test_all_methods() -> None:
     names = [one.label for one in methods_of("random(seed=3), all", 0)]
     assert names[0] == "random(seed=3)" and {"mona", "nait", "bm25", "encoder", "random"} <= set(names)
     assert not {"subset", "matched-random"} & set(names), "these need rows or a selection"
+
+
+def test_run_again_it_makes_only_what_is_missing(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between two methods, it goes on there; other rows, options or exemplars are other selections."""
+    made: list[tuple[str, str]] = []
+    before = Job.select
+
+    def select(job: Job, options: Any) -> Selection:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append((job.chosen.label, next(iter(job.targets))))
+        return before(job, options)
+
+    monkeypatch.setattr(Job, "select", select)
+    with pytest.raises(KeyboardInterrupt):
+        compared(options, tmp_path / "out", methods="mona,hidden", k=8)
+    assert made == [("mona", "a"), ("hidden", "a")]
+    assert len((tmp_path / "out" / "compare.csv").read_text().splitlines()) == 3, "what is done so far"
+
+    def again(**more: Any) -> list[tuple[str, str]]:
+        made.clear()
+        counted = Pass(monkeypatch)
+        found = compared(options | more.pop("options", {}), tmp_path / "out", **({"methods": "mona,hidden"} | more))
+        assert len(found.lines) == len(list(csv.DictReader((tmp_path / "out" / "compare.csv").open())))
+        assert 60 not in counted.seen or "nait" in more.get("methods", ""), "the pool's signals are there"
+        return list(made)
+
+    monkeypatch.setattr(
+        Job, "select", lambda job, o: made.append((job.chosen.label, next(iter(job.targets)))) or before(job, o)
+    )
+    assert again() == [("mona", "b"), ("hidden", "b")]
+    assert again() == []
+    assert again(methods="hidden,mona,nait") == [("nait", "a"), ("nait", "b")]
+    assert again(k=9) == [("mona", "a"), ("hidden", "a"), ("mona", "b"), ("hidden", "b")]
+    other = (options["target"][0], options["target"][1].replace("b.jsonl", "a.jsonl"))
+    assert again(k=9, options={"target": other}) == [("mona", "b"), ("hidden", "b")]
+    scores = tmp_path / "out" / "mona" / "a" / "scores.parquet"
+    scores.write_bytes(scores.read_bytes()[:-9])
+    assert again(k=9, options={"target": other}) == [("mona", "a")]
 
 
 @pytest.mark.parametrize(
