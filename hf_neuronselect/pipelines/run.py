@@ -329,7 +329,8 @@ def _read_by(config: SelectConfig) -> list[str]:
             found.append(_rows(spec))
     if config.model:
         found.append(pin_model(config.model, revision=config.revision, token=None).key)
-    found += [_place(place) for place in (config.sae, config.features) if place]
+    places = (config.sae, config.encoder, config.mntp_adapter, config.features)
+    found += [_place(place) for place in places if place]
     return found
 
 

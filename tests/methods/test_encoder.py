@@ -16,6 +16,8 @@ from datasets import Dataset
 from encoders import WIDTH, WINDOW, write_encoder
 from hub import Hub
 from huggingface_hub import HfApi
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from tiny import rows
 from transformers import AutoModel, AutoTokenizer
@@ -107,8 +109,23 @@ def test_nothing_of_a_long_row_is_lost(embedder: NeuronFeatureExtractor) -> None
     for text, pieces in zip(TEXTS, encoder.cut(TEXTS), strict=True):
         assert "".join("".join(pieces.texts).split()) == "".join(text.split())
         assert all(len(encoder.tokenizer(piece)["input_ids"]) <= WINDOW for piece in pieces.texts)
+    own, models = encoder.tokenizer.backend_tokenizer, encoder.model.tokenizer.backend_tokenizer
+    models.enable_truncation(4)  # as the model sets it while a thread cuts the next rows
+    assert own.truncation is None
     one, other = embedded(embedder, ["the apple is red " * 9, "the apple is red " * 8 + "the apple is not"])
     assert np.abs(one - other).max() > 1e-4  # the very end counts
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=120) | st.lists(st.text("ab.- \n京é", max_size=40), max_size=8).map(" ".join))
+def test_any_text_fits_the_window(embedder: NeuronFeatureExtractor, text: str) -> None:
+    encoder: Any = embedder.engine("encoder").encoder
+    (pieces,) = encoder.cut([text])
+    assert len(pieces.texts) == len(pieces.tokens)
+    for piece, tokens in zip(pieces.texts, pieces.tokens, strict=True):
+        assert piece in text and len(encoder.tokenizer(piece)["input_ids"]) == tokens + 2 <= WINDOW
+    whole = len(encoder.tokenizer(text)["input_ids"]) - 2
+    assert sum(pieces.tokens) >= whole and (len(pieces.texts) == 1) == (whole <= WINDOW - 2)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 4096])

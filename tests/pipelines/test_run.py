@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from datasets import Dataset, load_dataset
+from encoders import write_encoder, write_mntp
 from hub import TOKENS, Hub
 from peft import PeftModel
 from records import edit
@@ -264,6 +265,21 @@ def test_the_model_is_changed(again: Path) -> None:
     Path("model/config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
     out = well("run", "recipe.yaml", "--out", "run", "--no-push")
     assert said(out)["select mona"] and not said(out)["train random"]  # by its scores alone it is another selection
+
+
+def test_an_encoder_or_its_adapter_is_changed(here: Path) -> None:
+    """Their folders keep their names; a selection is made again by what they hold."""
+    places = {"encoder": here / "enc", "mntp_adapter": here / "mntp"}
+    config = SelectConfig(
+        pool="pool.jsonl", target=("math=target.jsonl",), out=here / "out", encoder="enc", mntp_adapter="mntp"
+    )
+    found = []
+    for seed in (0, 1):
+        write_encoder(places["encoder"], seed=seed)
+        found.append(pipeline._read_by(config))
+    write_mntp(places["mntp_adapter"], here / "model")
+    found.append(pipeline._read_by(config))
+    assert found[0] != found[1] != found[2] and pipeline._read_by(config) == found[2]
 
 
 def test_an_adapter_is_deleted(again: Path) -> None:
