@@ -221,3 +221,10 @@ def test_a_judge_that_cannot_be_asked_is_refused_first(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(NeuronSelectError, match=words):
         make_method("alpagasus", options).check()
+
+
+def test_offline_nothing_is_sent(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(NeuronSelectError, match="HF_HUB_OFFLINE is set; unset it, or use at=local"):
+        Judge(spec(server), sleep=lambda seconds: None).ask([[{"role": "user", "content": "q"}]])
+    assert not server.asked

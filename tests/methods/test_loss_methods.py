@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hf_neuronselect.methods import make_method
 from hf_neuronselect.models.next_token import word_ids
 from hf_neuronselect.signals.columns import RowBatch
 from hf_neuronselect.signals.rating import Ratings
+from hf_neuronselect.store.store import FeatureStore, write_store
 
 
 def losses(given: list[float], alone: list[float]) -> RowBatch:
@@ -255,3 +257,31 @@ def test_deitas_own_scorers_are_the_default_and_missed_first() -> None:
     with pytest.raises(NeuronSelectError, match="HF_HUB_OFFLINE is set") as error:
         make_method("deita", {}).check()
     assert error.value.option == "quality_scorer" and error.value.value == "hkust-nlp/deita-quality-scorer"
+
+
+@pytest.mark.parametrize("name", ["selectit", "deita"])
+def test_what_models_said_is_stored_and_read_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a store, and from columns that a map added: the same scores, and no model runs."""
+    scorers = two_scorers(tmp_path)
+    options = scorers if name == "deita" else {"model_2": scorers["quality_scorer"]}
+    selector = NeuronSelector(name, **options)
+    pool = rated(5)
+    extractor = NeuronFeatureExtractor.from_options(
+        ExtractionOptions(model=scorers["complexity_scorer"]), selector.method.signals
+    )
+    want = selector.select(pool, k=2, extractor=extractor)
+    write_store(pool, pickle.loads(pickle.dumps(extractor)), tmp_path / "store", pool_about={})
+    mapped = pool.map(extractor, batched=True, batch_size=2)
+
+    def runs(*_: Any) -> None:
+        raise AssertionError("a model ran")
+
+    monkeypatch.setattr("hf_neuronselect.signals.rating.next_logits", runs)
+    again = NeuronSelector(name, **options).select(
+        pool, k=2, extractor=extractor, features=FeatureStore(tmp_path / "store")
+    )
+    of_columns = NeuronSelector(name, **options).select(mapped, k=2)
+    for other in (again, of_columns):
+        found, expected = (one.scores.column("score").to_numpy() for one in (other, want))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        assert other.dataset.column_names == want.dataset.column_names
