@@ -28,6 +28,7 @@ FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f")
 # Names of the projection whose INPUT is the MLP's neurons act(gate) * up, and of the gate projection.
 _DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out")
 _GATE = ("gate_proj", "gate_up_proj")
+_UP = ("up_proj", "gate_up_proj", "c_fc", "dense_h_to_4h", "fc1", "fc_in")
 _ROUTER = ("gate", "router")
 
 
@@ -121,6 +122,27 @@ class Backbone:
             return act(x.chunk(2, dim=-1)[0] if gate == "gate_up_proj" else x)
 
         return Site(f"{self.blocks_name}.{layer}.{name}.{gate}"), activate
+
+    def up(self, layer: int) -> tuple[Site, Callable[[torch.Tensor], torch.Tensor]]:
+        """The site to read, and the function that takes the up projection's output from it (non-gated: ``W_in x``).
+
+        Raises:
+            NeuronSelectError: a mixture-of-experts block, or no such projection.
+        """
+        self.neurons(layer)
+        name, mlp = self._mlp(layer)
+        up = next((n for n in _UP if isinstance(getattr(mlp, n, None), nn.Module)), None)
+        if up is None:
+            raise NeuronSelectError(
+                f"no up projection found in block {layer} ({type(mlp).__name__})",
+                option="features",
+                value="strongest_neurons",
+            )
+
+        def take(x: torch.Tensor) -> torch.Tensor:
+            return x.chunk(2, dim=-1)[1] if up == "gate_up_proj" else x
+
+        return Site(f"{self.blocks_name}.{layer}.{name}.{up}"), take
 
     def router(self, layer: int) -> tuple[Site, Callable[[torch.Tensor], torch.Tensor]] | None:
         """The router's input site, and the function that turns it into weights over ALL experts; None if dense."""

@@ -18,6 +18,7 @@ from .base import register_signal
 from .extraction import Extraction
 from .forward import ForwardSignal, Reducer
 
+NEURONS = 20  # of each block, NAG's
 PAPER_K = 192  # MoNA's K, used where neither K nor an SAE's own k is given
 
 
@@ -292,6 +293,44 @@ class AnswerMean(Mean):
 
     name = "answer_mean"
     marks = ("answer",)
+
+
+@register_signal
+class StrongestNeurons(ForwardSignal):
+    """The neurons of each block's up projection with the largest mean magnitude over pooled tokens (NAG, arXiv 2604.15706).
+
+    int32 ``[num_layers * 20]``: ``block * width + neuron``, ascending.
+    """
+
+    name = "strongest_neurons"
+
+    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
+        return {self.name: pa.list_(pa.int32())}
+
+    def deepest(self, extraction: Extraction, num_layers: int) -> int:
+        return num_layers - 1
+
+    def start(
+        self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction
+    ) -> tuple[list[tuple[Site, Observer]], Reducer]:
+        found: dict[int, torch.Tensor] = {}
+        observers: list[tuple[Site, Observer]] = []
+        for layer in range(backbone.num_layers):
+            site, take = backbone.up(layer)
+
+            def observe(
+                hidden: torch.Tensor, layer: int = layer, take: Callable[[torch.Tensor], torch.Tensor] = take
+            ) -> None:
+                means = batch.pooled.mean(take(hidden).abs())
+                _, neurons = top_k(means, NEURONS)
+                found[layer] = neurons.sort(dim=1).values + layer * means.shape[1]
+
+            observers.append((site, observe))
+
+        def finish() -> dict[str, Any]:
+            return {self.name: list(torch.cat([found[k] for k in sorted(found)], dim=1).int().cpu().numpy())}
+
+        return observers, finish
 
 
 @register_signal

@@ -284,6 +284,20 @@ def test_rds_plus_lets_exemplars_take_turns() -> None:
     assert order == taken
 
 
+def test_nag_counts_shared_neurons() -> None:
+    def batch(lists: list[list[int]]) -> RowBatch:
+        return RowBatch(
+            np.arange(len(lists)),
+            np.ones(len(lists), bool),
+            {"strongest_neurons": [np.asarray(x, np.int32) for x in lists]},
+        )
+
+    nag = make_method("nag", {})
+    target = nag.fit(batch([[1, 5, 9], [1, 5, 8], [1, 6, 8]]))
+    scores = nag.score(batch([[1, 5, 8], [2, 6, 9], [0, 3, 4], [1, 5, 100]]), target)
+    np.testing.assert_allclose(scores, [(1 + 2 / 3 + 2 / 3) / 3, (1 / 3 + 1 / 3) / 3, 0, (1 + 2 / 3) / 3])
+
+
 def test_hidden_is_cosine() -> None:
     draw = np.random.default_rng(0)
     vectors, exemplars = draw.normal(size=(6, 4)), draw.normal(size=(3, 4))

@@ -131,6 +131,16 @@ class Reference:
         vector = (place[:, None] * h).sum(axis=0) / place.sum()
         return vector / np.linalg.norm(vector)
 
+    def nag(self) -> np.ndarray:
+        """Of each block the 20 neurons with the largest mean magnitude, ties to the lower one."""
+        found = []
+        for layer, x in enumerate(self.seen["mlp_input"]):
+            w = blocks_of(self.model)[layer].mlp.up_proj.weight.detach().double().numpy()
+            means = self.mean(np.abs(x @ w.T))
+            best = sorted(range(len(means)), key=lambda i: (-means[i], i))[:20]
+            found += [layer * len(means) + i for i in sorted(best)]
+        return np.asarray(found)
+
     def nait(self, drift: str = "endpoints", site: str = "residual", ends: str = "content") -> np.ndarray:
         h, at = self.seen["neurons" if site == "mlp" else "residual"], self.tokens[ends]
         if drift == "mean":
@@ -221,6 +231,34 @@ def test_the_final_norm_is_loaded_where_it_is_read(family: str, tmp_path: Path) 
         place = np.arange(1, len(last) + 1)
         vector = (place[:, None] * last).sum(axis=0)
         _assert_close(_dense(found, "rds_plus", row), (vector / np.linalg.norm(vector)).astype(np.float32))
+
+
+@pytest.mark.parametrize("pool_tokens", ["all", "assistant"])
+@pytest.mark.parametrize("batch_tokens", [1, 64, "auto"])
+def test_the_strongest_neurons_equal_the_reference(batch_tokens: Any, pool_tokens: str) -> None:
+    result = _extractor(["strongest_neurons"], pool_tokens=pool_tokens, batch_tokens=batch_tokens)({"messages": ROWS})
+    for row, messages in enumerate(ROWS):
+        assert result["strongest_neurons"][row].dtype == np.int32
+        assert result["strongest_neurons"][row].tolist() == Reference(messages, pool_tokens).nag().tolist()
+    with pytest.raises(NeuronSelectError, match="mixture of experts"):
+        _extractor(["strongest_neurons"], "olmoe")({"messages": ROWS})
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "gpt_neox", "gemma3", "qwen3"])
+def test_the_up_projection_of_other_families(family: str) -> None:
+    """Read from the weights themselves: of a fused projection the half behind the gate's."""
+    model = tiny_model(family)
+    (found,) = _extractor(["strongest_neurons"], model, sae=None)({"messages": ROWS[:1]})["strongest_neurons"]
+    ids = TOKENIZER.apply_chat_template(ROWS[0], return_dict=True)["input_ids"]
+    x = record(deepcopy(model), np.asarray(ids))["mlp_input"][0].double().numpy()
+    mlp = blocks_of(model)[0].mlp
+    name = next(n for n in ("up_proj", "gate_up_proj", "c_fc", "dense_h_to_4h") if hasattr(mlp, n))
+    weight = getattr(mlp, name).weight.detach().double().numpy()
+    out = x @ (weight if name == "c_fc" else weight.T)
+    bias = getattr(getattr(mlp, name), "bias", None)
+    out = out if bias is None else out + bias.detach().double().numpy()
+    out = out[:, out.shape[1] // 2 :] if name == "gate_up_proj" else out
+    assert found[:20].tolist() == sorted(np.argsort(-np.abs(out).mean(axis=0), kind="stable")[:20].tolist())
 
 
 def test_routing_adds_to_one_a_block() -> None:

@@ -449,6 +449,7 @@ CASES: dict[str, Callable[[Lab], Arrays]] = {
     "content.projected": Command("--method nait", capability="--method nait", projected=True),
     "content.pooled": Command(options="--pool-tokens content"),
     "against_pool.nait_contrast": Command("--method nait-contrast"),
+    "nag": Command("--method nag"),
     "rds_plus": Command("--method rds-plus"),
     "rds_plus.mean": Command("--method rds-plus --method-option exemplars=mean"),
     "against_pool.mona": Command("--method mona --method-option centre=pool"),
