@@ -7,19 +7,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from chat_server import ChatServer, chatting
 from datasets import Dataset
-from tiny import ROOT, make_extractor
+from tiny import ROOT, chat, make_extractor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_neuronselect import Method, NeuronSelectError, NeuronSelector, register_method
-from hf_neuronselect.core.options import opt
+from hf_neuronselect import Method, NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, register_method
+from hf_neuronselect.core.options import ExtractionOptions, opt
+from hf_neuronselect.core.provenance import Budget
 from hf_neuronselect.methods import METHODS
+from hf_neuronselect.models.judge import JudgeSpec
 from hf_neuronselect.signals.base import SIGNALS, register_signal
 from hf_neuronselect.signals.forward import ForwardSignal
+from hf_neuronselect.signals.judge import Mark
 from hf_neuronselect.store.store import FeatureStore, write_store
 
 TEXTS = ["no", "a much longer answer", "yes, it is"]
@@ -36,7 +41,7 @@ def example() -> Iterator[Callable[[str], None]]:
         (block,) = (text for text in found if f"class {name}(" in text)
         names = {
             "np": np, "pa": pa, "dataclass": dataclass, "opt": opt, "Method": Method, "register_method": register_method,
-            "ForwardSignal": ForwardSignal, "register_signal": register_signal, "__name__": "example",
+            "Budget": Budget, "JudgeSpec": JudgeSpec, "Mark": Mark, "ForwardSignal": ForwardSignal, "register_signal": register_signal, "__name__": "example",
         }  # fmt: skip
         exec(compile(block, "extend.md", "exec", dont_inherit=True), names)
 
@@ -55,6 +60,19 @@ def test_the_method_with_an_option(example: Callable[[str], None]) -> None:
     assert selection.provenance.method.options == {"most": 5}
     with pytest.raises(NeuronSelectError, match="most"):
         NeuronSelector("long-answers", most=0)
+
+
+def test_the_judge(example: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    example("Polite")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path))
+    with chatting(
+        ChatServer(lambda prompt: "5" if "yes, it is" in prompt else "4" if "longer" in prompt else "1")
+    ) as url:
+        selector = NeuronSelector("polite", at=url)
+        pool = Dataset.from_list([{"messages": chat("?", text)} for text in TEXTS])
+        extractor = NeuronFeatureExtractor.from_options(ExtractionOptions(), selector.method.signals)
+        assert selector.select(pool, extractor=extractor).indices.tolist() == [2, 1]
 
 
 def test_the_signal(example: Callable[[str], None], tiny_folder: Path, pool: Dataset, tmp_path: Path) -> None:
