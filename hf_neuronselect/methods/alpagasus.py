@@ -50,7 +50,9 @@ class AlpaGasus(Method):
     at: str = opt(
         API, "Where it is asked: the base URL of an API like OpenAI's, hub (a provider of the Hub), or local."
     )
-    key: str = opt("OPENAI_API_KEY", "Environment variable with the key of that URL; the key is never written down.")
+    key: str | None = opt(
+        None, "Environment variable with that URL's key, which is never written down; OPENAI_API_KEY for OpenAI's own."
+    )
     concurrency: int = opt(8, "Requests at once.", minimum=1, moves=False)
     tries: int = opt(6, "Tries of a request that times out, or that a busy API refuses.", minimum=1, moves=False)
     timeout: float = opt(60.0, "Seconds that a request may take.", unit="seconds", minimum=0.01, moves=False)
@@ -66,7 +68,7 @@ class AlpaGasus(Method):
             model = pin_named(self.judge, "judge")
             return JudgeSpec(model.id, LOCAL, model=model, begin="Mark:", max_tokens=LINE)
         return JudgeSpec(
-            self.judge, self.at, self.key, max_tokens=256, tries=self.tries, timeout=self.timeout,
+            self.judge, self.at, self.key or "", max_tokens=256, tries=self.tries, timeout=self.timeout,
             concurrency=self.concurrency, price_in=self.price_in, price_out=self.price_out,
         )  # fmt: skip
 

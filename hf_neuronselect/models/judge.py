@@ -47,7 +47,8 @@ class JudgeSpec:
 
     Attributes:
         name: the model's name at the URL, its Hub id, or (``at=local``) a folder or Hub id. at: ``hub`` (a provider of the
-            Hub), ``local``, or the base URL of an API like OpenAI's. key: environment variable with that API's key.
+            Hub), ``local``, or the base URL of an API like OpenAI's. key: environment variable with that API's key; OpenAI's own is sent
+            to OpenAI alone, unless it is named.
         model: of a local one, pinned. begin: what its answers are made to begin with, since small models talk around a mark.
         max_tokens: of an answer. tries: of a request that fails. timeout: seconds of one. concurrency: requests at once.
         price_in, price_out: US dollars a million tokens, of prompts and of answers.
@@ -55,7 +56,7 @@ class JudgeSpec:
 
     name: str
     at: str
-    key: str = "OPENAI_API_KEY"
+    key: str = ""
     model: Source | None = None
     begin: str = ""
     max_tokens: int = 256
@@ -72,6 +73,11 @@ class JudgeSpec:
             return [LOCAL, self.model.key, self.max_tokens, self.begin]
         return [self.at.rstrip("/"), self.name, self.max_tokens]
 
+    @property
+    def key_name(self) -> str:
+        """The environment variable with the key that is sent; "" for none."""
+        return self.key or ("OPENAI_API_KEY" if self.at.startswith("https://api.openai.com/") else "")
+
     def check(self) -> None:
         """Refuse a judge that cannot be asked.
 
@@ -84,10 +90,10 @@ class JudgeSpec:
             raise NeuronSelectError(
                 "must be hub, local, or the base URL of an API: https://…/v1", option="at", value=self.at
             )
-        if self.at.startswith("https://") and not os.environ.get(self.key):
+        if self.key_name and not os.environ.get(self.key_name):
             raise NeuronSelectError(
-                f"the judge {self.name} needs a key: set the environment variable {self.key}, or name another judge "
-                "(at=hub, at=local, or another URL)", option="key", value=self.key,
+                f"the judge {self.name} needs a key: set the environment variable {self.key_name}, or name another judge "
+                "(at=hub, at=local, or another URL)", option="key", value=self.key_name,
             )  # fmt: skip
 
 
@@ -256,7 +262,8 @@ class Judge:
                 if status in _OF_ROW:
                     return None, f"error: the judge refused the row ({status})"
                 if status not in _AGAIN:
-                    mends = {401: f"; the key in {self.spec.key} is wrong", 403: "; the key may not use it",
+                    key = self.spec.key_name
+                    mends = {401: f"; the key in {key} is wrong" if key else "; name the variable with its key: key=NAME", 403: "; the key may not use it",
                              404: "; no model of this name, or no such URL", 402: "; the account has no credit"}  # fmt: skip
                     raise self._failed(f"{why}{mends.get(status, '')}") from None
                 wait = max(wait, min(LONGEST_WAIT, _retry_after(cause.response)))
@@ -293,7 +300,7 @@ class _Api:
         if spec.at == HUB:
             self.client = InferenceClient(provider="auto", timeout=spec.timeout)
         else:
-            key = os.environ.get(spec.key) or "none"
+            key = os.environ.get(spec.key_name) or "none"
             self.client = InferenceClient(base_url=spec.at.rstrip("/"), api_key=key, timeout=spec.timeout)
 
     def reply(self, messages: Messages) -> str:

@@ -50,7 +50,7 @@ def pool(answers: list[str]) -> Dataset:
 
 
 def select(server: ChatServer, rows: Dataset, **options: Any) -> Any:
-    given = {"at": server.url, "judge": "some-judge", "tries": 3} | options  # type: ignore[attr-defined]
+    given = {"at": server.url, "judge": "some-judge", "tries": 3, "key": "OPENAI_API_KEY"} | options  # type: ignore[attr-defined]
     selector = NeuronSelector("alpagasus", **given)
     extractor = NeuronFeatureExtractor.from_options(ExtractionOptions(), selector.method.signals)
     with warnings.catch_warnings(record=True) as said:
@@ -89,9 +89,9 @@ def test_the_key_goes_to_its_url_alone_and_is_written_nowhere(server: ChatServer
     assert KEY not in json.dumps(plain(found.provenance)) + "".join(said)
 
 
-def test_an_api_without_a_key_gets_no_token_of_the_hub(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY")
-    select(server, pool(["a"]))
+def test_an_api_without_a_key_gets_no_token_of_the_hub(server: ChatServer) -> None:
+    """Nor OpenAI's key, which is not named here."""
+    select(server, pool(["a"]), key=None)
     assert server.keys == ["Bearer none"]
 
 
@@ -106,7 +106,7 @@ def test_what_passes_is_tried_again(server: ChatServer, fault: int | str) -> Non
 
 
 def spec(server: ChatServer, **options: Any) -> JudgeSpec:
-    return JudgeSpec("some-judge", server.url, tries=3, concurrency=1, **options)  # type: ignore[attr-defined]
+    return JudgeSpec("some-judge", server.url, tries=3, concurrency=1, **{"key": "OPENAI_API_KEY"} | options)  # type: ignore[attr-defined]
 
 
 def test_waits_grow_and_follow_what_the_server_asks(server: ChatServer) -> None:
