@@ -67,14 +67,17 @@ class InstructionMining(PoolMethod):
     def _pinned(self) -> dict[str, Source]:
         from ..models.pin import pin_named  # heavy
 
-        return {option: pin_named(name, option) for option, name in self._used.items() if name != COLUMN}
+        named = (
+            {"unieval": self.unieval} if self.unieval != UNIEVAL else {}
+        )  # recorded without its folder even if unused
+        return {option: pin_named(name, option) for option, name in (self._used | named).items() if name != COLUMN}
 
     @cached_property
     def _indicators(self) -> dict[str, Signal]:
         from ..signals.indicators import Reward, UniEval  # heavy
 
         kinds = {"reward": Reward, "unieval": UniEval}
-        return {option: kinds[option](source) for option, source in self._pinned.items()}
+        return {option: kinds[option](source) for option, source in self._pinned.items() if option in self._used}
 
     @property
     def signals(self) -> tuple[Signal | str, ...]:  # type: ignore[override]
@@ -86,8 +89,8 @@ class InstructionMining(PoolMethod):
 
     def stand_in(self, extraction: Extraction) -> str:
         """Models that are not the paper's; of encoders, the paper's are Sentence-BERT's own (all-...)."""
-        papers = {"reward": REWARD, "unieval": UNIEVAL}
-        names = [source.id for option, source in self._pinned.items() if source.id != papers[option]]
+        names = [self._pinned[option].id for option in self._used if option in self._pinned]
+        names = [name for name in names if name not in (REWARD, UNIEVAL)]
         encoder = extraction.encoder.id.rsplit("/", 1)[-1] if self.observes and extraction.encoder else ""
         return ", ".join([*names, *([encoder] if encoder and not encoder.startswith("all-") else [])])
 

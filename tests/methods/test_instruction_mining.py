@@ -11,12 +11,12 @@ import torch
 from datasets import Dataset
 from encoders import write_encoder
 from families import tiny_tokenizer
+from indicators import SMALL, write_reward, write_unieval
 from tiny import chat
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
-    T5Config,
     T5ForConditionalGeneration,
 )
 
@@ -33,31 +33,13 @@ TALKS = [
     ("x y", "no"),
     ("q", "r" * 30),
 ]
-SMALL = {
-    "vocab_size": 128,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("indicators")
-    torch.manual_seed(3)
-    reward = LlamaForSequenceClassification(LlamaConfig(**SMALL, num_labels=1, pad_token_id=0, initializer_range=0.3))
-    t5 = T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=128, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, initializer_factor=3.0,
-            decoder_start_token_id=0, pad_token_id=0,
-        )
-    )  # fmt: skip
-    for name, model in (("reward", reward), ("unieval", t5)):
-        model.save_pretrained(folder / name)
-        tokenizer = tiny_tokenizer()
-        tokenizer.chat_template = None
-        tokenizer.save_pretrained(folder / name)
+    write_reward(folder / "reward", seed=3)
+    write_unieval(folder / "unieval", seed=3)
     return {name: str(folder / name) for name in ("reward", "unieval")}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from datasets import Dataset
 from tiny import chat
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning
+from hf_neuronselect.cli import main as cli
 from hf_neuronselect.core import digests
+from hf_neuronselect.core.folders import DATA_FILE
 from hf_neuronselect.core.options import ExtractionOptions
 from hf_neuronselect.core.provenance import plain
 from hf_neuronselect.methods import make_method
@@ -228,3 +231,25 @@ def test_offline_nothing_is_sent(server: ChatServer, monkeypatch: pytest.MonkeyP
     with pytest.raises(NeuronSelectError, match="HF_HUB_OFFLINE is set; unset it, or use at=local"):
         Judge(spec(server), sleep=lambda seconds: None).ask([[{"role": "user", "content": "q"}]])
     assert not server.asked
+
+
+def test_the_cards_command_asks_the_same_judge(
+    server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.answer = by_letters
+    pool(["b" * n for n in (3, 9, 10, 2, 8)]).to_json(tmp_path / "pool.jsonl")
+    monkeypatch.chdir(tmp_path)
+    options = {"at": server.url, "judge": "some-judge", "ask": "helpfulness", "concurrency": 2}  # type: ignore[attr-defined]
+    words = [word for name, value in options.items() for word in ("--method-option", f"{name}={value}")]
+    run = ["neuronselect", "select", "--pool", "pool.jsonl", "--method", "alpagasus", *words, "--out", "one"]
+    for out in ("one", "selected"):
+        monkeypatch.setattr("sys.argv", run)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        assert Dataset.from_parquet(str(tmp_path / out / DATA_FILE))["source_index"] == [2, 1]
+        found = re.search(r"```bash\n(.*?)\n```", (tmp_path / out / "README.md").read_text(), re.DOTALL)
+        assert found is not None
+        run = shlex.split(found[1].replace(" \\\n", " "))
+        assert {"judge=some-judge", f"at={server.url}", "ask=helpfulness", "--threshold"} <= set(run)  # type: ignore[attr-defined]
+    assert len(server.asked) == 5
