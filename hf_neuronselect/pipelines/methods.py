@@ -91,7 +91,7 @@ def methods_of(text: str, seed: int) -> list[Chosen]:
     for part in re.split(r",(?![^(]*\))", text):
         label = part.strip()
         if label == ALL:
-            for name in METHODS.names():
+            for name in sorted(METHODS.names(), key=lambda name: (name != DEFAULT_METHOD, name)):
                 if not METHODS[name].source_option:
                     found.setdefault(name, method_of(name, {}, seed))
             continue

@@ -97,7 +97,7 @@ def observe_pool(
     state, passes = method.start(), 0
     while True:
         passes += 1
-        with track(f"{method.name}, pass {passes}", len(data)) as progress:
+        with track(f"{method.name}, pass {passes}", len(data), brief=reader.store is not None) as progress:
             for batch in reader.read(data, bare=True):
                 tally.read_seconds += batch.seconds
                 started = time.perf_counter()
@@ -133,7 +133,7 @@ def scan(
     total = len(data) if isinstance(data, Dataset) else None
     if total is not None and (said := method.forecast(total, fitted)):
         warnings.warn(said, NeuronSelectWarning, stacklevel=2)
-    with track(method.name, total) as progress:
+    with track(method.name, total, brief=reader.store is not None) as progress:
         for batch in reader.read(data):
             started = time.perf_counter()
             n = len(batch)

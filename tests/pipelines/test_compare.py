@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from tiny import rows
 
-from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, Selection
+from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelectWarning, Selection
 from hf_neuronselect.cli.compare import _run
 from hf_neuronselect.core.configs import CompareConfig, SelectConfig
 from hf_neuronselect.pipelines.compare import Comparison, compare, slug
@@ -129,6 +130,19 @@ def test_a_method_that_cannot_run_is_a_line_with_its_reason(
     assert len(Selection.from_pretrained(tmp_path / "o" / "nait" / "a")) == 8
     with pytest.raises(NeuronSelectError, match="no mixture-of-experts"):  # nothing else is left
         compared(options, tmp_path / "p", methods="routing")
+
+
+def test_a_method_leaves_out_only_exemplars_it_cannot_read(options: dict[str, Any], tmp_path: Path) -> None:
+    """An exemplar without an answer is none for a method that reads answers, and one for the method beside it."""
+    given = rows(6, seed=1).to_list()
+    given[2] = {**given[2], "messages": given[2]["messages"][:1]}
+    Dataset.from_list(given).to_json(tmp_path / "t.jsonl")
+    with pytest.warns(NeuronSelectWarning, match="1 of 6 exemplars are left out"):
+        found = compared(
+            options, tmp_path / "out", target=(f"t={tmp_path / 't.jsonl'}",), methods="hidden,nait-contrast"
+        )
+    used = {method: one.provenance.targets["t"].used for (method, _), one in found.selections.items()}
+    assert used == {"hidden": 6, "nait-contrast": 5}
 
 
 def test_all_methods() -> None:
