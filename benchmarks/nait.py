@@ -27,6 +27,7 @@ from datasets import Dataset, disable_progress_bars
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning
 from hf_neuronselect.rows.load import load_rows
 from hf_neuronselect.selection.selection import Selection
+from hf_neuronselect.signals.base import digest
 from hf_neuronselect.store.store import FeatureStore, write_store
 
 logger = logging.getLogger("benchmarks.nait")
@@ -141,7 +142,9 @@ def measure(
             extractor,
             batched=True,
             batch_size=100,
-            cache_file_name=str(args.work / f"{args.store or args.label}-{target}.arrow"),
+            cache_file_name=str(
+                args.work / f"{args.store or args.label}-{target}-{digest(dict(extractor.identities))}.arrow"
+            ),
         )
         random = [NeuronSelector("random", seed=seed) for seed in range(DRAWS)]
         table: dict[str, Any] = {"base rate": float(right[among].mean())}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,8 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Cal
 
         def work(config: Options, **more: Any) -> Any:
             got.append(config)
+            if command == "compare":
+                return SimpleNamespace(failed=[])
             return {} if command in ("sae inspect", "export") else 0
 
         monkeypatch.setattr(WORK["run" if command == "train" else command], work)
