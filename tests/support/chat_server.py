@@ -52,14 +52,13 @@ class _Handler(BaseHTTPRequestHandler):
             told.keys.append(self.headers.get("Authorization"))
             told.now += 1
             told.busiest = max(told.busiest, told.now)
+        time.sleep(told.pause)
+        with told.lock:
+            told.now -= 1  # before the answer, upon which the client may send its next request
         try:
-            time.sleep(told.pause)
             self._answer(told, body)
         except OSError:  # the client went away
             pass
-        finally:
-            with told.lock:
-                told.now -= 1
 
     def _answer(self, told: ChatServer, body: dict[str, Any]) -> None:
         fault = told.fault()
