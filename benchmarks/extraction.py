@@ -237,7 +237,7 @@ def main() -> None:
         raise SystemExit("the plain way reads a block's output (not the last's) through a top-k SAE, no input norm")
 
     conversations = usable_rows(extractor, read_pool(args.pool, args.rows, args.seed))
-    whole, part = extractor.prepare(conversations), extractor.prepare(conversations[: args.plain_rows])
+    whole, part = (several.prepare(rows) for rows in (conversations, conversations[: args.plain_rows]))
     samples, subset = whole.given["forward"], part.given["forward"]
     extraction = extractor.extraction
     settings = {"model": extraction.model.id, "sae": extraction.sae.id, "pool": args.pool.name, "k": k,

@@ -39,7 +39,7 @@ READINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "hidden": ("hidden", {}),
     "hidden, centre=pool": ("hidden", {"centre": "pool"}),
     "rds-plus": ("rds-plus", {}),
-    "rds-plus, exemplars=mean": ("rds-plus", {"exemplars": "mean"}),
+    "rds-plus, exemplars=mean": ("rds-plus", {"picker": "best-first"}),
     "nait (preset: content ends, svd)": ("nait", {}),
     "candidate=last": ("nait", {"candidate": "last"}),
     "candidate=mean": ("nait", {"candidate": "mean"}),

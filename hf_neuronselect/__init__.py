@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .core.errors import NeuronSelectError, NeuronSelectWarning
     from .core.progress import show_progress
     from .methods import Method, PoolMethod, register_method
+    from .pickers import Picker, register_picker
     from .selection.library import FeatureLibrary
     from .selection.selection import Selection
     from .selection.selector import NeuronSelector
@@ -27,10 +28,12 @@ _PLACES = {
     "NeuronSelectError": ".core.errors",
     "NeuronSelectWarning": ".core.errors",
     "NeuronSelector": ".selection.selector",
+    "Picker": ".pickers",
     "PoolMethod": ".methods",
     "Selection": ".selection.selection",
     "Signal": ".signals.base",
     "register_method": ".methods",
+    "register_picker": ".pickers",
     "register_signal": ".signals.base",
     "show_progress": ".core.progress",
 }
@@ -43,10 +46,12 @@ __all__ = [
     "NeuronSelectError",
     "NeuronSelectWarning",
     "NeuronSelector",
+    "Picker",
     "PoolMethod",
     "Selection",
     "Signal",
     "register_method",
+    "register_picker",
     "register_signal",
     "show_progress",
 ]

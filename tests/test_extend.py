@@ -17,11 +17,21 @@ from datasets import Dataset
 from tiny import ROOT, chat, make_extractor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_neuronselect import Method, NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, register_method
+from hf_neuronselect import (
+    Method,
+    NeuronFeatureExtractor,
+    NeuronSelectError,
+    NeuronSelector,
+    Picker,
+    register_method,
+    register_picker,
+)
 from hf_neuronselect.core.options import ExtractionOptions, opt
 from hf_neuronselect.core.provenance import Budget
 from hf_neuronselect.methods import METHODS
 from hf_neuronselect.models.judge import JudgeSpec
+from hf_neuronselect.pickers import PICKERS
+from hf_neuronselect.pickers.base import best_first, row_scores
 from hf_neuronselect.signals.base import SIGNALS, register_signal
 from hf_neuronselect.signals.forward import ForwardSignal
 from hf_neuronselect.signals.judge import Mark
@@ -35,18 +45,20 @@ def example() -> Iterator[Callable[[str], None]]:
     """Runs the block that defines a class; what it registers is removed afterwards."""
     page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
     found = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    before = set(METHODS.names()), set(SIGNALS.names())
+    registries = (METHODS, PICKERS, SIGNALS)
+    before = [set(registry.names()) for registry in registries]
 
     def run(name: str) -> None:
         (block,) = (text for text in found if f"class {name}(" in text)
         names = {
             "np": np, "pa": pa, "dataclass": dataclass, "opt": opt, "Method": Method, "register_method": register_method,
-            "Budget": Budget, "JudgeSpec": JudgeSpec, "Mark": Mark, "ForwardSignal": ForwardSignal, "register_signal": register_signal, "__name__": "example",
+            "Budget": Budget, "JudgeSpec": JudgeSpec, "Mark": Mark, "ForwardSignal": ForwardSignal, "register_signal": register_signal, "Picker": Picker,
+            "register_picker": register_picker, "best_first": best_first, "row_scores": row_scores, "__name__": "example",
         }  # fmt: skip
         exec(compile(block, "extend.md", "exec", dont_inherit=True), names)
 
     yield run
-    for registry, names in zip((METHODS, SIGNALS), before, strict=True):
+    for registry, names in zip(registries, before, strict=True):
         for name in set(registry.names()) - names:
             registry.remove(name)
 
@@ -60,6 +72,13 @@ def test_the_method_with_an_option(example: Callable[[str], None]) -> None:
     assert selection.provenance.method.options == {"most": 5}
     with pytest.raises(NeuronSelectError, match="most"):
         NeuronSelector("long-answers", most=0)
+
+
+def test_the_picker(example: Callable[[str], None]) -> None:
+    example("Lottery")
+    pool = Dataset.from_dict({"text": [*"abcdefgh"]})
+    draws = [NeuronSelector("full", picker=f"lottery(seed={i})").select(pool, k=8).indices.tolist() for i in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2] and all(sorted(one) == list(range(8)) for one in draws)
 
 
 def test_the_judge(example: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ FLOORS = [
     {"rows"},
     {"models"},
     {"signals"},
-    {"store"},
+    {"store", "pickers"},
     {"methods"},
     {"hub"},
     {"explain"},

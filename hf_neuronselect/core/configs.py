@@ -12,6 +12,7 @@ from .options import Dtype, ExtractionOptions, Options, opt
 POOL_HELP = "File, folder, Hub id org/name[@revision][:config[:split]], or bundled:pool."
 TARGET_HELP = "[NAME=]rows (file, folder, Hub id or bundled:NAME), or capability:FOLDER_OR_ID[:NAME]; repeatable."
 EXEMPLARS_HELP = "[NAME=]rows (file, folder, Hub id or bundled:NAME); repeatable."
+PICKERS_HELP = "best-first, global-max, round-robin, knn, kde, transport, diverse, cover; name(option=value,...)"
 CAPABILITY = "capability:"
 """Prefix of a target that was fitted before."""
 DEFAULT_METHOD = "mona"
@@ -28,6 +29,7 @@ class TargetOptions(Options):
     method_option: dict[str, Any] = opt(
         default_factory=dict, help="Option of the method; repeatable.", metavar="NAME=VALUE"
     )
+    picker: str | None = opt(None, f"In which order rows are taken: {PICKERS_HELP}; default the method's own.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +161,10 @@ class CompareConfig(KeepOptions, ExtractionOptions):
     target: tuple[str, ...] = opt((), EXEMPLARS_HELP, metavar="[NAME=]ROWS")
     methods: str = opt(
         "mona,random,longest", "Methods separated by commas, or all; name(option=value,...) sets options."
+    )
+    picker: str | None = opt(
+        None,
+        f"Each method that has a target, with each of these, separated by commas: {PICKERS_HELP}; default its own.",
     )
     draws: int = opt(1, "Draws of each method that has a seed; the table shows their mean.", minimum=1, moves=False)
     related: dict[str, str] = opt(

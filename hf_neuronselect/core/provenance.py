@@ -91,12 +91,14 @@ class MethodRecord:
 
     Attributes:
         sources: option -> where the rows or the selection that it names came from; ``options`` has the name alone.
+        picker: in which order rows are taken; None: the method's own.
     """
 
     name: str
     paper: str | None = None
     options: dict[str, Value] = field(default_factory=dict)
     sources: dict[str, SourceRecord] = field(default_factory=dict)
+    picker: str | None = None
 
 
 BESIDE = {"encoder": "encoder_revision", "mntp_adapter": "mntp_revision"}

@@ -66,6 +66,7 @@ def select_command(made: Provenance) -> Command:
     options = {name: value for name, value in made.method.options.items() if value is not None}
     of_method = {name: spec(f"the method's {name}", source) for name, source in made.method.sources.items()}
     values["method_option"] = options | of_method
+    values["picker"] = made.method.picker
     if made.extractor is not None:
         # A capability brings its own options; a method without targets uses it only to leave out its exemplars.
         values |= _extraction(made.extractor, spec, alone=made.capability is None or not made.targets)

@@ -9,7 +9,7 @@ A third party adds one in five lines::
             return np.asarray([text.count("!") for text in rows["text"]])
 """
 
-from . import (
+from . import (  # noqa: F401 (imported to register themselves)
     alpagasus,
     bm25,
     deita,
@@ -37,29 +37,3 @@ from . import (
 from .base import METHODS, Method, PoolMethod, make_method, register_method, signals_needed
 
 __all__ = ["METHODS", "Method", "PoolMethod", "make_method", "register_method", "signals_needed"]
-
-_ = (
-    alpagasus,
-    bm25,
-    deita,
-    dsir,
-    encoder,
-    full,
-    hidden,
-    ifd,
-    instruction_mining,
-    llm2vec,
-    longest,
-    matched_random,
-    mona,
-    nag,
-    nait,
-    nait_contrast,
-    polysemantic,
-    random,
-    rds_plus,
-    routing,
-    selectit,
-    subset,
-    zip_fit,
-)  # imported to register themselves

@@ -15,8 +15,8 @@ from ..core.errors import NeuronSelectError
 from ..core.options import check_names, options_of
 from ..core.provenance import Budget, SourceRecord
 from ..core.registry import Registry
+from ..pickers.base import Picker
 from ..signals.columns import RowBatch
-from .pickers import BestFirst, Picker
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -36,15 +36,14 @@ class Method(ABC):
     """Scores rows against a target; higher is always better.
 
     A method with options is a frozen dataclass whose fields are made by :func:`~hf_neuronselect.core.options.opt`.
-    Its stages, in order: :meth:`prepare`, :meth:`fit` on a target's exemplars, :meth:`scorer` (or :meth:`score`), and
-    the :meth:`picker`. A :class:`PoolMethod` also sees the whole pool before it scores.
+    Its stages, in order: :meth:`prepare`, :meth:`fit` on a target's exemplars, and :meth:`scorer` (or :meth:`score`). A :class:`PoolMethod` also sees the whole pool before it scores.
 
     Class attributes:
         name: what users call it. paper: where it comes from.
         signals: signals a row needs to be scored, by name.
         exemplar_signals: those that exemplars need (default: the same).
         needs_target: False for methods that look at the pool alone.
-        default_budget: what the paper keeps. counts_kept: whether its share is of the rows that have a score, not of all.
+        default_budget: what the paper keeps. default_picker: in which order it takes them. counts_kept: whether its share is of the rows that have a score, not of all.
         libraries: packages of the extra ``rivals`` that it needs.
         source_option: the option that names rows or a selection; ``NAME:VALUE`` in the place of a name sets it.
         keeps_text: whether what :meth:`fit` keeps is text of exemplars; it is never saved.
@@ -57,6 +56,7 @@ class Method(ABC):
     exemplar_signals: ClassVar[tuple[str, ...] | None] = None
     needs_target: ClassVar[bool] = True
     default_budget: ClassVar[Budget] = Budget(ratio=0.05)
+    default_picker: ClassVar[str] = "best-first"
     counts_kept: ClassVar[bool] = False
     libraries: ClassVar[tuple[str, ...]] = ()
     source_option: ClassVar[str] = ""
@@ -112,10 +112,6 @@ class Method(ABC):
         Called once for a pool: what is the same for all batches is computed here.
         """
         return lambda rows: {name: self.score(rows, target) for name, target in targets.items()}
-
-    def picker(self) -> Picker:
-        """In which order rows are taken; best first unless the paper says otherwise."""
-        return BestFirst()
 
     def forecast(self, rows: int, targets: Mapping[str, Target]) -> str:
         """How long scoring so many rows takes, in a sentence; "" where it is not worth saying."""
@@ -199,6 +195,23 @@ def signals_needed(method: Method) -> tuple[str, ...]:
 
 def exemplar_signals(method: Method) -> tuple[str, ...]:
     return tuple(method.signals if method.exemplar_signals is None else method.exemplar_signals)
+
+
+def vector_signal(method: Method, picker: Picker) -> tuple[str, ...]:
+    """The signal whose vectors a picker compares: its own choice, else the method's; () if it compares none.
+
+    Raises:
+        NeuronSelectError: the method reads no vectors, and the picker names none.
+    """
+    if not picker.vectors:
+        return ()
+    own = next((signal for signal in method.signals if isinstance(signal, str)), "")
+    if not (name := picker.signal(own)):
+        raise NeuronSelectError(
+            f"compares rows by vectors, and {method.name} reads none: name a signal, e.g. {picker.name}(by=hidden)",
+            option="picker", value=str(picker),
+        )  # fmt: skip
+    return (name,)
 
 
 def check_scores(method: Method, scores: np.ndarray, rows: int) -> np.ndarray:

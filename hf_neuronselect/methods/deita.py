@@ -40,14 +40,16 @@ class Deita(Method):
     """``sum over turns of c * q``: complexity of each question times quality of its answer, best first; 10,000 rows.
 
     ``c`` and ``q`` are means of the ratings 1 to 6, weighted by their shares among the six digits that a scorer could say
-    next. Choices: a turn is an answer with the user turns since the one before it; other roles are not read. The paper's
-    second half, which drops rows too near to one that is kept, is a matter of the picker.
+    next. Choices: a turn is an answer with the user turns since the one before it; other roles are not read. Rows
+    too near to one that is taken are passed over: the cosine of the last token's states, by the model that selects (the
+    paper's is Mistral-7B).
     """
 
     name = "deita"
     paper = "arXiv:2312.15685"
     needs_target = False
     default_budget = Budget(k=10_000)
+    default_picker = "diverse(cosine=0.9,by=last_normed)"
 
     quality_scorer: str = opt(SCORERS["quality_scorer"], "Model that rates answers: folder or Hub id[@revision].")
     complexity_scorer: str = opt(

@@ -96,7 +96,7 @@ class Dsir(PoolMethod):
         return self.scorer({"target": target})(rows)["target"]
 
     def scorer(self, targets: Mapping[str, Target]) -> Scorer:
-        from .kernels import products  # numba is loaded only where rows are scored
+        from ..signals.kernels import products  # numba is loaded only where rows are scored
 
         table = np.stack([target["log_ratio"] for target in targets.values()], axis=1)
 

@@ -1,38 +1,43 @@
-"""Cosine of a row's embedding to the exemplars', shared by the methods that read one (DLRDS of MoNA's paper)."""
+"""Cosine of a row's embedding to the mean of the exemplars', shared by the methods that read one (DLRDS of MoNA's paper)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from ..core.options import opt
 from ..signals.columns import RowBatch
-from .base import Method, Target
+from .base import Method, Scorer, Target
 
 
 @dataclass(frozen=True)
 class EmbeddingMethod(Method):
-    """Cosine of a row's embedding to the exemplars': to their mean, or to each."""
-
-    exemplars: Literal["mean", "each"] = opt(
-        "mean", "mean: one cosine, to the exemplars' mean; each: one to every exemplar, of which the best counts."
-    )
+    """Cosine of a row's embedding to the mean of the exemplars'."""
 
     def fit(self, exemplars: RowBatch) -> Target:
-        """``prototype``: float64 ``[width]``, or ``[exemplars, width]``."""
-        vectors = exemplars.dense(self.signals[0]).astype(np.float64)
-        return {"prototype": vectors.mean(axis=0) if self.exemplars == "mean" else vectors}
+        """``prototype``: float64 ``[width]``."""
+        return {"prototype": exemplars.dense(self.signals[0]).astype(np.float64).mean(axis=0)}
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
-        return cosines(rows.dense(self.signals[0]).astype(np.float64), target["prototype"])
+        return self.scorer({"target": target})(rows)["target"]
+
+    def scorer(self, targets: Mapping[str, Target]) -> Scorer:
+        prototypes = np.stack([target["prototype"] for target in targets.values()])
+        centre = next(iter(targets.values())).get("centre")  # of the pool: the same in all
+        prototypes = prototypes if centre is None else prototypes - centre
+
+        def score(rows: RowBatch) -> dict[str, np.ndarray]:
+            vectors = rows.dense(self.signals[0]).astype(np.float64)
+            found = cosines(vectors if centre is None else vectors - centre, prototypes)
+            return {name: found[:, i] for i, name in enumerate(targets)}
+
+        return score
 
 
 def cosines(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Cosine of each row to one vector ``[width]``, or to each of several; 0 where either is zero."""
+    """Cosine of each row to each of several vectors: ``[n, width], [m, width]`` -> ``[n, m]``; 0 where either is zero."""
     # each sum by itself: a matrix product rounds by the size of the batch
-    dots = np.stack([(rows * other).sum(axis=1) for other in np.atleast_2d(others)], axis=1)
-    scale = np.sqrt((rows * rows).sum(axis=1)[:, None] * (np.atleast_2d(others) ** 2).sum(axis=1)[None, :])
-    found = np.divide(dots, scale, out=np.zeros_like(dots), where=scale > 0)
-    return found[:, 0] if others.ndim == 1 else found
+    dots = np.stack([(rows * other).sum(axis=1) for other in others], axis=1)
+    scale = np.sqrt((rows * rows).sum(axis=1)[:, None] * (others * others).sum(axis=1)[None, :])
+    return np.divide(dots, scale, out=np.zeros_like(dots), where=scale > 0)

@@ -11,11 +11,12 @@ import numpy as np
 from ..core.options import opt
 from ..signals.columns import RowBatch
 from .base import PoolMethod, Target, register_method
+from .embeddings import EmbeddingMethod
 
 
 @register_method
 @dataclass(frozen=True)
-class Hidden(PoolMethod):
+class Hidden(EmbeddingMethod, PoolMethod):
     """Cosine of the mean hidden state to the exemplars' mean (the paper leaves the metric open: choice)."""
 
     name = "hidden"
@@ -31,9 +32,6 @@ class Hidden(PoolMethod):
     def observes(self) -> bool:
         return self.centre == "pool"
 
-    def fit(self, exemplars: RowBatch) -> Target:
-        return {"prototype": exemplars.dense("hidden").astype(np.float64).mean(axis=0)}
-
     def start(self) -> list[np.ndarray]:
         return []  # one sum and count a batch
 
@@ -46,11 +44,3 @@ class Hidden(PoolMethod):
             return targets
         total = np.sum(state, axis=0)
         return {name: {**target, "centre": total[:-1] / total[-1]} for name, target in targets.items()}
-
-    def score(self, rows: RowBatch, target: Target) -> np.ndarray:
-        vectors, proto = rows.dense("hidden").astype(np.float64), target["prototype"]
-        if "centre" in target:
-            vectors, proto = vectors - target["centre"], proto - target["centre"]
-        scale = np.sqrt((vectors * vectors).sum(axis=1) * (proto * proto).sum())
-        dot = (vectors * proto).sum(axis=1)
-        return np.divide(dot, scale, out=np.zeros_like(dot), where=scale > 0)

@@ -85,7 +85,7 @@ def similarity(rows: SparseRows, prototypes: Prototypes, metric: str) -> np.ndar
     Returns:
         float64 ``[n, targets]``; NaN where the row or the prototype has a value that is not finite.
     """
-    from .kernels import overlaps, products  # numba is loaded only where rows are scored
+    from ..signals.kernels import overlaps, products  # numba is loaded only where rows are scored
 
     jaccard = metric == "jaccard"
     shared, own = (overlaps if jaccard else products)(rows, prototypes.table)

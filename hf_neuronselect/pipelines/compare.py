@@ -164,7 +164,7 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bo
     Raises:
         NeuronSelectError: as :func:`compare`. A method that cannot run is a line with the reason, if another one can.
     """
-    methods = methods_of(config.methods, config.seed)
+    methods = methods_of(config.methods, config.seed, config.picker)
     specs = named_specs(config.target, "target")
     if not specs:
         raise NeuronSelectError("name at least one target: --target NAME=rows", option="target")
@@ -180,7 +180,7 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bo
     able: list[Chosen] = []
     for chosen in methods:
         with failures.noted(chosen.label):
-            chosen.method.check()
+            chosen.check()
             able.append(chosen)
     failures.check(able)
     try:

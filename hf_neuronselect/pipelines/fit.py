@@ -17,7 +17,7 @@ def fit(config: FitConfig, *, say: Say = quiet, note: Say = quiet) -> NeuronSele
     Raises:
         NeuronSelectError: bad input, or a method that learns nothing from exemplars.
     """
-    chosen = method_of(config.method, config.method_option, 0)
+    chosen = method_of(config.method, config.method_option, 0, config.picker)
     if not chosen.method.needs_target:
         raise NeuronSelectError("learns nothing from exemplars; there is nothing to save", option="method",
                                 value=config.method)  # fmt: skip

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..core.configs import CAPABILITY, DEFAULT_METHOD, CompareConfig, ExtractConfig, TargetOptions
 from ..core.errors import NeuronSelectError
 from ..methods import METHODS, Method, make_method, signals_needed
-from ..methods.base import exemplar_signals
+from ..methods.base import exemplar_signals, vector_signal
+from ..pickers import Picker, picker_of
 
 if TYPE_CHECKING:
     from ..selection.selector import NeuronSelector
@@ -26,21 +27,36 @@ class Chosen:
 
     Attributes:
         label: how the user wrote it, e.g. ``nait(normalize=true)``.
+        picker: in which order rows are taken; None: the method's own.
     """
 
     label: str
     method: Method
+    picker: str | None = None
 
     def selector(self) -> NeuronSelector:
         """A new selector, not fitted."""
         from ..selection.selector import NeuronSelector  # heavy
 
-        return NeuronSelector(self.method.name, **self.method.options)
+        return NeuronSelector(self.method.name, picker=self.picker, **self.method.options)
+
+    @property
+    def _picker(self) -> Picker:
+        return picker_of(self.picker or self.method.default_picker)
+
+    def check(self) -> None:
+        """Refuse what cannot run here. Called before any row is read.
+
+        Raises:
+            NeuronSelectError: a package is missing, or a file that an option names.
+        """
+        self.method.check()
+        self._picker.check()
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """Signals that the method reads, of the pool or of exemplars."""
-        return signals_needed(self.method)
+        """Signals that method and picker read, of the pool or of exemplars."""
+        return tuple(dict.fromkeys([*signals_needed(self.method), *vector_signal(self.method, self._picker)]))
 
     @property
     def exemplar_signals(self) -> tuple[str, ...]:
@@ -53,17 +69,20 @@ class Chosen:
         return "seed" in self.method.options
 
     def with_seed(self, seed: int) -> Chosen:
-        return method_of(self.method.name, {**self.method.options, "seed": seed}, seed, label=self.label)
+        return method_of(self.method.name, {**self.method.options, "seed": seed}, seed, self.picker, label=self.label)
 
 
-def method_of(name: str, options: Mapping[str, Any], seed: int, *, label: str = "") -> Chosen:
+def method_of(
+    name: str, options: Mapping[str, Any], seed: int, picker: str | None = None, *, label: str = ""
+) -> Chosen:
     """A method by its name, or ``NAME:VALUE`` where one of its options names rows or a selection.
 
     Args:
         options: values, or text that the method's options read. seed: for methods that have this option.
+        picker: in which order rows are taken; default the method's own.
 
     Raises:
-        NeuronSelectError: unknown method, or an option it does not have or that cannot have this value.
+        NeuronSelectError: unknown method or picker, or an option it does not have or that cannot have this value.
     """
     name, colon, value = name.partition(":")
     if colon:
@@ -76,19 +95,27 @@ def method_of(name: str, options: Mapping[str, Any], seed: int, *, label: str = 
     method = make_method(name, options)
     if "seed" in method.options and "seed" not in options:
         method = make_method(name, {**options, "seed": seed})
-    return Chosen(label or name, method)
+    if picker is not None:
+        vector_signal(method, picker_of(picker))
+    return Chosen(label or name, method, picker)
 
 
-def methods_of(text: str, seed: int) -> list[Chosen]:
+_COMMA = re.compile(r",(?![^(]*\))")  # not inside (...)
+
+
+def methods_of(text: str, seed: int, pickers: str | None = None) -> list[Chosen]:
     """Methods as ``compare`` takes them: ``mona,nait(normalize=true,direction=mean),subset:rows.jsonl``.
 
     ``all`` is every method but those that need rows or a selection of the user's.
+
+    Args:
+        pickers: separated by commas; every method that has a target is taken with each.
 
     Raises:
         NeuronSelectError: not of that form, a method named twice, or as :func:`method_of`.
     """
     found: dict[str, Chosen] = {}
-    for part in re.split(r",(?![^(]*\))", text):
+    for part in _COMMA.split(text):
         label = part.strip()
         if label == ALL:
             for name in sorted(METHODS.names(), key=lambda name: (name != DEFAULT_METHOD, name)):
@@ -105,7 +132,16 @@ def methods_of(text: str, seed: int) -> list[Chosen]:
         if chosen.label in found:
             raise NeuronSelectError("is named twice", option="methods", value=label)
         found[chosen.label] = chosen
-    return list(found.values())
+    if pickers is None:
+        return list(found.values())
+    named = [str(picker_of(part)) for part in _COMMA.split(pickers)]
+    return [
+        one
+        if picker is None
+        else method_of(one.method.name, one.method.options, seed, picker, label=f"{one.label} + {picker}")
+        for one in found.values()
+        for picker in (named if one.method.needs_target else [None])
+    ]
 
 
 def check_methods(config: TargetOptions | ExtractConfig | CompareConfig) -> None:
@@ -118,11 +154,11 @@ def check_methods(config: TargetOptions | ExtractConfig | CompareConfig) -> None
     if isinstance(config, ExtractConfig):  # reads signals alone
         methods_to_extract(config)
     elif isinstance(config, CompareConfig):  # which says of a method that cannot run why
-        methods_of(config.methods, config.seed)
+        methods_of(config.methods, config.seed, config.picker)
     elif not any(CAPABILITY in target for target in config.target):  # a capability has a method of its own
-        chosen = [method_of(config.method, config.method_option, 0)]
+        chosen = [method_of(config.method, config.method_option, 0, config.picker)]
     for one in chosen:
-        one.method.check()
+        one.check()
 
 
 def methods_to_extract(config: ExtractConfig) -> list[Chosen]:

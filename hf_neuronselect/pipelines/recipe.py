@@ -46,7 +46,7 @@ class Recipe:
                 raise NeuronSelectError("belongs to the command, not into a recipe's select", option="out",
                                         value=values["select"]["out"])  # fmt: skip
             select = _options(SelectConfig, "select", values["select"] | {"out": "selection"})
-            method_of(select.method, select.method_option, select.seed).method.check()
+            method_of(select.method, select.method_option, select.seed, select.picker).check()
             named_specs(select.target, "target")
         evaluate = _options(EvaluateOptions, "evaluate", values.get("evaluate", {}))
         named_specs(evaluate.data, "data")
@@ -74,6 +74,7 @@ def control_config(config: SelectConfig, method: str, out: Path, picked: int) ->
         config,
         method=method,
         method_option={},
+        picker=None,
         aggregate="quota",
         weight={},
         ratio=ratio,

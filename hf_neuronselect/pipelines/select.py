@@ -10,6 +10,7 @@ from ..core.folders import SELECTION
 from ..core.options import ExtractionOptions, options_of
 from ..core.text import shown
 from ..hub.push import check_write_access, push_folder
+from ..pickers import picker_of
 from ..rows.load import load_rows
 from ..selection.selection import Selection
 from ..selection.selector import NeuronSelector
@@ -86,13 +87,17 @@ def _method(config: SelectConfig, capability: NeuronSelector | None) -> Chosen:
     """The method asked for, or the capability's."""
     own = capability.method if capability is not None else None
     if own is None or ("method" in config.given and config.method != own.name):
-        chosen = method_of(config.method, config.method_option, config.seed)
+        chosen = method_of(config.method, config.method_option, config.seed, config.picker)
         if own is not None and chosen.method.needs_target:  # a control needs none: it only leaves out the same rows
             raise NeuronSelectError(
                 f"the capability is of method {own.name}; leave --method out", option="method", value=config.method
             )
         return chosen
-    chosen = method_of(own.name, own.options | config.method_option, config.seed)
+    assert capability is not None
+    chosen = method_of(own.name, own.options | config.method_option, config.seed, str(capability.picker))
+    if config.picker is not None and str(picker_of(config.picker)) != str(capability.picker):
+        raise NeuronSelectError(f"the capability was fitted with {capability.picker}; remove it", option="picker",
+                                value=config.picker)  # fmt: skip
     if chosen.method.options != own.options:
         raise NeuronSelectError(f"the capability was fitted with {own.options}; remove it",
                                 option="method_option", value=", ".join(config.method_option))  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset, List, ReadInstruction, Value, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, List, ReadInstruction, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import DatasetInfo, HfApi, constants
 
@@ -337,3 +337,17 @@ def with_messages(data: Dataset, fmt: RowFormat | None = None) -> Dataset:
 def _kind(path: Path) -> str | None:
     suffixes = [s.lower() for s in path.suffixes if s.lower() not in PACKED]
     return _KINDS.get(suffixes[-1]) if suffixes else None
+
+
+def single_split(data: Any, option: str) -> Dataset | IterableDataset:
+    """The data, or the only split of a ``DatasetDict``.
+
+    Raises:
+        NeuronSelectError: it is something else.
+    """
+    if isinstance(data, DatasetDict) and len(data) == 1:
+        data = next(iter(data.values()))
+    if not isinstance(data, (Dataset, IterableDataset)):
+        kind = f"the splits {', '.join(data)}" if isinstance(data, Mapping) else type(data).__name__
+        raise NeuronSelectError(f"needs a datasets.Dataset or IterableDataset, got {kind}", option=option)
+    return data

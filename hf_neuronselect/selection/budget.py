@@ -9,7 +9,10 @@ import numpy as np
 
 from ..core.errors import NeuronSelectError, one_of
 from ..core.provenance import Budget
-from ..methods.pickers import BestFirst, Picker, order_by_score, row_scores, take_turns
+from ..pickers.base import Picker, best_first, row_scores
+from ..pickers.best_first import BestFirst
+from ..pickers.round_robin import take_turns
+from ..pickers.vectors import Vectors
 
 AGGREGATES = ("quota", "round_robin", "mean", "max", "weighted")
 
@@ -42,6 +45,7 @@ def pick(
     aggregate: str = "quota",
     weights: Mapping[str, float] | None = None,
     picker: Picker | None = None,
+    vectors: Vectors | None = None,
 ) -> Picked:
     """Choose rows.
 
@@ -51,14 +55,15 @@ def pick(
         aggregate: several targets: ``quota`` (k split evenly, union, refilled in turns), ``round_robin``, or the
             ``mean``, ``max`` or ``weighted`` mean of per-target ranks.
         weights: target -> weight, for ``weighted``.
-        picker: order in which a target takes rows; default best first.
+        picker: order in which a target takes rows; default best first. vectors: of the rows, if it compares them.
 
     Raises:
         NeuronSelectError: options that do not go together.
     """
     picker, names = picker or BestFirst(), list(scores)
     check_aggregate(names, budget, aggregate, weights)
-    orders = {name: picker.order(scores[name], valid) for name in names}
+    wanted = budget.rows(len(valid))
+    orders = {name: picker.order(scores[name], valid, wanted, vectors) for name in names}
     if len(names) == 1:
         combined, order = row_scores(scores[names[0]]), orders[names[0]]
         return Picked(_cut(order, combined, valid, n_tokens, budget), combined, _places(order, len(valid)))
@@ -71,10 +76,10 @@ def pick(
         share = np.asarray([(weights or {})[name] for name in names], dtype=np.float64)
         combined = (share / share.sum()) @ table
     if aggregate in ("quota", "round_robin"):
-        wanted, turns = budget.rows(len(valid)), list(orders.values())
+        turns = list(orders.values())
         order = take_turns(turns) if aggregate == "round_robin" or wanted is None else _quota(turns, wanted)
     else:
-        order = order_by_score(combined, valid)
+        order = best_first(combined, valid)
     chosen = _cut(order, combined, valid, n_tokens, budget)
     return Picked(chosen, combined, _places(order, len(valid)))
 

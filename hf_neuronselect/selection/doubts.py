@@ -12,7 +12,7 @@ import numpy as np
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.provenance import CapabilityRecord
 from ..methods.base import Method, Scorer, Target
-from ..methods.pickers import row_scores
+from ..pickers.base import row_scores
 from ..signals.columns import RowBatch
 
 Columns: TypeAlias = dict[str, np.ndarray]

@@ -201,7 +201,7 @@ class Reader:
     def _absent(self, signal: Signal, names: Sequence[str]) -> NeuronSelectError:
         wanted = ", ".join(column_names(signal))
         there = names if self.store is None else list(self.store.identities)
-        if other := [name for name in there if _COMPACT.fullmatch(name)]:
+        if other := [name for name in there if _COMPACT.fullmatch(name) and name.startswith(f"{signal.name}_on_")]:
             wanted += f"; it has projections on other directions than this capability's ({', '.join(other)})"
         if self.store is None:
             return NeuronSelectError(

@@ -24,6 +24,7 @@ from ..core.provenance import (
 )
 from ..hub.command import source_word
 from ..methods import Method
+from ..pickers import Picker, picker_of
 from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from .scan import Tally
@@ -31,13 +32,14 @@ from .scan import Tally
 _PACKAGES = ("hf-neuronselect", "datasets", "transformers", "torch", "huggingface-hub", "numpy")
 
 
-def method_record(method: Method) -> MethodRecord:
+def method_record(method: Method, picker: Picker) -> MethodRecord:
     """A method as it is recorded: rows that options name are named without their folders, at their commit."""
     sources = method.sources()
     named = {name: source_word(source) for name, source in sources.items()}
     return MethodRecord(
-        name=method.name, paper=method.paper or None, options=plain(method.options) | named, sources=sources
-    )
+        name=method.name, paper=method.paper or None, options=plain(method.options) | named, sources=sources,
+        picker=None if str(picker) == str(picker_of(method.default_picker)) else str(picker),
+    )  # fmt: skip
 
 
 def extraction_record(extractor: NeuronFeatureExtractor, signals: Iterable[str | Signal]) -> ExtractionRecord:

@@ -13,12 +13,14 @@ from datasets import Dataset, IterableDataset
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.progress import track
 from ..methods.base import Method, PoolMethod, Target, check_scores
-from ..methods.pickers import row_scores
+from ..pickers.base import row_scores
 from ..rows.formats import Row
 from ..rows.leakage import Leakage
+from ..signals.base import signals_of
+from ..signals.columns import RowBatch
 from .doubts import Doubts
 from .marks import Marker, Marks
-from .reader import Batch, Reader
+from .reader import Batch, Reader, column_names
 
 # Codes of `excluded`, in the order they are decided.
 EXCLUDED = ("", "empty", "error", "duplicate", "leak", "null")
@@ -33,7 +35,7 @@ class Scored:
 
     Attributes:
         scores: target -> float64 ``[n]`` or ``[n, exemplars]``, NaN where there is none.
-        excluded: codes of :data:`EXCLUDED`.
+        excluded: codes of :data:`EXCLUDED`. vectors: columns of signals by which a picker compares rows.
     """
 
     index: np.ndarray
@@ -42,6 +44,7 @@ class Scored:
     truncated: np.ndarray
     excluded: np.ndarray
     rows: list[Row] | None
+    vectors: RowBatch
 
 
 @dataclass
@@ -119,13 +122,16 @@ def scan(
     tally: Tally,
     doubts: Doubts | None = None,
     marks: Marks | None = None,
+    compared: Sequence[str] = (),
 ) -> Iterator[Scored]:
     """Score every row of ``data``, in order. ``excluded`` says why a row cannot be selected.
 
     Args:
         doubts: watches the scores. marks: leaks and duplicates of all rows, if they were looked for before.
+        compared: signals whose columns are passed on.
     """
     marker, position = Marker(), 0
+    kept = [column for signal in signals_of(compared) for column in column_names(signal)]
     doubts = doubts or Doubts(method)
     fitted = observe_pool(data, reader, method, {**targets, **doubts.targets}, tally)
     score = method.scorer(fitted)
@@ -156,7 +162,10 @@ def scan(
                     scores[name][usable] = found[name]
             for values in scores.values():
                 excluded[(excluded == 0) & ~np.isfinite(row_scores(values))] = _NULL
-            scored = Scored(batch.rows.index, scores, batch.n_tokens, batch.truncated, excluded, batch.raw)
+            scored = Scored(
+                batch.rows.index, scores, batch.n_tokens, batch.truncated, excluded, batch.raw,
+                RowBatch(batch.rows.index, batch.rows.usable, {name: batch.rows.columns[name] for name in kept}),
+            )  # fmt: skip
             tally.add(scored, batch)
             tally.score_seconds += time.perf_counter() - started
             position += n

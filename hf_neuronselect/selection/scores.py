@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,8 @@ from datasets import Dataset
 
 from ..core.errors import NeuronSelectWarning
 from ..core.provenance import Budget
-from ..methods.pickers import Picker, row_scores
+from ..pickers.base import Picker, row_scores
+from ..pickers.vectors import Vectors
 from .budget import Picked, pick
 from .reader import added_columns
 from .scan import EXCLUDED, Scored
@@ -65,18 +66,25 @@ class PoolScores:
     aggregate: str
     weights: Mapping[str, float] | None
     picker: Picker
+    vectors: Vectors | None = None
 
     @classmethod
     def of(
-        cls, pool: Dataset, found: Iterable[Scored], aggregate: str, weights: Mapping[str, float] | None, picker: Picker
-    ) -> PoolScores:
-        """Collect scored batches."""
+        cls, pool: Dataset, found: Iterable[Scored], aggregate: str, weights: Mapping[str, float] | None,
+        picker: Picker, compared: Sequence[str] = (),
+    ) -> PoolScores:  # fmt: skip
+        """Collect scored batches.
+
+        Args:
+            compared: the signal whose vectors the picker compares, or none.
+        """
         parts = list(found)
+        vectors = Vectors.of([part.vectors for part in parts], compared[0]) if compared else None
         scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in parts[0].scores}
         n_tokens, truncated, excluded = (
             np.concatenate([getattr(part, name) for part in parts]) for name in ("n_tokens", "truncated", "excluded")
         )
-        return cls(pool, scores, n_tokens, truncated, excluded, aggregate, weights, picker)
+        return cls(pool, scores, n_tokens, truncated, excluded, aggregate, weights, picker, vectors)
 
     @property
     def valid(self) -> np.ndarray:
@@ -94,7 +102,7 @@ class PoolScores:
             )
         picked = pick(
             self.scores, self.valid, self.n_tokens, budget, aggregate=self.aggregate, weights=self.weights,
-            picker=self.picker,
+            picker=self.picker, vectors=self.vectors,
         )  # fmt: skip
         of_row = {name: row_scores(values) for name, values in self.scores.items()}
         table = score_table(of_row, picked, self.n_tokens, self.truncated, self.excluded)

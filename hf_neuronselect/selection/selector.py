@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import re
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, IterableDataset
 
 from ..core.configs import DEFAULT_METHOD
 from ..core.cost import Cost
-from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
+from ..core.errors import NeuronSelectError, one_of
 from ..core.folders import CAPABILITY
-from ..core.progress import track, untracked
+from ..core.progress import untracked
 from ..core.provenance import Budget, CapabilityRecord, ExtractionRecord, MethodRecord, SourceRecord, TargetRecord
 from ..core.writing import writing
 from ..hub.cards import CapabilityCard, write_card
 from ..hub.pushable import PushToHub
 from ..methods import Method, make_method
-from ..methods.base import Target, exemplar_signals, signals_needed
-from ..methods.pickers import row_scores
+from ..methods.base import Target, exemplar_signals, signals_needed, vector_signal
+from ..methods.each import EachExemplar
+from ..pickers import Picker, picker_of
+from ..pickers.base import row_scores
 from ..rows.leakage import Leakage
-from ..rows.load import source_of, without_selection
-from ..signals.base import Signal, signals_of
-from ..signals.columns import RowBatch
+from ..rows.load import single_split, source_of, without_selection
+from ..signals.base import SIGNALS, Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .budget import check_aggregate
 from .capability import Capability, make_extractor
-from .doubts import Doubts, Halves, fit_watched
+from .doubts import Doubts, Halves
+from .fitting import fit_target
 from .marks import Marks
-from .reader import Reader, column_names, own_columns
+from .reader import Reader, own_columns
 from .record import extraction_record, method_record, selection_record
 from .scan import Tally, scan
 from .scores import PoolScores
@@ -53,6 +54,7 @@ class NeuronSelector(PushToHub):
 
     Args:
         method: a registered method's name. options: the method's (``metric="cosine"``, ``seed=1``).
+        picker: in which order rows are taken, e.g. ``round-robin`` or ``knn(neighbours=50)``; default the method's own.
 
     Attributes:
         targets: name -> what the method keeps of its exemplars, after :meth:`fit`.
@@ -60,11 +62,16 @@ class NeuronSelector(PushToHub):
         identities: signal -> the identity that rows must have it by.
 
     Raises:
-        NeuronSelectError: unknown method or option.
+        NeuronSelectError: unknown method, picker or option.
     """
 
-    def __init__(self, method: str = DEFAULT_METHOD, **options: Any) -> None:
+    def __init__(self, method: str = DEFAULT_METHOD, *, picker: str | None = None, **options: Any) -> None:
         self.method: Method = make_method(method, options)
+        self.picker: Picker = picker_of(picker or self.method.default_picker)
+        if self.picker.each and not self.method.needs_target:
+            raise NeuronSelectError(
+                f"lets exemplars choose, and {method} has none; use best-first", option="picker", value=str(self.picker)
+            )
         self.extractor: NeuronFeatureExtractor | None = None
         self._forget()
 
@@ -83,6 +90,31 @@ class NeuronSelector(PushToHub):
     def __repr__(self) -> str:
         fitted = ", ".join(self.targets) or "not fitted"
         return f"NeuronSelector({self.method.name!r}, targets: {fitted})"
+
+    @property
+    def scored_by(self) -> Method:
+        """The method, or one that gives a score for each exemplar if the picker reads these."""
+        return EachExemplar(self.method) if self.picker.each else self.method
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Signals that rows and exemplars need, for the method and the picker: what an extractor is made for."""
+        return tuple(dict.fromkeys([*signals_needed(self.method), *vector_signal(self.method, self.picker)]))
+
+    def check(self) -> None:
+        """Refuse what cannot run here. Called before any row is read.
+
+        Raises:
+            NeuronSelectError: a package is missing, a file that an option names, or a signal with vectors.
+        """
+        self.method.check()
+        self.picker.check()
+        for signal in vector_signal(self.method, self.picker):
+            if not SIGNALS[signal].has_vector:
+                raise NeuronSelectError(
+                    f"compares rows by vectors, and {signal} has none: name another signal, e.g. {self.picker.name}(by=hidden)",
+                    option="picker", value=str(self.picker),
+                )  # fmt: skip
 
     # ---------------------------------------------------------------------------------------- fit
     def fit(
@@ -106,7 +138,7 @@ class NeuronSelector(PushToHub):
         Raises:
             NeuronSelectError: no usable exemplar, a bad name, signals missing or of another extraction.
         """
-        self.method.check()
+        self.check()
         named = dict(target) if isinstance(target, Mapping) and not isinstance(target, Dataset) else {"target": target}
         self._forget()
         self.extractor = extractor or self.extractor
@@ -114,7 +146,7 @@ class NeuronSelector(PushToHub):
         for name, data in named.items():
             if not TARGET_NAME.fullmatch(name):
                 raise NeuronSelectError("a target's name is letters, digits, _ and -", option="target", value=name)
-            rows = _single_split(data, "target")
+            rows = single_split(data, "target")
             fitted = self._fit_one(name, rows, (sources or {}).get(name) or source_of(rows))
             if self.method.needs_target:
                 self.targets[name] = fitted
@@ -131,39 +163,16 @@ class NeuronSelector(PushToHub):
         return self
 
     def _fit_one(self, name: str, data: Data, source: SourceRecord | None) -> Target:
-        method = self.method
+        method = self.scored_by
         reader = Reader(
             exemplar_signals(method), self.extractor, self.identities, option="target", optional=method.signals
         )
-        parts: list[RowBatch] = []
-        rows, reasons = 0, []
-        total = len(data) if isinstance(data, Dataset) else None
-        with track(f"exemplars of {name}", total, brief=True) as progress:
-            for batch in reader.read(data):
-                rows += len(batch)
-                reasons += [skip for skip in batch.skips if skip]
-                parts.append(batch.rows.only_usable())
-                self.leakage |= Leakage.of(batch.conversations)
-                progress.done(len(batch))
-        usable = sum(len(part) for part in parts)
-        self.cost = self.cost.merge(reader.cost())
-        if usable == 0:
-            raise NeuronSelectError(f"no exemplar can be used ({reasons[0]}); give others", option="target", value=name)
-        if usable < rows:
-            warnings.warn(
-                f"target {name}: {rows - usable} of {rows} exemplars are left out ({reasons[0]}); mend or remove them",
-                NeuronSelectWarning,
-                stacklevel=4,
-            )
-        exemplars = RowBatch.join(parts)
-        fitted, doubts = fit_watched(method, exemplars)
-        for doubt in doubts:
-            warnings.warn(f"target {name}: {doubt}", NeuronSelectWarning, stacklevel=4)
-        self.exemplars[name] = TargetRecord(exemplars=rows, used=usable, source=source, doubts=doubts)
-        scored_by = [column for signal in signals_of(method.signals) for column in column_names(signal)]
-        if method.needs_target and method.judges_others and all(column in exemplars for column in scored_by):
-            self.halves |= Halves.of(name, method, exemplars)
-        return fitted
+        found = fit_target(method, name, data, reader, source)
+        self.exemplars[name] = found.record
+        self.leakage |= found.leakage
+        self.halves |= found.halves
+        self.cost = self.cost.merge(found.cost)
+        return found.target
 
     def extraction_of(self, extractor: NeuronFeatureExtractor | None) -> ExtractionRecord:
         """How the method's signals are computed, as far as known."""
@@ -183,7 +192,7 @@ class NeuronSelector(PushToHub):
         Raises:
             NeuronSelectError: the model is not at hand, or an option contradicts the capability.
         """
-        self.extractor = make_extractor(self.extraction, signals_needed(self.method), token=token, **options)
+        self.extractor = make_extractor(self.extraction, self.signals, token=token, **options)
         return self.extractor
 
     # -------------------------------------------------------------------------------------- score
@@ -205,7 +214,7 @@ class NeuronSelector(PushToHub):
         """Smaller signals that are enough to score the fitted targets: ``extractor.with_features(...)`` of them keeps
         one number per block instead of a vector. () where the method has none.
         """
-        return self.method.compact_signals(list(self.targets.values())) if self.targets else ()
+        return self.scored_by.compact_signals(list(self.targets.values())) if self.targets else ()
 
     def _score_batch(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
         """Scores of a batch that has the signals' columns: target -> float64 ``[n]``."""
@@ -213,7 +222,7 @@ class NeuronSelector(PushToHub):
             return self._scores(Dataset.from_dict(batch), self._reader(None))
 
     def _scores(self, data: Dataset, reader: Reader) -> dict[str, np.ndarray]:
-        parts = list(scan(data, reader, self.method, self.targets, Leakage(), (), Tally()))
+        parts = list(scan(data, reader, self.scored_by, self.targets, Leakage(), (), Tally()))
         return {name: np.concatenate([row_scores(part.scores[name]) for part in parts]) for name in self.targets}
 
     def score(
@@ -309,14 +318,14 @@ class NeuronSelector(PushToHub):
         Raises:
             NeuronSelectError: no rows, none that can be selected, options that do not go together.
         """
-        self.method.check()
+        self.check()
         own = ratio is None and k is None and threshold is None and max_tokens is None
         budget = self.method.default_budget if own else Budget(ratio, k, threshold, max_tokens)
         of_kept = own and self.method.counts_kept
         for what in exclude:
             one_of(what, EXCLUDE, "exclude")
         check_aggregate(list(self.targets), budget, aggregate, weights)
-        pool = without_selection(_single_split(pool, "pool"))
+        pool = without_selection(single_split(pool, "pool"))
         check_free(own_columns(pool.column_names or []))
         if marks is not None and isinstance(pool, Dataset) and len(marks) != len(pool):
             raise NeuronSelectError(f"marks of {len(marks)} rows, the pool has {len(pool)}", option="marks")
@@ -324,16 +333,19 @@ class NeuronSelector(PushToHub):
         tally = Tally()
         held = None  # rows that the heaps of a stream hold
         if isinstance(pool, IterableDataset):
-            held = stream_budget(pool, budget, list(self.targets), aggregate, self.method.picker())
+            held = stream_budget(pool, budget, list(self.targets), aggregate, self.picker)
         known, several = source or source_of(pool) or SourceRecord(), len(self.targets) > 1
         method = prepared(self.method, pool, known)
+        method = EachExemplar(method) if self.picker.each else method
+        compared = vector_signal(self.method, self.picker)
         reader = self._reader(extractor, features, needs_rows=bool(exclude) and marks is None)
-        reader.name = known.id
+        reader.names, reader.name = (*reader.names, *compared), known.id
+        reader.compact = () if compared else reader.compact
         doubts = Doubts(method, self.halves if reader.whole(pool.column_names or []) else {})
         with spooled(method, pool, reader):
-            found = scan(pool, reader, method, self.targets, self.leakage, exclude, tally, doubts, marks)
+            found = scan(pool, reader, method, self.targets, self.leakage, exclude, tally, doubts, marks, compared)
             if isinstance(pool, Dataset):
-                scored = PoolScores.of(pool, found, aggregate, weights, method.picker())
+                scored = PoolScores.of(pool, found, aggregate, weights, self.picker, compared)
                 self._check_some(bool(scored.valid.any()), tally)
                 budget = Budget(k=budget.rows(int(scored.valid.sum()))) if of_kept else budget
                 dataset, indices, table = scored.choose(budget)
@@ -373,7 +385,9 @@ class NeuronSelector(PushToHub):
     def about(self) -> CapabilityRecord:
         """``config.json`` of this capability: method, exemplars, and how their signals were computed."""
         return CapabilityRecord(
-            method=self.recorded or method_record(self.method), targets=dict(self.exemplars), extractor=self.extraction
+            method=self.recorded or method_record(self.method, self.picker),
+            targets=dict(self.exemplars),
+            extractor=self.extraction,
         )
 
     def fitted(self) -> Capability:
@@ -397,7 +411,7 @@ class NeuronSelector(PushToHub):
             NeuronSelectError: an unknown method, or one without these options.
         """
         record = capability.record
-        selector = cls(record.method.name, **record.method.options)
+        selector = cls(record.method.name, picker=record.method.picker, **record.method.options)
         if selector.method.needs_target:
             selector.targets = dict(capability.targets)
             selector.identities = dict(record.extractor.signals)
@@ -434,12 +448,3 @@ class NeuronSelector(PushToHub):
             NeuronSelectError: not a capability, or a damaged one.
         """
         return cls.of(Capability.fetch(source, revision=revision, token=token, subfolder=subfolder))
-
-
-def _single_split(data: Any, option: str) -> Data:
-    if isinstance(data, DatasetDict) and len(data) == 1:
-        data = next(iter(data.values()))
-    if not isinstance(data, (Dataset, IterableDataset)):
-        kind = f"the splits {', '.join(data)}" if isinstance(data, Mapping) else type(data).__name__
-        raise NeuronSelectError(f"needs a datasets.Dataset or IterableDataset, got {kind}", option=option)
-    return data

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, IterableDataset
 
 from ..core.errors import NeuronSelectError
-from ..methods.pickers import BestFirst, Picker, row_scores
+from ..pickers.base import Picker, row_scores
+from ..pickers.best_first import BestFirst
 from ..rows.formats import PICK_COLUMNS, Row
 from ..rows.media import as_stored
 from ..rows.table import as_dataset

@@ -25,6 +25,8 @@ PAPER_K = 192  # MoNA's K, used where neither K nor an SAE's own k is given
 class _Sparse(ForwardSignal):
     """Pooled latents, of which only the nonzeros are kept."""
 
+    has_vector = True
+
     def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
         value = pa.float16() if extraction.options.value_dtype == "float16" else pa.float32()
         return {f"{self.name}_indices": pa.list_(pa.int32()), f"{self.name}_values": pa.list_(value)}
@@ -119,9 +121,7 @@ class Hidden(ForwardSignal):
 
     name = "hidden"
     reads = ("layer",)
-
-    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
-        return {self.name: pa.list_(pa.float32())}
+    has_vector = True
 
     def deepest(self, extraction: Extraction, num_layers: int) -> int:
         return extraction.options.layer
@@ -140,12 +140,7 @@ class RdsPlus(ForwardSignal):
     """``e = unit(sum_t t h_t / sum_t t)`` over all tokens, ``h`` after the final norm (RDS+, arXiv 2503.01807): float32 ``[d]``."""
 
     name = "rds_plus"
-
-    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
-        return {self.name: pa.list_(pa.float32())}
-
-    def deepest(self, extraction: Extraction, num_layers: int) -> int:
-        return num_layers - 1
+    has_vector = True
 
     def start(
         self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction
@@ -163,16 +158,31 @@ class RdsPlus(ForwardSignal):
         return [(backbone.final_norm(), observe)], lambda: {self.name: list(found[0].cpu().numpy())}
 
 
+@register_signal
+class LastNormed(ForwardSignal):
+    """The last token's state after the final norm (DEITA's distance, arXiv 2312.15685): float32 ``[d]``."""
+
+    name = "last_normed"
+    has_vector = True
+
+    def start(
+        self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction
+    ) -> tuple[list[tuple[Site, Observer]], Reducer]:
+        found: list[torch.Tensor] = []
+        observers: list[tuple[Site, Observer]] = [
+            (backbone.final_norm(), lambda hidden: found.append(batch.at(hidden, batch.whole.last).float()))
+        ]
+        return observers, lambda: {self.name: list(found[0].cpu().numpy())}
+
+
 class EveryBlock(ForwardSignal):
     """A vector per block: float32 ``[num_layers, width]``."""
 
     reads: ClassVar[tuple[str, ...]] = ("site",)
+    has_vector = True
 
     def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
         return {self.name: pa.list_(pa.list_(pa.float32()))}
-
-    def deepest(self, extraction: Extraction, num_layers: int) -> int:
-        return num_layers - 1
 
     def site(self, backbone: Backbone, layer: int, extraction: Extraction) -> Site:
         return backbone.neurons(layer) if extraction.options.site == "mlp" else backbone.residual(layer)
@@ -307,9 +317,6 @@ class StrongestNeurons(ForwardSignal):
     def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
         return {self.name: pa.list_(pa.int32())}
 
-    def deepest(self, extraction: Extraction, num_layers: int) -> int:
-        return num_layers - 1
-
     def start(
         self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction
     ) -> tuple[list[tuple[Site, Observer]], Reducer]:
@@ -338,12 +345,6 @@ class Routing(ForwardSignal):
     """Mean over pooled tokens of every MoE block's routing weights over all experts, concatenated."""
 
     name = "routing"
-
-    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
-        return {self.name: pa.list_(pa.float32())}
-
-    def deepest(self, extraction: Extraction, num_layers: int) -> int:
-        return num_layers - 1
 
     def start(
         self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction

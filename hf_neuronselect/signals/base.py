@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,6 +38,7 @@ class Signal(ABC):
         name: what methods ask for it by. engine: the engine that computes it.
         reads: extraction options that move its numbers, besides those of its engine.
         sources: what it needs besides the model and its SAE, by the options that name it.
+        has_vector: whether rows can be compared by it, dense or sparse.
         stored: whether a store keeps it; False for what is cheaper to compute again.
     """
 
@@ -45,11 +46,12 @@ class Signal(ABC):
     engine: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
     sources: ClassVar[tuple[str, ...]] = ()
+    has_vector: ClassVar[bool] = False
     stored: ClassVar[bool] = True
 
-    @abstractmethod
     def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
-        """Its columns."""
+        """Its columns; by default one of its name, a float32 vector a row."""
+        return {self.name: pa.list_(pa.float32())}
 
     def numbers(self, extraction: Extraction) -> Mapping[str, Any]:
         """What moves its numbers, besides its engine's state, in JSON's own types."""

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import nn
 
@@ -39,9 +38,7 @@ class BidirectionalSignal(Signal):
     """
 
     engine = "bidirectional"
-
-    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
-        return {self.name: pa.list_(pa.float32())}
+    has_vector = True
 
 
 @register_signal

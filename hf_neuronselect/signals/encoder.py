@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from ..core import progress
@@ -41,12 +40,10 @@ class Embedding(Signal):
     """
 
     name = "embedding"
+    has_vector = True
     engine = "encoder"
     reads = ("encoder_window", "encoder_prompt")
     sources = ("encoder",)
-
-    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
-        return {"embedding": pa.list_(pa.float32())}
 
 
 @register_engine

@@ -46,9 +46,9 @@ class ForwardSignal(Signal):
     def numbers(self, extraction: Extraction) -> Mapping[str, Any]:
         return {**super().numbers(extraction), **({"marks": list(self.marks)} if self.marks else {})}
 
-    @abstractmethod
     def deepest(self, extraction: Extraction, num_layers: int) -> int:
-        """The deepest block that must run, 0-based."""
+        """The deepest block that must run, 0-based; by default the last."""
+        return num_layers - 1
 
     @abstractmethod
     def start(

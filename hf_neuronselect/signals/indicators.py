@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from ..core.sources import Source
@@ -48,9 +47,6 @@ class Indicator(Signal):
     def __init__(self, model: Source) -> None:
         self.model = model
         self.name = f"{self.kind}_on_{digest(model.key)}"
-
-    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
-        return {self.name: pa.list_(pa.float32())}
 
     def numbers(self, extraction: Extraction) -> Mapping[str, Any]:
         return {"indicator": self.model.key}

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from ..core.errors import NeuronSelectError
@@ -43,14 +42,8 @@ class Projection(ForwardSignal):
         hashed.update(self.directions.astype("<f8").tobytes())
         self.name = f"{signal}_on_{hashed.hexdigest()}"
 
-    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
-        return {self.name: pa.list_(pa.float32())}
-
     def numbers(self, extraction: Extraction) -> Mapping[str, Any]:
         return self.of.numbers(extraction)
-
-    def deepest(self, extraction: Extraction, num_layers: int) -> int:
-        return num_layers - 1
 
     def start(
         self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction

@@ -69,9 +69,6 @@ class RatingSignal(Signal):
             self.engine = "scorer"  # type: ignore[misc]
             self.name = f"{self.name}_on_{digest(model.key)}"
 
-    def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
-        return {self.name: pa.list_(pa.float32())}
-
     def columns(self, values: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
         """Its columns from each row's :meth:`value`."""
         return {self.name: values}

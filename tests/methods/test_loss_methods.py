@@ -267,7 +267,7 @@ def test_what_models_said_is_stored_and_read_again(name: str, tmp_path: Path, mo
     selector = NeuronSelector(name, **options)
     pool = rated(5)
     extractor = NeuronFeatureExtractor.from_options(
-        ExtractionOptions(model=scorers["complexity_scorer"]), selector.method.signals
+        ExtractionOptions(model=scorers["complexity_scorer"]), selector.signals
     )
     want = selector.select(pool, k=2, extractor=extractor)
     write_store(pool, pickle.loads(pickle.dumps(extractor)), tmp_path / "store", pool_about={})

@@ -16,8 +16,10 @@ from tiny import GOLDENS, ROOT
 from hf_neuronselect import Method, NeuronSelectError, NeuronSelector, NeuronSelectWarning, methods, register_method
 from hf_neuronselect.methods import METHODS, PoolMethod, make_method
 from hf_neuronselect.methods.base import exemplar_signals
-from hf_neuronselect.methods.kernels import widen
+from hf_neuronselect.methods.each import EachExemplar
+from hf_neuronselect.pickers import picker_of
 from hf_neuronselect.signals.columns import RowBatch
+from hf_neuronselect.signals.kernels import widen
 
 
 def sparse_batch(table: np.ndarray, column: str = "mona", arrow: bool = False) -> RowBatch:
@@ -268,15 +270,15 @@ def test_rds_plus_lets_exemplars_take_turns() -> None:
     draw = np.random.default_rng(0)
     vectors, exemplars = draw.normal(size=(9, 4)), draw.normal(size=(3, 4))
     expected = [[v @ e / np.linalg.norm(v) / np.linalg.norm(e) for e in exemplars] for v in vectors]
-    scores = {}
-    for each in ("each", "mean"):
-        method = make_method("rds-plus", {"exemplars": each})
-        scores[each] = method.score(dense_batch("rds_plus", vectors), method.fit(dense_batch("rds_plus", exemplars)))
-    np.testing.assert_allclose(scores["each"], expected, rtol=1e-6)
+    method = make_method("rds-plus", {})
+    each = EachExemplar(method)
+    scores = each.scorer({"t": each.fit(dense_batch("rds_plus", exemplars))})(dense_batch("rds_plus", vectors))["t"]
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    target = method.fit(dense_batch("rds_plus", exemplars))
     mean = exemplars.mean(axis=0)
     of_mean = [v @ mean / np.linalg.norm(v) / np.linalg.norm(mean) for v in vectors]
-    np.testing.assert_allclose(scores["mean"], of_mean, rtol=1e-6)
-    order = make_method("rds-plus", {}).picker().order(scores["each"], np.ones(9, bool)).tolist()
+    np.testing.assert_allclose(method.score(dense_batch("rds_plus", vectors), target), of_mean, rtol=1e-6)
+    order = picker_of(method.default_picker).order(scores, np.ones(9, bool)).tolist()
     taken: list[int] = []
     for turn in range(9):
         column = [row[turn % 3] for row in expected]

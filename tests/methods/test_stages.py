@@ -25,7 +25,6 @@ from hf_neuronselect import (
 from hf_neuronselect.core.options import opt
 from hf_neuronselect.methods import METHODS
 from hf_neuronselect.methods.base import Target
-from hf_neuronselect.methods.pickers import Picker, RoundRobin
 from hf_neuronselect.signals.columns import RowBatch
 
 
@@ -182,15 +181,13 @@ class Nearest(Method):
 
     name = "nearest"
     signals = ("hidden",)
+    default_picker = "round-robin"
 
     def fit(self, exemplars: RowBatch) -> Target:
         return {"exemplars": exemplars.dense("hidden")}
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         return rows.dense("hidden") @ target["exemplars"].T
-
-    def picker(self) -> Picker:
-        return RoundRobin()
 
 
 def test_scores_per_exemplar_are_picked_in_turns(

@@ -368,8 +368,6 @@ OF: dict[Any, dict[str, str]] = {
 NEEDS = {"routing": {"model": "{files}/moe", "sae": None}, "encoder": {"encoder": "{files}/embedder"},
          "llm2vec": {"mntp_adapter": "{files}/mntp"}}  # fmt: skip
 BESIDE = {
-    ("encoder", "exemplars"): NEEDS["encoder"],
-    ("llm2vec", "exemplars"): NEEDS["llm2vec"],
     ("bm25", "unspaced"): {"pool": "{files}/unspaced.jsonl", "target": ("t={files}/v.jsonl",)},
     ("matched-random", "seed"): {"pool": "{files}/unspaced.jsonl"},
     ("instruction-mining", "version"): NEEDS["encoder"],

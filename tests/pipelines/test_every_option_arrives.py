@@ -75,6 +75,7 @@ EXTRACTION = {
 METHOD = {
     "method": Line("hidden", lambda seen: seen["method"].name),
     "method_option": Line({"metric": "cosine"}, lambda seen: {"metric": seen["method"].options["metric"]}),
+    "picker": Line("knn(neighbours=3)", lambda seen: str(seen["picker"])),
 }
 MEASURED = {
     "data": Line(("held={files}/t.jsonl",), lambda seen: list(seen["losses"]["data"]), ["held"]),
@@ -123,6 +124,7 @@ LINES: dict[str, dict[str, Line]] = {
         "pool": Line("{files}/u.jsonl", lambda seen: seen["made"].pool.id, "u.jsonl"),
         "target": Line(("one={files}/t.jsonl",), lambda seen: seen["line"].target, "one"),
         "methods": Line("longest", lambda seen: seen["line"].method),
+        "picker": Line("knn(neighbours=3)", lambda seen: seen["line"].method, "mona + knn(neighbours=3)", {"methods": "mona"}),
         "ratio": budget("ratio", 0.25),
         "k": budget("k", 3),
         "threshold": budget("threshold", 0.5),
@@ -231,7 +233,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         monkeypatch.setattr(module, name, callee)
 
     def fitted(self: NeuronSelector, targets: Any, *, extractor: Any, sources: Any) -> NeuronSelector:
-        found.update(method=self.method, targets=targets, extractor=extractor)
+        found.update(method=self.method, picker=self.picker, targets=targets, extractor=extractor)
         return self
 
     def write_store(pool: Dataset, extractor: Any, folder: Path, **more: Any) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_neuronselect import NeuronSelectError
-from hf_neuronselect.methods.pickers import order_by_score
+from hf_neuronselect.pickers.base import best_first
 from hf_neuronselect.selection.budget import Budget, percentiles, pick
 
 few_scores = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.5, 1.0]), min_size=1, max_size=30)
@@ -93,7 +93,7 @@ def test_rank_aggregates_do_not_see_the_scale_of_scores() -> None:
         scaled = pick({"a": A * 1000, "b": B}, OK, ONES, Budget(k=6), aggregate=aggregate).indices
         np.testing.assert_array_equal(once, scaled)
     mean = pick(TWO, OK, ONES, Budget(k=6), aggregate="mean")
-    expected = sum(percentiles(order_by_score(scores, OK), len(OK)) for scores in (A, B)) / 2
+    expected = sum(percentiles(best_first(scores, OK), len(OK)) for scores in (A, B)) / 2
     np.testing.assert_allclose(mean.score, expected)
     only_b = pick(TWO, OK, ONES, Budget(k=2), aggregate="weighted", weights={"a": 0, "b": 2})
     assert only_b.indices.tolist() == [0, 5]

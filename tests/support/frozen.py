@@ -451,7 +451,7 @@ CASES: dict[str, Callable[[Lab], Arrays]] = {
     "against_pool.nait_contrast": Command("--method nait-contrast"),
     "nag": Command("--method nag"),
     "rds_plus": Command("--method rds-plus"),
-    "rds_plus.mean": Command("--method rds-plus --method-option exemplars=mean"),
+    "rds_plus.mean": Command("--method rds-plus --picker best-first"),
     "against_pool.mona": Command("--method mona --method-option centre=pool"),
     "against_pool.hidden": Command("--method hidden --method-option centre=pool"),
     "nait.mean": Command(MEAN),

@@ -53,6 +53,8 @@ LINES = {
     "method": Line("hidden", record=("method.name", "hidden"), printed=("--method", "hidden")),
     "method_option": Line({"metric": "cosine"}, record=("method.options", {"metric": "cosine", "centre": "none"}),
                           printed=("--method-option", "metric=cosine")),
+    "picker": Line("round-robin(taken=lose)", record=("method.picker", "round-robin(taken=lose)"),
+                   printed=("--picker", "round-robin(taken=lose)")),
     "ratio": Line(0.25, "picks", ("budget", {"ratio": 0.25}), ("--ratio", "0.25"), FREE),
     "k": Line(7, "picks", ("budget", {"k": 7}), ("--k", "7"), FREE),
     "threshold": Line(0.2, "picks", ("budget", {"threshold": 0.2}), ("--threshold", "0.2"), FREE),

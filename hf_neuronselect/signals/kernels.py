@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from ..signals.columns import SparseRows
+from .columns import SparseRows
 
 
 @njit(nogil=True)
