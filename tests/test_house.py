@@ -40,6 +40,7 @@ NAMED_METHODS = {
     "training.topk": {"encoder"},
     "models.encoders": {"encoder"},
     "core.provenance": {"encoder"},
+    "pipelines.comparison": {"random"},  # the control that a warning names
     "pipelines.demo": {"mona", "nait", "nait-contrast", "polysemantic", "hidden", "longest", "random"},
 }
 # Imports inside functions that may close a circle, with the reason.

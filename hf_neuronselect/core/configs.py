@@ -167,6 +167,12 @@ class CompareConfig(KeepOptions, ExtractionOptions):
         f"Each method that has a target, with each of these, separated by commas: {PICKERS_HELP}; default its own.",
     )
     draws: int = opt(1, "Draws of each method that has a seed; the table shows their mean.", minimum=1, moves=False)
+    resamples: int = opt(
+        0,
+        "Fits on exemplars drawn again, for the interval of each method's precision; 20 tell it.",
+        minimum=0,
+        moves=False,
+    )
     related: dict[str, str] = opt(
         default_factory=dict,
         help="Sources of the pool that count as right for a target, separated by commas; repeatable.",

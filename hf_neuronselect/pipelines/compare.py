@@ -2,144 +2,41 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from ..core import bundled
 from ..core.configs import CAPABILITY, CompareConfig
-from ..core.errors import NeuronSelectError
+from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.folders import COMPARISON, COMPARISON_STORE, SELECTION_RECORD
+from ..core.progress import untracked
 from ..core.provenance import Budget
-from ..core.text import shown
-from ..core.writing import reserve, writing
-from ..explain.report import text_table
+from ..core.writing import reserve
 from ..rows.load import BUNDLED, Rows, load_rows
+from ..selection.apart import picks_apart
 from ..selection.marks import mark_pool
 from ..selection.selection import Selection
 from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
-from ..store.store import FeatureStore
+from .comparison import HIGH, LOW, Comparison, Line, jaccard
 from .failures import Failures
 from .job import Job, check_rows, share_pass
+from .measures import RowFacts, shares_of
 from .methods import Chosen, methods_of
 from .parts import Say, extractor_of, load_named, named_specs, quiet
 
-TABLE = "compare.csv"
-
-
-@dataclass(frozen=True)
-class Line:
-    """A method on a target; of several draws, the mean.
-
-    Attributes:
-        precision: share of picked rows from related sources. precision_95: its 95th percentile over draws.
-        base_rate: share of the pool's rows from related sources. overlap: Jaccard index with the first method's rows.
-        seconds: fitting, scoring and picking, without the shared pass over the pool.
-        stand_in: the model that ran in the place of the method's own; such a line is left out of ranks and advice.
-        reason: why the method did not run; "" if it did.
-    """
-
-    method: str
-    target: str
-    rows: int = 0
-    precision: float | None = None
-    base_rate: float | None = None
-    precision_95: float | None = None
-    overlap: float | None = None
-    picked_tokens: float | None = None
-    pool_tokens: float | None = None
-    seconds: float | None = None
-    draws: int = 1
-    stand_in: str = ""
-    reason: str = ""
-
-    def cells(self) -> tuple[str, ...]:
-        name = f"{self.method} (stand-in: {self.stand_in})" if self.stand_in else self.method
-        if self.reason:
-            return (name, self.target, "did not run", *[""] * (len(HEADER) - 3))
-        name = name if self.draws == 1 else f"{name} (mean of {self.draws} draws)"
-        return (
-            name,
-            self.target,
-            str(self.rows),
-            _number(self.precision, 2),
-            _number(self.precision_95, 2),
-            _number(self.base_rate, 3),
-            _number(self.overlap, 2),
-            _number(self.picked_tokens, 0),
-            _number(self.pool_tokens, 0),
-            _number(self.seconds, 2),
-        )
-
-    def short(self) -> str:
-        """One line as soon as a method is done."""
-        if self.reason:
-            return f"{self.method} on {self.target} did not run: {self.reason}"
-        precision = "" if self.precision is None else f", precision {self.precision:.2f}"
-        return f"{self.method} on {self.target}: {self.rows} rows{precision}, {self.seconds:.1f} s"
-
-
-HEADER = ("method", "target", "rows", "precision", "95th pct", "base rate", "overlap", "picked tokens", "pool tokens",
-          "seconds")  # fmt: skip
-
-
-@dataclass
-class Comparison:
-    """Selections of every method and target, and their table.
-
-    Attributes:
-        selections: (method, target) -> the selection, of several draws the first.
-        exemplars: target -> its rows with the columns of every method. store: the pool's signals, if several methods
-            read some.
-    """
-
-    extractor: NeuronFeatureExtractor
-    pool: Dataset
-    exemplars: dict[str, Dataset] = field(default_factory=dict)
-    lines: list[Line] = field(default_factory=list)
-    selections: dict[tuple[str, str], Selection] = field(default_factory=dict)
-    store: FeatureStore | None = None
-    pass_seconds: float = 0.0
-
-    @property
-    def failed(self) -> list[Line]:
-        """Methods that did not run."""
-        return [line for line in self.lines if line.reason]
-
-    def table(self, target: str | None = None) -> str:
-        """The lines, or those of one target, as text; below them, why methods did not run."""
-        lines = [line for line in self.lines if target in (None, line.target)]
-        return "\n".join(
-            [text_table(HEADER, [line.cells() for line in lines]), *(one.short() for one in lines if one.reason)]
-        )
-
-    def write(self, folder: Path) -> None:
-        """``compare.csv`` and ``compare.md``, with the lines so far."""
-        with writing(folder, COMPARISON) as new:
-            self._write(new)
-
-    def _write(self, folder: Path) -> None:
-        with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, [one.name for one in fields(Line)])
-            writer.writeheader()
-            writer.writerows(asdict(line) for line in self.lines)
-        rows = [HEADER, ("---", "---", *["--:"] * (len(HEADER) - 2)), *(line.cells() for line in self.lines)]
-        text = "\n".join(f"| {' | '.join(shown(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
-        reasons = "".join(f"\n- {shown(line.short())}" for line in self.failed)
-        (folder / "compare.md").write_text(f"{text}\n{reasons and reasons + chr(10)}", encoding="utf-8")
-
 
 def compare(config: CompareConfig, *, say: Say = quiet, note: Say = quiet) -> Comparison:
-    """Compare methods; writes a selection folder for each method and target, ``compare.csv`` and ``compare.md``.
+    """Compare methods; writes a selection folder for each method and target, and tables (``compare.csv``, ``.html``, ...).
 
     The pool's signals stay in the folder ``signals``, unless ``config.features`` names another store: run again, it computes
     what is missing, and makes only the selections that are not there or that would be others.
@@ -210,17 +107,21 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bo
             job.marks = marks[name]
     if keep:
         found.write(config.out)
+    facts = RowFacts(rows.data, config)
+    if sources is not None:
+        found.sources["", ""] = shares_of(sources, np.arange(len(sources)))
     for name in targets:
-        firsts: list[Selection] = []
+        right = np.isin(sources, related[name]) if sources is not None and name in related else None
         for chosen in methods:
             line = Line(chosen.label, name)
             if (chosen.label, name) in jobs:
                 with failures.noted(chosen.label, name):
                     folder = config.out / slug(chosen.label) / name if keep else None
-                    draws = _draws(jobs[chosen.label, name], config, folder)
-                    firsts.append(draws[0][0])
-                    found.selections[chosen.label, name] = draws[0][0]
-                    line = _line(chosen, name, draws, firsts[0], sources, related.get(name), extractor)
+                    job = jobs[chosen.label, name]
+                    draws = _draws(job, config, folder)
+                    line = _measured(found, job, name, draws, right, facts, config)
+                    if sources is not None:
+                        found.sources[chosen.label, name] = shares_of(sources, draws[0][0].indices)
             found.lines.append(replace(line, reason=failures.reason(chosen.label, name)))
             note(found.lines[-1].short())
             if keep:
@@ -317,8 +218,7 @@ def made_before(job: Job, config: CompareConfig, folder: Path) -> Selection | No
     except NeuronSelectError:  # damaged: made again
         return None
     made, selector = selection.provenance, job.fit()
-    asked = (config.ratio, config.k, config.threshold, config.max_tokens)
-    budget = job.chosen.method.default_budget if asked == (None,) * 4 else Budget(*asked)
+    budget = _budget(job, config)
     sources = {name: rows.source for name, rows in job.targets.items()}
     same = (
         made.pool.commit is not None
@@ -335,27 +235,93 @@ def made_before(job: Job, config: CompareConfig, folder: Path) -> Selection | No
     return selection if same else None
 
 
-def _line(
-    chosen: Chosen, target: str, draws: Sequence[tuple[Selection, float]], first: Selection,
-    sources: np.ndarray | None, related: Sequence[str] | None, extractor: NeuronFeatureExtractor,
+def _measured(
+    found: Comparison, job: Job, target: str, draws: Sequence[tuple[Selection, float]], right: np.ndarray | None,
+    facts: RowFacts, config: CompareConfig,
 ) -> Line:  # fmt: skip
-    right = None if sources is None or related is None else np.isin(sources, related)
-    shares = [] if right is None else [float(right[selection.indices].mean()) for selection, _ in draws]
+    """The line of a method on a target; its selection and the samples of its precision go into the comparison.
+
+    Args:
+        right: bool ``[N]``, rows from related sources.
+    """
+    chosen, first = job.chosen, draws[0][0]
+    found.selections[chosen.label, target] = first
+    others = (one for (_, of), one in found.selections.items() if of == target)
+    reference, texture = next(others), facts.of(first.indices)
     tokens = [selection.provenance.tokens for selection, _ in draws]
-    return Line(
+    line = Line(
         method=chosen.label,
         target=target,
-        rows=len(draws[0][0]),
-        precision=float(np.mean(shares)) if shares else None,
-        base_rate=None if right is None else float(right.mean()),
-        precision_95=float(np.percentile(shares, 95)) if len(shares) > 1 else None,
-        overlap=float(np.mean([_jaccard(first.indices, selection.indices) for selection, _ in draws])),
+        rows=len(first),
+        overlap=float(np.mean([jaccard(reference.indices, selection.indices) for selection, _ in draws])),
         picked_tokens=_mean([part.selected_mean for part in tokens]),
         pool_tokens=tokens[0].pool_mean,
+        answers=texture.answers,
+        pool_answers=facts.whole.answers,
+        mtld=texture.mtld,
+        pool_mtld=facts.whole.mtld,
+        near_copies=texture.near_copies,
         seconds=float(np.mean([seconds for _, seconds in draws])),
         draws=len(draws),
-        stand_in=chosen.method.stand_in(extractor.extraction),
+        stand_in=chosen.method.stand_in(found.extractor.extraction),
+        **_costs(first),
     )
+    if right is None:
+        return line
+    shares = [float(right[selection.indices].mean()) for selection, _ in draws]
+    samples = shares if len(draws) > 1 else [float(right[rows].mean()) for rows in _resampled(job, target, config)]
+    found.samples[chosen.label, target] = np.asarray(samples)
+    low, high = np.percentile(samples, [LOW, HIGH]).tolist() if len(samples) > 1 else (None, None)
+    recall = float(np.mean([right[selection.indices].sum() for selection, _ in draws])) / max(1, int(right.sum()))
+    return replace(
+        line, precision=float(np.mean(shares)), low=low, high=high, recall=recall, base_rate=float(right.mean())
+    )
+
+
+def _costs(selection: Selection) -> dict[str, Any]:
+    """What a selection cost, as a line has it."""
+    cost = selection.provenance.cost
+    passes = list(cost.passes.values())
+    peaks = [one.peak_bytes for one in passes if one.peak_bytes is not None]
+    requests, money = (
+        [getattr(one, name) for one in passes if getattr(one, name) is not None] for name in ("requests", "money")
+    )
+    seconds = float(sum(one.total_seconds for one in passes))
+    return {
+        "fit_seconds": cost.fit_seconds,
+        "score_seconds": cost.score_seconds,
+        "pass_seconds": round(seconds, 3),
+        "tokens_per_second": round(sum(one.tokens for one in passes) / seconds, 1) if seconds else None,
+        "peak_bytes": max(peaks) if peaks else None,
+        "requests": sum(requests) if requests else None,
+        "money": sum(money) if money else None,
+    }
+
+
+def _resampled(job: Job, target: str, config: CompareConfig) -> list[np.ndarray]:
+    """Picks with exemplars drawn again, with replacement: none for methods without a target, or that refuse so few."""
+    data = job.targets[target].data
+    if not config.resamples or not job.chosen.method.needs_target or not isinstance(data, Dataset):
+        return []
+    draw = np.random.default_rng(config.seed)
+    selector = job.chosen.selector()
+    assert isinstance(job.rows.data, Dataset)
+    with warnings.catch_warnings(), untracked():
+        warnings.simplefilter("ignore", NeuronSelectWarning)
+        try:
+            samples = {str(i): data.select(draw.integers(0, len(data), len(data))) for i in range(config.resamples)}
+            selector.fit(samples, extractor=job.extractor)
+        except NeuronSelectError:
+            return []
+        selector.leakage = job.fit().leakage
+        return list(
+            picks_apart(selector, job.rows.data, _budget(job, config), config.exclude, job.store, job.marks).values()
+        )
+
+
+def _budget(job: Job, config: CompareConfig) -> Budget:
+    asked = (config.ratio, config.k, config.threshold, config.max_tokens)
+    return job.chosen.method.default_budget if asked == (None,) * 4 else Budget(*asked)
 
 
 def _related(config: CompareConfig, specs: Mapping[str, str]) -> dict[str, list[str]]:
@@ -388,15 +354,6 @@ def _with_signals(rows: Rows, extractor: NeuronFeatureExtractor) -> Rows:
     return Rows(concatenate_datasets([rows.data, made], axis=1), rows.about)
 
 
-def _jaccard(one: np.ndarray, other: np.ndarray) -> float:
-    shared = len(np.intersect1d(one, other))
-    return shared / max(1, len(one) + len(other) - shared)
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def _number(value: float | None, places: int) -> str:
-    return "" if value is None else f"{value:.{places}f}"

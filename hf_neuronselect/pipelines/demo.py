@@ -24,7 +24,8 @@ from ..rows.load import BUNDLED
 from ..selection.selection import Selection
 from ..signals.columns import RowBatch, SparseRows
 from ..signals.extractor import NeuronFeatureExtractor
-from .compare import HEADER, Comparison, compare_in
+from .compare import compare_in
+from .comparison import HEADER, Comparison
 from .parts import Say, quiet
 
 REPORT = "report.html"
@@ -187,10 +188,9 @@ def _section(found: Comparison, target: str, sources: str, best: list[BestRow]) 
         f"<small>{escape('; '.join(row.why))}</small></td></tr>"
         for row in best
     )
-    cells = [line.cells() for line in found.lines if line.target == target]
     return (
         f"<h2>{escape(target)}</h2><p>Precision: the share of {escape(sources)}, fixed beforehand.</p>"
-        f"{table(HEADER, cells)}<table>{rows}</table>"
+        f"{table(HEADER, found.cells(target))}<table>{rows}</table>"
     )
 
 

@@ -8,17 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from tiny import rows
 
-from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelectWarning, Selection
+from hf_neuronselect import (
+    NeuronFeatureExtractor,
+    NeuronSelectError,
+    NeuronSelector,
+    NeuronSelectWarning,
+    Selection,
+)
 from hf_neuronselect.cli.compare import _run
 from hf_neuronselect.core.configs import CompareConfig, SelectConfig
-from hf_neuronselect.pipelines.compare import Comparison, compare, slug
+from hf_neuronselect.pipelines.compare import compare, slug
+from hf_neuronselect.pipelines.comparison import Comparison, Line
 from hf_neuronselect.pipelines.job import Job
 from hf_neuronselect.pipelines.methods import methods_of
 from hf_neuronselect.pipelines.select import select
+from hf_neuronselect.rows.formats import read_row, row_format
+from hf_neuronselect.rows.leakage import Leakage
 
 METHODS = "mona,nait,nait(normalize=true,direction=mean),random,longest"
 
@@ -35,6 +45,10 @@ def options(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict
         "model": str(tiny_folder / "model"),
         "sae": str(tiny_folder / "sae"),
     }
+
+
+def formats_of(data: Dataset) -> list[Any]:
+    return [read_row(row, row_format(["messages"])) for row in data]
 
 
 class Pass:
@@ -83,16 +97,82 @@ def test_the_same_picks_as_one_at_a_time(
         right = np.isin(sources, related[target].replace(" ", "").split(","))
         assert float(line["base_rate"]) == right.mean() and int(line["rows"]) == 8
         if chosen.draws:
-            assert line["draws"] == "3" and line["precision_95"]
+            assert line["draws"] == "3" and float(line["low"]) <= float(line["precision"]) <= float(line["high"])
         else:
-            assert line["draws"] == "1" and not line["precision_95"]
+            assert line["draws"] == "1" and not line["high"]
             assert float(line["precision"]) == right[alone.indices].mean()
+            assert float(line["recall"]) == right[alone.indices].sum() / right.sum()
+            assert found.sources[label, target] == {
+                name: (sources[alone.indices] == name).mean() for name in found.sources[label, target]
+            }
     first = {line["target"]: float(line["overlap"]) for line in table if line["method"] == "mona"}
     assert first == {"a": 1.0, "b": 1.0}
     text = "\n".join(said)
     shown = (tmp_path / "out" / "compare.md").read_text()
     assert "random (mean of 3 draws)" in text and "nait(normalize=true,direction=mean)" in text
-    assert len(shown.splitlines()) == 12 and "| random (mean of 3 draws) | a | 8 |" in shown
+    assert shown.count("| a | 8 |") == 5 and "| (the pool) | a |" in shown and "| mean rank |" in shown
+    arrow = pq.read_table(tmp_path / "out" / "compare.parquet").to_pylist()
+    for of_arrow, of_csv in zip(arrow, table, strict=True):
+        for name, value in of_arrow.items():
+            assert ("" if value is None else str(value)) == of_csv[name], name
+    overlaps = list(csv.DictReader((tmp_path / "out" / "overlap.csv").open()))
+    assert len(overlaps) == 2 * 5 * 5
+    for line in overlaps:
+        one, other = (
+            set(found.selections[line[name], line["target"]].indices.tolist()) for name in ("method", "other")
+        )
+        assert float(line["overlap"]) == len(one & other) / len(one | other)
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "Ranks by precision" in page and "http" not in page
+
+
+def test_intervals_are_of_fits_on_exemplars_drawn_again(options: dict[str, Any], tmp_path: Path) -> None:
+    related, sources = {"a": "s1"}, np.asarray(rows(60)["source"])
+    found = compared(
+        options, tmp_path / "out", methods="mona,hidden(centre=pool),longest", related=related, resamples=4
+    )
+    extractor, exemplars = found.extractor, rows(6, seed=1)
+    draw = np.random.default_rng(0)
+    again = [exemplars.select(draw.integers(0, 6, 6)) for _ in range(4)]
+    for label, own in (("mona", {}), ("hidden(centre=pool)", {"centre": "pool"})):
+        wanted = []
+        for some in again:
+            selector = NeuronSelector(label.partition("(")[0], **own).fit({"a": some}, extractor=extractor)
+            selector.leakage = Leakage.of(formats_of(exemplars))
+            wanted.append((sources[selector.select(rows(60), k=8).indices] == "s1").mean())
+        assert found.samples[label, "a"].tolist() == wanted and len(set(wanted)) > 1
+        (line,) = (one for one in found.lines if (one.method, one.target) == (label, "a"))
+        assert [line.low, line.high] == np.percentile(wanted, [5, 95]).tolist()
+    assert len(found.samples["longest", "a"]) == 0  # it has no exemplars
+    assert ("mona", "b") not in found.samples  # nothing is right for b
+
+
+def test_ranks() -> None:
+    def line(method: str, target: str, precision: float | None, **more: Any) -> Line:
+        return Line(method, target, precision=precision, **more)
+
+    found = Comparison(None, None)  # type: ignore[arg-type]
+    for target, values in (("a", (0.9, 0.5, 0.5)), ("b", (0.2, 0.8, 0.1))):
+        found.lines += [line(name, target, value) for name, value in zip("xyz", values, strict=True)]
+        found.lines += [line("s", target, 1.0, stand_in="other"), line("f", target, None, reason="no")]
+    assert [(one.method, one.mean) for one in found.ranks()] == [("x", 1.5), ("y", (2.5 + 1) / 2), ("z", (2.5 + 3) / 2)]
+    assert all(one.low <= one.mean <= one.high for one in found.ranks())
+    assert found.ranks() == found.ranks()
+    found.samples["x", "a"] = np.asarray([0.9, 0.0])  # two fits disagree: the interval is wider
+    assert max(one.high for one in found.ranks() if one.method == "x") == 3
+
+
+def test_a_selection_no_better_than_random_is_said_in_words() -> None:
+    found = Comparison(None, None)  # type: ignore[arg-type]
+    found.lines = [
+        Line("x", "a", precision=0.1, base_rate=0.1, seconds=0.0),
+        Line("y", "a", precision=0.3, base_rate=0.1, seconds=0.0),
+        Line("random", "a", precision=0.1, low=0.05, high=0.2, draws=20, base_rate=0.1, seconds=0.0),
+    ]
+    (said,) = found.warnings(["a"])
+    assert said.startswith("x on a is no better than random rows (0.10; 95 % of draws have at most 0.20)")
+    assert said in found.table()
+    assert found.warnings(["b"]) == []
 
 
 def test_again_into_the_same_folder_and_from_a_store(

@@ -132,6 +132,7 @@ LINES: dict[str, dict[str, Line]] = {
         "keep": Line(("leak",), lambda seen: seen["made"].exclude, ("duplicate",)),
         "seed": Line(5, lambda seen: seen["made"].method.options["seed"]),
         "draws": Line(3, lambda seen: seen["line"].draws),
+        "resamples": Line(4, lambda seen: len(seen["samples"][0]), 4, {"methods": "mona", "related": {"t": "s1"}}),
         "related": Line({"t": "s1, s2"}, lambda seen: seen["line"].base_rate, 10 / 16),
         "source_column": Line("kind", lambda seen: seen["line"].base_rate, 4 / 16, {"related": {"t": "k3"}}),
         "features": Line(Path("{files}/kept"), lambda seen: seen["store"].folder,
@@ -409,7 +410,14 @@ def test_an_option_of_compare_arrives(name: str, files: Path, tmp_path: Path) ->
     config = config_of("compare", name, files)
     found = compare.compare(config)  # type: ignore[arg-type]
     made = next(iter(found.selections.values())).provenance
-    seen = {"extractor": found.extractor, "made": made, "line": found.lines[0], "store": found.store, "config": config}
+    seen = {
+        "extractor": found.extractor,
+        "made": made,
+        "line": found.lines[0],
+        "store": found.store,
+        "config": config,
+        "samples": list(found.samples.values()),
+    }
     check(LINES["compare"][name], seen, files)
 
 

@@ -1,0 +1,344 @@
+"""A comparison's lines and what is written of them: tables, ranks, overlaps, sources, a page."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from ..core.folders import COMPARISON
+from ..core.text import shown
+from ..core.writing import writing
+from ..explain.report import page, table, text_table
+from ..selection.selection import Selection
+from ..signals.extractor import NeuronFeatureExtractor
+from ..store.store import FeatureStore
+
+TABLE, LOW, HIGH, BOOTSTRAP = "compare.csv", 5, 95, 1000
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method on a target; of several draws, the mean.
+
+    Attributes:
+        precision: share of picked rows from related sources. low, high: its 5th and 95th percentiles over draws, or over
+            resampled exemplars. recall: share of the pool's related rows that are picked.
+        base_rate: share of the pool's rows from related sources. overlap: Jaccard index with the first method's rows.
+        answers: share of the picks' characters that are answers. mtld: lexical diversity of the answers.
+        near_copies: share of the picks that are nearly equal to another. pool_*: of the pool.
+        seconds: fitting, scoring and picking, without the shared pass over the pool. pass_seconds: of the passes whose
+            signals it reads, shared with others. peak_bytes: most memory during these.
+        stand_in: the model that ran in the place of the method's own; such a line is left out of ranks and advice.
+        reason: why the method did not run; "" if it did.
+    """
+
+    method: str
+    target: str
+    rows: int = 0
+    precision: float | None = None
+    low: float | None = None
+    high: float | None = None
+    recall: float | None = None
+    base_rate: float | None = None
+    overlap: float | None = None
+    picked_tokens: float | None = None
+    pool_tokens: float | None = None
+    answers: float | None = None
+    pool_answers: float | None = None
+    mtld: float | None = None
+    pool_mtld: float | None = None
+    near_copies: float | None = None
+    seconds: float | None = None
+    fit_seconds: float | None = None
+    score_seconds: float | None = None
+    pass_seconds: float | None = None
+    tokens_per_second: float | None = None
+    peak_bytes: int | None = None
+    requests: int | None = None
+    money: float | None = None
+    draws: int = 1
+    stand_in: str = ""
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """The method, with its stand-in or its number of draws."""
+        if self.stand_in:
+            return f"{self.method} (stand-in: {self.stand_in})"
+        return self.method if self.draws == 1 else f"{self.method} (mean of {self.draws} draws)"
+
+    def cells(self) -> tuple[str, ...]:
+        if self.reason:
+            return (self.name, self.target, "did not run", *[""] * (len(HEADER) - 3))
+        return (
+            self.name,
+            self.target,
+            str(self.rows),
+            _number(self.precision, 2),
+            "" if self.low is None else f"{self.low:.2f}–{self.high:.2f}",
+            _number(self.recall, 2),
+            _number(self.overlap, 2),
+            _number(self.picked_tokens, 0),
+            _number(self.answers, 2),
+            _number(self.mtld, 0),
+            _number(self.near_copies, 2),
+            _number(self.seconds, 2),
+        )
+
+    def of_pool(self) -> tuple[str, ...]:
+        """The same cells of the whole pool."""
+        return ("(the pool)", self.target, "", _number(self.base_rate, 3), "", "", "", _number(self.pool_tokens, 0),
+                _number(self.pool_answers, 2), _number(self.pool_mtld, 0), "", "")  # fmt: skip
+
+    def short(self) -> str:
+        """One line as soon as a method is done."""
+        if self.reason:
+            return f"{self.method} on {self.target} did not run: {self.reason}"
+        precision = "" if self.precision is None else f", precision {self.precision:.2f}"
+        return f"{self.method} on {self.target}: {self.rows} rows{precision}, {self.seconds:.1f} s"
+
+
+HEADER = ("method", "target", "rows", "precision", "5–95 %", "recall", "overlap", "tokens", "answers", "MTLD",
+          "near copies", "seconds")  # fmt: skip
+LEGEND = (
+    "precision, recall: rows from sources that count as right; 5–95 %: over draws, or resampled exemplars; overlap: with the "
+    "first method's rows; tokens: mean of a row; answers: share of the characters; MTLD: diversity of the answers' words; "
+    "near copies: rows nearly equal to another pick; seconds: without the pass that methods share"
+)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A method's place by precision, 1 is best: the mean over targets, with its 5th and 95th percentiles."""
+
+    method: str
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass
+class Comparison:
+    """Selections of every method and target, and their table.
+
+    Attributes:
+        selections: (method, target) -> the selection, of several draws the first.
+        samples: (method, target) -> precision of each draw, or with each resample of the exemplars.
+        sources: (method, target) -> share of each source among the picks; ``("", "")``: of the pool.
+        exemplars: target -> its rows with the columns of every method. store: the pool's signals, if several methods
+            read some.
+    """
+
+    extractor: NeuronFeatureExtractor
+    pool: Dataset
+    exemplars: dict[str, Dataset] = field(default_factory=dict)
+    lines: list[Line] = field(default_factory=list)
+    selections: dict[tuple[str, str], Selection] = field(default_factory=dict)
+    samples: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    sources: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    store: FeatureStore | None = None
+    pass_seconds: float = 0.0
+
+    @property
+    def failed(self) -> list[Line]:
+        """Methods that did not run."""
+        return [line for line in self.lines if line.reason]
+
+    @property
+    def targets(self) -> list[str]:
+        return list(dict.fromkeys(line.target for line in self.lines))
+
+    def of(self, target: str) -> list[Line]:
+        """The lines of one target."""
+        return [line for line in self.lines if line.target == target]
+
+    def cells(self, target: str) -> list[tuple[str, ...]]:
+        """The table of one target: the pool, then every method."""
+        lines = self.of(target)
+        ran = next((line for line in lines if not line.reason), None)
+        return [*([] if ran is None else [ran.of_pool()]), *(line.cells() for line in lines)]
+
+    def table(self, target: str | None = None) -> str:
+        """The lines, or those of one target, as text; below them ranks, warnings, and why methods did not run."""
+        targets = self.targets if target is None else [target]
+        parts = [text_table(HEADER, [cells for name in targets for cells in self.cells(name)])]
+        if target is None:
+            parts.append(LEGEND)
+            if ranks := self.ranks():
+                parts += ["", text_table(RANKS, [rank_cells(one) for one in ranks])]
+        warned = self.warnings(targets)
+        failed = [line.short() for line in self.failed if line.target in targets]
+        return "\n".join([*parts, *(["", *warned] if warned else []), *failed])
+
+    def warnings(self, targets: Sequence[str]) -> list[str]:
+        """Selections that are no better than random rows, a sentence each."""
+        found = []
+        for target in targets:
+            lines = [line for line in self.of(target) if line.precision is not None]
+            bar = next((line.high for line in lines if line.method == "random" and line.high is not None), None)
+            if bar is None:
+                continue
+            found += [
+                f"{line.method} on {target} is no better than random rows ({line.precision:.2f}; 95 % of draws have at "
+                f"most {bar:.2f}): do not use it for this target"
+                for line in lines
+                if line.draws == 1 and not line.stand_in and line.precision is not None and line.precision <= bar
+            ]
+        return found
+
+    def ranks(self, seed: int = 0) -> list[Rank]:
+        """Methods by their mean rank over the labelled targets; those that did not run on all, and stand-ins, have none.
+
+        The interval resamples targets, and precision within its :attr:`samples`.
+        """
+        targets = [name for name in self.targets if any(line.precision is not None for line in self.of(name))]
+        lines = {(line.method, line.target): line for line in self.lines if not line.stand_in and not line.reason}
+        methods = [
+            name for name in dict.fromkeys(method for method, _ in lines) if all((name, t) in lines for t in targets)
+        ]
+        if not targets or len(methods) < 2:
+            return []
+        means = np.asarray([[lines[method, target].precision or 0.0 for target in targets] for method in methods])
+        draw = np.random.default_rng(seed)
+        drawn = np.empty((BOOTSTRAP, len(methods)))
+        for b in range(BOOTSTRAP):
+            chosen = draw.integers(0, len(targets), len(targets))
+            values = means[:, chosen]
+            for i, method in enumerate(methods):
+                for place, t in enumerate(chosen.tolist()):
+                    sample = self.samples.get((method, targets[t]))
+                    if sample is not None and len(sample) > 1:
+                        values[i, place] = draw.choice(sample)
+            drawn[b] = _ranks(values).mean(axis=1)
+        mean, low, high = (_ranks(means).mean(axis=1), *np.percentile(drawn, [LOW, HIGH], axis=0))
+        found = [Rank(method, float(mean[i]), float(low[i]), float(high[i])) for i, method in enumerate(methods)]
+        return sorted(found, key=lambda one: one.mean)
+
+    def overlaps(self, target: str) -> tuple[list[str], np.ndarray]:
+        """Methods that ran, and the Jaccard index of each one's rows with each other's: ``[m, m]``."""
+        methods = [line.method for line in self.of(target) if (line.method, target) in self.selections]
+        picked = [self.selections[method, target].indices for method in methods]
+        return methods, np.asarray([[jaccard(one, other) for other in picked] for one in picked])
+
+    # ------------------------------------------------------------------------------------ writing
+    def write(self, folder: Path) -> None:
+        """``compare.csv``, ``.parquet``, ``.md`` and ``.html``, ``overlap.csv`` and ``sources.csv``, with the lines so far."""
+        with writing(folder, COMPARISON) as new:
+            lines = [asdict(line) for line in self.lines]
+            _csv(new / TABLE, [one.name for one in fields(Line)], lines)
+            _parquet(new / "compare.parquet", lines)
+            overlaps = [
+                {"target": target, "method": one, "other": other, "overlap": float(matrix[i, k])}
+                for target in self.targets
+                for methods, matrix in [self.overlaps(target)]
+                for i, one in enumerate(methods)
+                for k, other in enumerate(methods)
+            ]
+            _csv(new / "overlap.csv", ["target", "method", "other", "overlap"], overlaps)
+            shares = [
+                {"target": target, "method": method or "(the pool)", "source": source, "share": share}
+                for (method, target), mix in self.sources.items()
+                for source, share in mix.items()
+            ]
+            _csv(new / "sources.csv", ["target", "method", "source", "share"], shares)
+            (new / "compare.md").write_text(self._markdown(), encoding="utf-8")
+            (new / "compare.html").write_text(self._page(), encoding="utf-8")
+
+    def _markdown(self) -> str:
+        parts = [_markdown_table(HEADER, [cells for name in self.targets for cells in self.cells(name)], 2), LEGEND]
+        if ranks := self.ranks():
+            parts.append(_markdown_table(RANKS, [rank_cells(one) for one in ranks], 1))
+        said = [*self.warnings(self.targets), *(line.short() for line in self.failed)]
+        parts += ["\n".join(f"- {shown(one)}" for one in said)] if said else []
+        return "\n\n".join(parts) + "\n"
+
+    def _page(self) -> str:
+        parts = [f"<p>{escape(LEGEND)}.</p>"]
+        if ranks := self.ranks():
+            parts.append(f"<h2>Ranks by precision</h2>{table(RANKS, [rank_cells(one) for one in ranks])}")
+        if said := [*self.warnings(self.targets), *(line.short() for line in self.failed)]:
+            parts.append(f"<h2>Before you choose</h2><ul>{''.join(f'<li>{escape(shown(one))}' for one in said)}</ul>")
+        for target in self.targets:
+            parts.append(f"<h2>{escape(target)}</h2>{table(HEADER, self.cells(target))}")
+            methods, matrix = self.overlaps(target)
+            if len(methods) > 1:
+                parts.append(f"<h3>How much picks overlap (Jaccard index)</h3>{_heat(methods, matrix)}")
+            mixes = {name: self.sources[name, target] for name in methods if (name, target) in self.sources}
+            if mixes:
+                parts.append(f"<h3>Where picks come from</h3>{_mixes(mixes, self.sources.get(('', ''), {}))}")
+        return page("neuronselect compare", *parts)
+
+
+RANKS = ("method", "mean rank", "5–95 %")
+
+
+def rank_cells(one: Rank) -> tuple[str, ...]:
+    return one.method, f"{one.mean:.1f}", f"{one.low:.1f}–{one.high:.1f}"
+
+
+def jaccard(one: np.ndarray, other: np.ndarray) -> float:
+    """Shared rows over all rows of two selections."""
+    shared = len(np.intersect1d(one, other))
+    return shared / max(1, len(one) + len(other) - shared)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Places within each column, 1 for the largest, equal values share the mean place: ``[m, t]`` -> ``[m, t]``."""
+    above = (values[:, None, :] < values[None, :, :]).sum(axis=1)
+    equal = (values[:, None, :] == values[None, :, :]).sum(axis=1)
+    return above + (equal + 1) / 2
+
+
+def _csv(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+_ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+
+
+def _parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    schema = pa.schema([(one.name, _ARROW[str(one.type).split(" | ")[0]]) for one in fields(Line)])
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), path)
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    lines = [header, ["---"] * left + ["--:"] * (len(header) - left), *rows]
+    return "\n".join(f"| {' | '.join(shown(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in lines)
+
+
+def _heat(methods: Sequence[str], matrix: np.ndarray) -> str:
+    """A matrix as a table; the darker a cell, the larger its number."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in methods)
+    body = "".join(
+        f"<tr><th>{escape(name)}</th>"
+        + "".join(f'<td class=n style="background:rgba(0,114,178,{value * 0.7:.2f})">{value:.2f}</td>' for value in row)
+        + "</tr>"
+        for name, row in zip(methods, matrix.tolist(), strict=True)
+    )
+    return f"<div style='overflow-x:auto'><table><tr><th></th>{head}</tr>{body}</table></div>"
+
+
+def _mixes(mixes: Mapping[str, Mapping[str, float]], pool: Mapping[str, float], most: int = 4) -> str:
+    """The largest sources of each selection."""
+    rows = [("(the pool)", _mix(pool, most)), *((name, _mix(mix, most)) for name, mix in mixes.items())]
+    return table(("method", "sources"), rows)
+
+
+def _mix(shares: Mapping[str, float], most: int) -> str:
+    return ", ".join(f"{source} {share:.0%}" for source, share in list(shares.items())[:most])
+
+
+def _number(value: float | None, places: int) -> str:
+    return "" if value is None else f"{value:.{places}f}"
