@@ -30,6 +30,7 @@ from . import (  # noqa: F401 (imported to register themselves)
     random,
     rds_plus,
     routing,
+    sae_diversity,
     selectit,
     subset,
     zip_fit,

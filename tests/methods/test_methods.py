@@ -18,6 +18,7 @@ from hf_neuronselect.methods import METHODS, PoolMethod, make_method
 from hf_neuronselect.methods.base import exemplar_signals
 from hf_neuronselect.methods.each import EachExemplar
 from hf_neuronselect.pickers import picker_of
+from hf_neuronselect.pickers.vectors import Vectors
 from hf_neuronselect.signals.columns import RowBatch
 from hf_neuronselect.signals.kernels import widen
 
@@ -284,6 +285,18 @@ def test_rds_plus_lets_exemplars_take_turns() -> None:
         column = [row[turn % 3] for row in expected]
         taken.append(max((i for i in range(9) if i not in taken), key=lambda i: column[i]))
     assert order == taken
+
+
+def test_sae_diversity_counts_features_and_covers_them() -> None:
+    table = np.asarray([[1.0, 0, 0, 0], [0.2, 3, 3, 0], [0, 3, 3, 0], [0, 0, 0, 2], [0, 0, 0, 0]])
+    batch = sparse_batch(table)
+    assert make_method("sae-diversity", {}).score(batch, {}).tolist() == [1, 3, 2, 1, 0]
+    assert make_method("sae-diversity", {"strong": 0.5}).score(batch, {}).tolist() == [1, 2, 2, 1, 0]
+    order = picker_of("cover(strong=0)").order(
+        np.asarray([1.0, 3, 2, 1, 0]), np.ones(5, bool), None, Vectors.of([batch], "mona")
+    )
+    # above the quantile 0: all values but the smallest, 0.2 of row 1
+    assert order.tolist() == [1, 0, 3, 2, 4]
 
 
 def test_nag_counts_shared_neurons() -> None:
