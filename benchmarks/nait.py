@@ -58,6 +58,7 @@ OF_SAE: dict[str, tuple[str, dict[str, Any]]] = {
     "mona, centre=pool": ("mona", {"centre": "pool"}),
     "mona, cosine": ("mona", {"metric": "cosine"}),
 }
+BOLD = {"nait (preset: content ends, svd)", "nait-contrast", "mona"}
 SIGNALS = ("hidden", "rds_plus", "nait", "nait_answer", "nait_template", "nait_last", "nait_template_last", "nait_mean",
            "content_mean", "answer_mean")  # fmt: skip
 
@@ -235,6 +236,7 @@ def _without_first_words(targets: dict[str, Any]) -> list[str]:
 
 def _line(label: str, at5: list[float], at10: list[float], above: str) -> str:
     cells = [*(f"{value:.2f}" for value in at5), f"{np.mean(at5):.3f}", f"{np.mean(at10):.3f}", above]
+    label = f"**{label}**" if label in BOLD else label
     return f"| {label} | " + " | ".join(cells) + " |"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -134,3 +135,42 @@ def test_the_tables_of_the_smollm2_recipe_are_its_figures() -> None:
     tables = runpy.run_path(str(folder / "tables.py"))["tables"](folder)
     text = (folder / "README.md").read_text()
     assert len(tables) == 3 and all(table in text for table in tables)
+
+
+def test_the_tables_of_the_readings_are_their_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In docs/benchmarks.md whole, in the README rounded, in the card of the SAE as averages."""
+    folder = ROOT / "benchmarks"
+    monkeypatch.syspath_prepend(folder)
+    as_markdown = runpy.run_path(str(folder / "nait.py"))["as_markdown"]
+    records = {path.stem.removeprefix("nait_"): json.loads(path.read_text()) for path in folder.glob("nait_*.json")}
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for name in ("bundled", "smollm2", "gemma3-270m"):
+        lines = as_markdown(records[name])
+        assert "\n".join(lines[: lines.index("", 2)]) in page
+
+    def precision(name: str, label: str, ratio: str = "5%") -> list[float]:
+        record = records[name]["targets"].values()
+        if label.startswith("random"):
+            return [one["random at 5%"]["95th" if "95" in label else "mean"] for one in record]
+        return [one[label][ratio] for one in record]
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    usual = "nait (preset: content ends, svd)"
+    rows = {"mona": "mona", "nait": usual, "nait-contrast": "nait-contrast", "nait(reading=paper)": "reading=paper",
+            "hidden": "hidden", "random": "random", "random(95th)": "random 95", "longest": "longest"}  # fmt: skip
+    for label, found in rows.items():
+        cells = "|".join(f"{value:.2f}".removeprefix("0") for value in precision("smollm2", found))
+        assert f"|{label}|{cells}|" in readme, label
+    card = bundled.MODEL.parent / "saes" / "smollm2-135m-instruct" / "README.md"
+    of_card = {"random, 95th percentile": "random 95", "longest": "longest", "hidden states, same block": "hidden",
+               "hidden states, pool's mean taken off": "hidden, centre=pool", "nait": usual, "nait-contrast": "nait-contrast",
+               "**MoNA**": "mona", "MoNA, `centre=pool`": "mona, centre=pool"}  # fmt: skip
+    text = card.read_text(encoding="utf-8")
+    for label, found in of_card.items():
+        means = [
+            f"{sum(one) / len(one):.3f}" for one in (precision("smollm2", found), precision("smollm2_no_system", found))
+        ]
+        assert f"| {label} | {means[0]} | {means[1]} |" in text, label
+    both = [[f"{sum(p) / len(p):.3f}" for p in (precision(name, "rds-plus"), precision(name, "rds-plus, exemplars=mean"))]
+            for name in ("smollm2", "smollm2_no_system")]  # fmt: skip
+    assert f"| {' / '.join(both[0])} | {' / '.join(both[1])} |" in text

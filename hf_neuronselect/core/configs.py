@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from .errors import NeuronSelectError
 from .options import Dtype, ExtractionOptions, Options, opt
+from .provenance import Spread
 
 POOL_HELP = "File, folder, Hub id org/name[@revision][:config[:split]], or bundled:pool."
 TARGET_HELP = "[NAME=]rows (file, folder, Hub id or bundled:NAME), or capability:FOLDER_OR_ID[:NAME]; repeatable."
@@ -56,6 +57,20 @@ class KeepOptions(BudgetOptions):
 
     keep: tuple[Literal["duplicate", "leak"], ...] = opt((), "Rows to keep that are left out otherwise; repeatable.")
     seed: int = opt(0, "Seed of methods that draw.", minimum=0)
+    source_share: float | None = opt(None, "Largest share of the picks from one source, in (0, 1].")
+    source_column: str = opt("source", "Column with a row's source.")
+    drop_near_copies: bool = opt(
+        False, "Pass over rows nearly equal to a better one (pip install 'hf-neuronselect[rivals]')."
+    )
+
+    @property
+    def spread(self) -> Spread:
+        """How picks are kept apart."""
+        return Spread(self.source_share, self.source_column, self.drop_near_copies)
+
+    def check(self) -> None:
+        super().check()
+        _ = self.spread
 
     @property
     def exclude(self) -> list[str]:
@@ -179,7 +194,6 @@ class CompareConfig(KeepOptions, ExtractionOptions):
         metavar="NAME=SOURCES",
         moves=False,
     )
-    source_column: str = opt("source", "Column with a row's source, for related.", moves=False)
     features: Path | None = opt(None, "Feature store to use and to add missing signals to.", moves=False)
     out: Path = opt(help="Folder for a selection per method and target, and the tables.", moves=False)
 

@@ -172,6 +172,32 @@ class Budget:
         return self.k
 
 
+@dataclass(frozen=True)
+class Spread:
+    """How picks are kept apart.
+
+    Attributes:
+        source_share: largest share of the picks from one source, in (0, 1]. source_column: where sources are.
+        drop_near_copies: whether rows nearly equal to a better one are passed over.
+
+    Raises:
+        NeuronSelectError: a share out of range.
+    """
+
+    source_share: float | None = None
+    source_column: str = "source"
+    drop_near_copies: bool = False
+
+    def __post_init__(self) -> None:
+        if self.source_share is not None and not 0 < self.source_share <= 1:
+            raise NeuronSelectError("must lie in (0, 1]; 0.2: at most a fifth", option="source_share",
+                                    value=self.source_share)  # fmt: skip
+
+    def __bool__(self) -> bool:
+        """Whether it changes anything."""
+        return self.source_share is not None or self.drop_near_copies
+
+
 # -------------------------------------------------------------------------------------- what came of it
 @dataclass(frozen=True, kw_only=True)
 class Counts:
@@ -240,7 +266,8 @@ class Provenance:
     """``selection.json``: from what, by what and how a selection was made.
 
     Attributes:
-        aggregate, weights: of several targets. exclude: kinds of rows that were left out.
+        aggregate, weights: of several targets. exclude: kinds of rows that were left out. spread: how picks
+            were kept apart, if they were.
         capability: the saved one that scored the pool; of a method without targets, the one whose exemplars were left
             out. extractor: how the signals were computed.
         cost: of all passes, those read from a store included. files: checksums of the folder's other files.
@@ -253,6 +280,7 @@ class Provenance:
     aggregate: str | None = None
     weights: dict[str, float] | None = None
     exclude: tuple[str, ...] = ()
+    spread: Spread | None = None
     pool: SourceRecord
     capability: SourceRecord | None = None
     extractor: ExtractionRecord | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..core.configs import CAPABILITY, SelectConfig
@@ -78,6 +78,8 @@ def select_command(made: Provenance) -> Command:
     values["aggregate"] = made.aggregate
     values["weight"] = made.weights or {}
     values["keep"] = [what for what in ("duplicate", "leak") if what not in made.exclude]
+    if made.spread is not None:
+        values |= asdict(made.spread)
     values["out"] = "selected"
     return Command(["neuronselect", "select", *flag_words(SelectConfig, values)], fill_in)
 

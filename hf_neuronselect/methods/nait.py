@@ -154,6 +154,16 @@ class Nait(Method):
         drifts = self._drifts(rows.dense(self.signals[0]))
         return np.einsum("nld,ld->n", drifts, target["directions"])
 
+    def explain(self, rows: RowBatch, target: Target) -> list[dict[str, np.ndarray]]:
+        """Each block's projection ``value`` and its share of the sum of all blocks' absolute values, the largest first."""
+        parts = np.einsum("nld,ld->nl", self._drifts(rows.dense(self.signals[0])), target["directions"])
+        found = []
+        for own in parts:
+            order = np.argsort(-own, kind="stable")
+            share = own[order] / max(float(np.abs(own).sum()), np.finfo(float).tiny)
+            found.append({"layer": order, "value": own[order], "share": share})
+        return found
+
     def doubts(self, rows: RowBatch, target: Target) -> list[str]:
         """Whether the direction is the pool's own mean drift, which every row has."""
         if self.candidate != "drift" or self.signals[0] not in rows:

@@ -19,7 +19,7 @@ from ..core.configs import CAPABILITY, CompareConfig
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.folders import COMPARISON, COMPARISON_STORE, SELECTION_RECORD
 from ..core.progress import untracked
-from ..core.provenance import Budget
+from ..core.provenance import Budget, Spread
 from ..core.writing import reserve
 from ..rows.load import BUNDLED, Rows, load_rows
 from ..selection.apart import picks_apart
@@ -229,6 +229,7 @@ def made_before(job: Job, config: CompareConfig, folder: Path) -> Selection | No
         and made.method == selector.about().method
         and made.budget == budget
         and made.exclude == tuple(config.exclude)
+        and (made.spread or Spread()) == (config.spread or Spread())
         and (made.extractor.signals if made.extractor else {}) == selector.extraction_of(job.extractor).signals
         and made.packages["hf-neuronselect"] == version("hf-neuronselect")
     )
@@ -314,9 +315,7 @@ def _resampled(job: Job, target: str, config: CompareConfig) -> list[np.ndarray]
         except NeuronSelectError:
             return []
         selector.leakage = job.fit().leakage
-        return list(
-            picks_apart(selector, job.rows.data, _budget(job, config), config.exclude, job.store, job.marks).values()
-        )
+        return list(picks_apart(selector, job.rows.data, _budget(job, config), config, job.store, job.marks).values())
 
 
 def _budget(job: Job, config: CompareConfig) -> Budget:

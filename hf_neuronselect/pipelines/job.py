@@ -82,6 +82,7 @@ class Job:
             aggregate=several.aggregate,
             weights=several.weight or None,
             exclude=options.exclude,
+            spread=options.spread,
             features=self.store,
             source=self.rows.source,
             marks=self.marks,

@@ -6,21 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from ..core.options import RowOptions
-from ..metrics.mtld.mtld import mtld, words
+from ..metrics.mtld.mtld import mtld
 from ..rows.formats import Conversation, read_row, row_format, rows_of
+from ..rows.near import NearCopies, has_datasketch, min_hash
 from ..selection.reader import BATCH_ROWS, own_columns
 
 SOME = 1000
 """So many rows, spread over a selection or the pool, tell its diversity of words and its share of answers."""
-NEAR = 0.8
-_SHINGLE, _HASHES = 5, 64
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class RowFacts:
         self.characters, self.answered = np.zeros(n), np.zeros(n)
         self.diversity = np.full(n, np.nan)
         self.hashes: dict[int, Any] = {}
-        self.has_hashes = find_spec("datasketch") is not None
+        self.has_hashes = has_datasketch()
 
     @cached_property
     def whole(self) -> Texture:
@@ -94,19 +92,13 @@ class RowFacts:
         if diverse:
             self.diversity[i] = mtld(answer or text)
         if hashed:
-            self.hashes[i] = _min_hash(text)
+            self.hashes[i] = min_hash(text)
 
     def _near_copies(self, rows: np.ndarray) -> float:
-        from datasketch import MinHashLSH  # an extra
-
-        index = MinHashLSH(threshold=NEAR, num_perm=_HASHES)
+        known = NearCopies()
         for i in rows.tolist():
-            index.insert(i, self.hashes[i])
-        near = [
-            any(k != i and self.hashes[k].jaccard(self.hashes[i]) >= NEAR for k in index.query(self.hashes[i]))
-            for i in rows.tolist()
-        ]
-        return float(np.mean(near)) if near else 0.0
+            known.add(self.hashes[i])
+        return float(np.mean([known.of(self.hashes[i]) > 1 for i in rows.tolist()])) if len(rows) else 0.0  # 1: itself
 
 
 def _some(rows: np.ndarray) -> np.ndarray:
@@ -116,16 +108,6 @@ def _some(rows: np.ndarray) -> np.ndarray:
 
 def _answer(row: Conversation) -> str:
     return "\n".join(turn["content"] for turn in row.messages if turn["role"] == "assistant")
-
-
-def _min_hash(text: str) -> Any:
-    from datasketch import MinHash  # an extra
-
-    own = words(text)
-    runs = {" ".join(own[i : i + _SHINGLE]) for i in range(max(1, len(own) - _SHINGLE + 1))}
-    found = MinHash(num_perm=_HASHES, seed=1)
-    found.update_batch([run.encode() for run in sorted(runs)])
-    return found
 
 
 def shares_of(sources: np.ndarray, rows: np.ndarray) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,7 @@ def pick(
     weights: Mapping[str, float] | None = None,
     picker: Picker | None = None,
     vectors: Vectors | None = None,
+    thin: Callable[[np.ndarray, int | None], np.ndarray] | None = None,
 ) -> Picked:
     """Choose rows.
 
@@ -55,6 +56,7 @@ def pick(
         aggregate: several targets: ``quota`` (k split evenly, union, refilled in turns), ``round_robin``, or the
             ``mean``, ``max`` or ``weighted`` mean of per-target ranks.
         weights: target -> weight, for ``weighted``.
+        thin: leaves rows out of an order; stops at as many as are wanted, if that is known.
         picker: order in which a target takes rows; default best first. vectors: of the rows, if it compares them.
 
     Raises:
@@ -66,7 +68,7 @@ def pick(
     orders = {name: picker.order(scores[name], valid, wanted, vectors) for name in names}
     if len(names) == 1:
         combined, order = row_scores(scores[names[0]]), orders[names[0]]
-        return Picked(_cut(order, combined, valid, n_tokens, budget), combined, _places(order, len(valid)))
+        return Picked(_cut(order, combined, valid, n_tokens, budget, thin), combined, _places(order, len(valid)))
     table = np.stack([percentiles(orders[name], len(valid)) for name in names])
     if aggregate in ("quota", "round_robin", "max"):
         combined = table.max(axis=0)
@@ -80,7 +82,7 @@ def pick(
         order = take_turns(turns) if aggregate == "round_robin" or wanted is None else _quota(turns, wanted)
     else:
         order = best_first(combined, valid)
-    chosen = _cut(order, combined, valid, n_tokens, budget)
+    chosen = _cut(order, combined, valid, n_tokens, budget, thin)
     return Picked(chosen, combined, _places(order, len(valid)))
 
 
@@ -109,7 +111,13 @@ def check_aggregate(names: Sequence[str], budget: Budget, aggregate: str, weight
         )
 
 
-def _cut(order: np.ndarray, score: np.ndarray, valid: np.ndarray, n_tokens: np.ndarray, budget: Budget) -> np.ndarray:
+def _cut(
+    order: np.ndarray, score: np.ndarray, valid: np.ndarray, n_tokens: np.ndarray, budget: Budget,
+    thin: Callable[[np.ndarray, int | None], np.ndarray] | None,
+) -> np.ndarray:  # fmt: skip
+    if thin is not None:
+        most = budget.rows(len(valid))
+        order = thin(order if budget.threshold is None else order[score[order] >= budget.threshold], most)
     if budget.threshold is not None:
         return order[score[order] >= budget.threshold]
     if budget.max_tokens is not None:

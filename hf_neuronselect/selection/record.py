@@ -19,6 +19,7 @@ from ..core.provenance import (
     MethodRecord,
     Provenance,
     SourceRecord,
+    Spread,
     Timing,
     plain,
 )
@@ -64,6 +65,7 @@ def selection_record(
     aggregate: str | None,
     weights: Mapping[str, float] | None,
     exclude: Sequence[str],
+    spread: Spread | None,
     extractor: ExtractionRecord | None,
     tally: Tally,
     lengths: np.ndarray,
@@ -86,6 +88,7 @@ def selection_record(
         aggregate=aggregate,
         weights={name: float(weight) for name, weight in weights.items()} if weights else None,
         exclude=tuple(exclude),
+        spread=spread or None,
         pool=pool,
         capability=capability,
         extractor=extractor,

@@ -68,6 +68,18 @@ class Tally:
     def seconds(self) -> float:
         return self.read_seconds + self.score_seconds
 
+    def check(self, some: bool) -> None:
+        """Refuse a pool of which no row can be selected.
+
+        Raises:
+            NeuronSelectError: so it is.
+        """
+        if not some:
+            why = ", ".join(f"{count} {name}" for name, count in self.excluded.items() if count)
+            first = f"; {self.reasons[0]}" if self.reasons else ""
+            why = f"none of the {self.rows} rows can be selected ({why}{first}); give others"
+            raise NeuronSelectError(why, option="pool")
+
     def add(self, scored: Scored, batch: Batch) -> None:
         tokens = int(scored.n_tokens[scored.n_tokens > 0].sum())
         self.rows += len(scored.index)

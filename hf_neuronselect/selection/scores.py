@@ -5,18 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
 from ..core.errors import NeuronSelectWarning
-from ..core.provenance import Budget
+from ..core.options import ExtractionOptions, RowOptions
+from ..core.provenance import Budget, Spread
 from ..pickers.base import Picker, row_scores
 from ..pickers.vectors import Vectors
 from .budget import Picked, pick
 from .reader import added_columns
 from .scan import EXCLUDED, Scored
+from .spread import spread_out
 
 
 def score_table(
@@ -67,16 +70,19 @@ class PoolScores:
     weights: Mapping[str, float] | None
     picker: Picker
     vectors: Vectors | None = None
+    spread: Spread | None = None
+    options: RowOptions | None = None
 
     @classmethod
     def of(
         cls, pool: Dataset, found: Iterable[Scored], aggregate: str, weights: Mapping[str, float] | None,
-        picker: Picker, compared: Sequence[str] = (),
+        picker: Picker, compared: Sequence[str] = (), spread: Spread | None = None, options: RowOptions | None = None,
     ) -> PoolScores:  # fmt: skip
         """Collect scored batches.
 
         Args:
-            compared: the signal whose vectors the picker compares, or none.
+            compared: the signal whose vectors the picker compares, or none. spread: how picks are kept apart.
+            options: how the pool's rows are read.
         """
         parts = list(found)
         vectors = Vectors.of([part.vectors for part in parts], compared[0]) if compared else None
@@ -84,7 +90,19 @@ class PoolScores:
         n_tokens, truncated, excluded = (
             np.concatenate([getattr(part, name) for part in parts]) for name in ("n_tokens", "truncated", "excluded")
         )
-        return cls(pool, scores, n_tokens, truncated, excluded, aggregate, weights, picker, vectors)
+        return cls(
+            pool,
+            scores,
+            n_tokens,
+            truncated,
+            excluded,
+            aggregate,
+            weights,
+            picker,
+            vectors,
+            spread,
+            options,
+        )
 
     @property
     def valid(self) -> np.ndarray:
@@ -100,13 +118,26 @@ class PoolScores:
                 NeuronSelectWarning,
                 stacklevel=4,
             )
-        picked = pick(
-            self.scores, self.valid, self.n_tokens, budget, aggregate=self.aggregate, weights=self.weights,
-            picker=self.picker, vectors=self.vectors,
-        )  # fmt: skip
+        picked = self.pick(budget)
+        if budget.k is not None and len(picked.indices) < min(budget.k, able):
+            warnings.warn(
+                f"k={budget.k}: only {len(picked.indices)} rows are left by source_share and drop_near_copies: allow more, or "
+                "give a larger pool",
+                NeuronSelectWarning,
+                stacklevel=4,
+            )
         of_row = {name: row_scores(values) for name, values in self.scores.items()}
         table = score_table(of_row, picked, self.n_tokens, self.truncated, self.excluded)
         return self._rows(picked, of_row), picked.indices, table
+
+    def pick(self, budget: Budget) -> Picked:
+        """Choose rows, spread as asked."""
+        options = self.options or ExtractionOptions()
+        thin = partial(spread_out, spread=self.spread, pool=self.pool, options=options) if self.spread else None
+        return pick(
+            self.scores, self.valid, self.n_tokens, budget, aggregate=self.aggregate, weights=self.weights,
+            picker=self.picker, vectors=self.vectors, thin=thin,
+        )  # fmt: skip
 
     def _rows(self, picked: Picked, scores: Mapping[str, np.ndarray]) -> Dataset:
         """The picked rows as they came, with ``neuron_score``, ``neuron_rank`` and ``source_index``."""

@@ -130,14 +130,15 @@ class Selection(PushToHub):
     def explain(
         self, i: int, *, target: str | None = None, top: int = 10, extractor: NeuronFeatureExtractor | None = None
     ) -> list[dict[str, float]]:
-        """List the features that contribute most to a selected row's score.
+        """List what contributes most to a selected row's score: features of ``mona``, blocks of ``nait``.
 
         Args:
-            i: 0-based place in the selection. target: which of several targets. top: features returned.
+            i: 0-based place in the selection. target: which of several targets. top: parts returned.
             extractor: default the selector's own, which is made again where its model is bundled or on the Hub.
 
         Returns:
-            The features with the largest share of the score, each ``{"latent", "value", "target", "share"}``.
+            The parts with the largest share of the score: ``{"latent", "value", "target", "share"}`` each, or ``{"layer",
+            "value", "share"}``.
 
         Raises:
             NeuronSelectError: the method cannot say, or the model is not at hand.

@@ -17,7 +17,15 @@ from ..core.cost import Cost
 from ..core.errors import NeuronSelectError, one_of
 from ..core.folders import CAPABILITY
 from ..core.progress import untracked
-from ..core.provenance import Budget, CapabilityRecord, ExtractionRecord, MethodRecord, SourceRecord, TargetRecord
+from ..core.provenance import (
+    Budget,
+    CapabilityRecord,
+    ExtractionRecord,
+    MethodRecord,
+    SourceRecord,
+    Spread,
+    TargetRecord,
+)
 from ..core.writing import writing
 from ..hub.cards import CapabilityCard, write_card
 from ..hub.pushable import PushToHub
@@ -28,7 +36,7 @@ from ..pickers import Picker, picker_of
 from ..pickers.base import row_scores
 from ..rows.leakage import Leakage
 from ..rows.load import single_split, source_of, without_selection
-from ..signals.base import SIGNALS, Signal, signals_of
+from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .budget import check_aggregate
@@ -41,7 +49,8 @@ from .record import extraction_record, method_record, selection_record
 from .scan import Tally, scan
 from .scores import PoolScores
 from .selection import Selection
-from .stages import prepared, spooled
+from .spread import check_spread
+from .stages import check_compared, opened, spooled
 from .stream import check_free, select_from_stream, stream_budget
 
 Data: TypeAlias = Dataset | IterableDataset
@@ -109,12 +118,7 @@ class NeuronSelector(PushToHub):
         """
         self.method.check()
         self.picker.check()
-        for signal in vector_signal(self.method, self.picker):
-            if not SIGNALS[signal].has_vector:
-                raise NeuronSelectError(
-                    f"compares rows by vectors, and {signal} has none: name another signal, e.g. {self.picker.name}(by=hidden)",
-                    option="picker", value=str(self.picker),
-                )  # fmt: skip
+        check_compared(self.method, self.picker)
 
     # ---------------------------------------------------------------------------------------- fit
     def fit(
@@ -292,6 +296,7 @@ class NeuronSelector(PushToHub):
         aggregate: str = "quota",
         weights: Mapping[str, float] | None = None,
         exclude: Sequence[str] = EXCLUDE,
+        spread: Spread | None = None,
         extractor: NeuronFeatureExtractor | None = None,
         features: FeatureStore | None = None,
         source: SourceRecord | None = None,
@@ -307,6 +312,7 @@ class NeuronSelector(PushToHub):
             weights: target -> weight, for ``weighted``.
             exclude: ``duplicate`` (exact, the first stays) and ``leak`` (rows that are an exemplar or hold one's
                 question) are left out; pass fewer to keep them.
+            spread: how picks are kept apart: at most a share from one source, no near copies.
             extractor: default the one given to :meth:`fit`.
             features: a store of this pool's signals: the model does not run over it.
             source: where the pool came from; default what its cache files tell.
@@ -327,6 +333,7 @@ class NeuronSelector(PushToHub):
         check_aggregate(list(self.targets), budget, aggregate, weights)
         pool = without_selection(single_split(pool, "pool"))
         check_free(own_columns(pool.column_names or []))
+        check_spread(spread, pool, budget)
         if marks is not None and isinstance(pool, Dataset) and len(marks) != len(pool):
             raise NeuronSelectError(f"marks of {len(marks)} rows, the pool has {len(pool)}", option="marks")
         extractor = extractor or self.extractor
@@ -335,24 +342,22 @@ class NeuronSelector(PushToHub):
         if isinstance(pool, IterableDataset):
             held = stream_budget(pool, budget, list(self.targets), aggregate, self.picker)
         known, several = source or source_of(pool) or SourceRecord(), len(self.targets) > 1
-        method = prepared(self.method, pool, known)
-        method = EachExemplar(method) if self.picker.each else method
-        compared = vector_signal(self.method, self.picker)
         reader = self._reader(extractor, features, needs_rows=bool(exclude) and marks is None)
-        reader.names, reader.name = (*reader.names, *compared), known.id
-        reader.compact = () if compared else reader.compact
+        reader.name = known.id
+        method, compared = opened(self.method, self.picker, pool, known, reader)
         doubts = Doubts(method, self.halves if reader.whole(pool.column_names or []) else {})
         with spooled(method, pool, reader):
             found = scan(pool, reader, method, self.targets, self.leakage, exclude, tally, doubts, marks, compared)
             if isinstance(pool, Dataset):
-                scored = PoolScores.of(pool, found, aggregate, weights, self.picker, compared)
-                self._check_some(bool(scored.valid.any()), tally)
+                rows = extractor.extraction.options if extractor else None
+                scored = PoolScores.of(pool, found, aggregate, weights, self.picker, compared, spread, rows)
+                tally.check(bool(scored.valid.any()))
                 budget = Budget(k=budget.rows(int(scored.valid.sum()))) if of_kept else budget
                 dataset, indices, table = scored.choose(budget)
                 selection = Selection(dataset, indices, table, selector=self, choose=scored.choose)
             else:
                 picks = select_from_stream(pool, found, budget, list(self.targets), aggregate, held, of_kept)
-                self._check_some(bool(picks.kept), tally)
+                tally.check(bool(picks.kept))
                 budget = Budget(k=len(picks.indices)) if of_kept else budget
                 selection = Selection(
                     picks.dataset, picks.indices, picks.scores, selector=self, keep_alive=picks.folder
@@ -365,6 +370,7 @@ class NeuronSelector(PushToHub):
             aggregate=aggregate if several else None,
             weights=weights if several and aggregate == "weighted" else None,
             exclude=exclude,
+            spread=spread,
             extractor=self.extraction_of(extractor) if extractor or self.extraction.signals else None,
             tally=tally,
             lengths=selection.picked_lengths(),
@@ -373,13 +379,6 @@ class NeuronSelector(PushToHub):
             passes=reader.cost(),
         )
         return selection
-
-    def _check_some(self, some: bool, tally: Tally) -> None:
-        if not some:
-            why = ", ".join(f"{count} {name}" for name, count in tally.excluded.items() if count)
-            first = f"; {tally.reasons[0]}" if tally.reasons else ""
-            why = f"none of the {tally.rows} rows can be selected ({why}{first}); give others"
-            raise NeuronSelectError(why, option="pool")
 
     # -------------------------------------------------------------------------------- persistence
     def about(self) -> CapabilityRecord:

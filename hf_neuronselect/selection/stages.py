@@ -12,9 +12,13 @@ from collections.abc import Iterator
 from datasets import Dataset, IterableDataset
 
 from ..core.digests import cache_dir
+from ..core.errors import NeuronSelectError
 from ..core.provenance import SourceRecord
-from ..methods.base import Method
+from ..methods.base import Method, vector_signal
+from ..methods.each import EachExemplar
+from ..pickers.base import Picker
 from ..rows.identity import pool_digest
+from ..signals.base import SIGNALS
 from ..store.store import FeatureStore, write_store
 from .reader import Reader
 
@@ -32,6 +36,30 @@ def prepared(method: Method, pool: Dataset | IterableDataset, source: SourceReco
     work = cache_dir() / "prepared" / f"{method.name}-{digest}"
     work.mkdir(parents=True, exist_ok=True)
     return method.prepare(pool, work)
+
+
+def check_compared(method: Method, picker: Picker) -> None:
+    """Refuse a picker that compares rows by a signal without vectors.
+
+    Raises:
+        NeuronSelectError: so it is.
+    """
+    for signal in vector_signal(method, picker):
+        if not SIGNALS[signal].has_vector:
+            raise NeuronSelectError(
+                f"compares rows by vectors, and {signal} has none: name another signal, e.g. {picker.name}(by=hidden)",
+                option="picker", value=str(picker),
+            )  # fmt: skip
+
+
+def opened(
+    method: Method, picker: Picker, pool: Dataset | IterableDataset, source: SourceRecord, reader: Reader
+) -> tuple[Method, tuple[str, ...]]:
+    """The method as it scores a pool, and the signal by which the picker compares rows, which the reader then reads too."""
+    ready, compared = prepared(method, pool, source), vector_signal(method, picker)
+    reader.names = (*reader.names, *compared)
+    reader.compact = () if compared else reader.compact
+    return EachExemplar(ready) if picker.each else ready, compared
 
 
 @contextlib.contextmanager

@@ -103,6 +103,20 @@ def test_other_metrics(metric: str) -> None:
         assert score == pytest.approx(expected, rel=1e-9)
 
 
+def test_nait_explains_by_block() -> None:
+    draw = np.random.default_rng(3)
+    exemplars, drifts = draw.normal(size=(5, 3, 4)) + 1, draw.normal(size=(2, 3, 4))
+    nait = make_method("nait", {})
+    target = nait.fit(dense_batch("nait", exemplars))
+    for row, why in zip(drifts, nait.explain(dense_batch("nait", drifts), target), strict=True):
+        values = [float(row[layer].astype(np.float32) @ target["directions"][layer]) for layer in range(3)]
+        assert why["layer"].tolist() == sorted(range(3), key=lambda layer: -values[layer])
+        np.testing.assert_allclose(why["value"], [values[layer] for layer in why["layer"]], rtol=1e-6)
+        np.testing.assert_allclose(why["share"] * sum(map(abs, values)), why["value"], rtol=1e-6)
+    score = nait.score(dense_batch("nait", drifts), target)
+    np.testing.assert_allclose(score, [w["value"].sum() for w in nait.explain(dense_batch("nait", drifts), target)])
+
+
 def test_mona_explain_shares() -> None:
     table = np.asarray([[0.0, 2.0, 0.0, 1.0]])
     mona = make_method("mona", {})

@@ -131,6 +131,8 @@ LINES: dict[str, dict[str, Line]] = {
         "max_tokens": budget("max_tokens", 99),
         "keep": Line(("leak",), lambda seen: seen["made"].exclude, ("duplicate",)),
         "seed": Line(5, lambda seen: seen["made"].method.options["seed"]),
+        "source_share": Line(0.34, lambda seen: seen["made"].spread.source_share),
+        "drop_near_copies": Line(True, lambda seen: seen["made"].spread.drop_near_copies),
         "draws": Line(3, lambda seen: seen["line"].draws),
         "resamples": Line(4, lambda seen: len(seen["samples"][0]), 4, {"methods": "mona", "related": {"t": "s1"}}),
         "related": Line({"t": "s1, s2"}, lambda seen: seen["line"].base_rate, 10 / 16),

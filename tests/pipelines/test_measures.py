@@ -11,6 +11,7 @@ from hf_neuronselect.core.configs import CompareConfig
 from hf_neuronselect.metrics.mtld.mtld import mtld, words
 from hf_neuronselect.pipelines import measures
 from hf_neuronselect.pipelines.measures import RowFacts, shares_of
+from hf_neuronselect.rows import near
 
 
 def facts_of(pool: list[list[dict[str, str]]]) -> RowFacts:
@@ -42,15 +43,15 @@ def test_near_copies() -> None:
         return {tuple(own[i : i + 5]) for i in range(len(own) - 4)}
 
     sets = [runs(f"q\n{text}") for text in texts]
-    near = [any(k != i and len(a & b) / len(a | b) >= 0.8 for k, b in enumerate(sets)) for i, a in enumerate(sets)]
+    copies = [any(k != i and len(a & b) / len(a | b) >= 0.8 for k, b in enumerate(sets)) for i, a in enumerate(sets)]
     facts = facts_of([chat("q", text) for text in texts])
-    assert sum(near) == 4
-    assert facts.of(np.arange(30)).near_copies == np.mean(near)
+    assert sum(copies) == 4
+    assert facts.of(np.arange(30)).near_copies == np.mean(copies)
     assert facts.of(np.asarray([3, 4, 5])).near_copies == 0  # their copies are not picked
 
 
 def test_without_datasketch_near_copies_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measures, "find_spec", lambda name: None)
+    monkeypatch.setattr(near, "find_spec", lambda name: None)
     assert facts_of([chat("a", "b"), chat("a", "b")]).of(np.arange(2)).near_copies is None
 
 
