@@ -33,7 +33,7 @@ _FIRST_WORDS = re.compile(rf"\s*(?:\S+\s+){{0,{WORDS - 1}}}\S+")
 class BidirectionalSignal(Signal):
     """Mean of a row's last hidden states, after the final norm: float32.
 
-    The text is that of all turns, without the names of their roles and without a chat template (choice). Its own tokens
+    A row's text is the texts of all its turns, without role names and chat template (choice). Its own tokens
     alone are averaged, not the BOS or other special tokens that the tokenizer adds.
     """
 

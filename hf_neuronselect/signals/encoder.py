@@ -35,7 +35,7 @@ class Read:
 class Embedding(Signal):
     """Embedding of a row's text, float32: the mean of the embeddings of its pieces, which fill the encoder's window.
 
-    The text is that of all turns, without the names of their roles and without a chat template (choice). A piece's
+    A row's text is the texts of all its turns, without role names and chat template (choice). A piece's
     embedding is the encoder's own, of length 1 where the encoder says so; pieces count equally.
     """
 

@@ -53,7 +53,7 @@ class Indicator(Signal):
 
     @abstractmethod
     def texts(self, tokenizer: Any, question: str, answer: str, most: int) -> list[list[int]]:
-        """Tokens of what is read."""
+        """Ids of all tokens that the model reads of a row."""
 
     @abstractmethod
     def values(self, model: Any, tokenizer: Any, ids: Sequence[Sequence[int]], batch_tokens: int) -> np.ndarray:
