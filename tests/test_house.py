@@ -40,7 +40,9 @@ NAMED_METHODS = {
     "training.topk": {"encoder"},
     "models.encoders": {"encoder"},
     "core.provenance": {"encoder"},
-    "pipelines.comparison": {"random"},  # the control that a warning names
+    # The controls of every comparison.
+    "pipelines.comparison": {"random"},
+    "pipelines.compare_train": {"random", "longest", "matched-random"},
     "pipelines.demo": {"mona", "nait", "nait-contrast", "polysemantic", "hidden", "longest", "random"},
 }
 # Imports inside functions that may close a circle, with the reason.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from .errors import NeuronSelectError
 from .options import Dtype, ExtractionOptions, Options, opt
-from .provenance import Spread
+from .spread import Spread
 
 POOL_HELP = "File, folder, Hub id org/name[@revision][:config[:split]], or bundled:pool."
 TARGET_HELP = "[NAME=]rows (file, folder, Hub id or bundled:NAME), or capability:FOLDER_OR_ID[:NAME]; repeatable."
@@ -194,6 +194,17 @@ class CompareConfig(KeepOptions, ExtractionOptions):
         metavar="NAME=SOURCES",
         moves=False,
     )
+    held_out: tuple[str, ...] = opt(
+        (),
+        "[NAME=]held-out rows of a target: all its picks are then trained on; repeatable.",
+        metavar="[NAME=]ROWS",
+        moves=False,
+    )
+    train: dict[str, Any] = opt(
+        default_factory=dict, help="Key of TRL's SFTConfig or of LoRA, for held_out; default 50 steps; repeatable.",
+        metavar="KEY=VALUE", moves=False,
+    )  # fmt: skip
+    train_seeds: int = opt(1, "Trainings on each method's picks.", minimum=1, moves=False)
     features: Path | None = opt(None, "Feature store to use and to add missing signals to.", moves=False)
     out: Path = opt(help="Folder for a selection per method and target, and the tables.", moves=False)
 

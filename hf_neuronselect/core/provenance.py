@@ -13,6 +13,7 @@ import numpy as np
 from .cost import Cost
 from .errors import NeuronSelectError
 from .options import NumberOptions
+from .spread import Spread
 
 FORMAT = 1
 Scalar: TypeAlias = bool | int | float | str | None
@@ -170,32 +171,6 @@ class Budget:
         if self.ratio is not None:
             return max(1, math.floor(self.ratio * total + 0.5))
         return self.k
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How picks are kept apart.
-
-    Attributes:
-        source_share: largest share of the picks from one source, in (0, 1]. source_column: where sources are.
-        drop_near_copies: whether rows nearly equal to a better one are passed over.
-
-    Raises:
-        NeuronSelectError: a share out of range.
-    """
-
-    source_share: float | None = None
-    source_column: str = "source"
-    drop_near_copies: bool = False
-
-    def __post_init__(self) -> None:
-        if self.source_share is not None and not 0 < self.source_share <= 1:
-            raise NeuronSelectError("must lie in (0, 1]; 0.2: at most a fifth", option="source_share",
-                                    value=self.source_share)  # fmt: skip
-
-    def __bool__(self) -> bool:
-        """Whether it changes anything."""
-        return self.source_share is not None or self.drop_near_copies
 
 
 # -------------------------------------------------------------------------------------- what came of it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,8 @@ from ..core.configs import CAPABILITY, CompareConfig
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.folders import COMPARISON, COMPARISON_STORE, SELECTION_RECORD
 from ..core.progress import untracked
-from ..core.provenance import Budget, Spread
+from ..core.provenance import Budget
+from ..core.spread import Spread
 from ..core.writing import reserve
 from ..rows.load import BUNDLED, Rows, load_rows
 from ..selection.apart import picks_apart
@@ -27,7 +27,8 @@ from ..selection.marks import mark_pool
 from ..selection.selection import Selection
 from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
-from .comparison import HIGH, LOW, Comparison, Line, jaccard
+from .compare_train import check_training, train_all
+from .comparison import HIGH, LOW, Comparison, Line, jaccard, slug
 from .failures import Failures
 from .job import Job, check_rows, share_pass
 from .measures import RowFacts, shares_of
@@ -45,7 +46,11 @@ def compare(config: CompareConfig, *, say: Say = quiet, note: Say = quiet) -> Co
         NeuronSelectError: bad input; what can be known before the pool is read is refused before a model is loaded.
     """
     with reserve(config.out, COMPARISON):
+        held_out = check_training(config, named_specs(config.target, "target"))
         found = compare_in(config.out / COMPARISON_STORE, config, note=note, keep=True)
+        if held_out:
+            train_all(found, config, held_out, note)
+            found.write(config.out)
     say(found.table())
     say(f"-> {config.out}")
     return found
@@ -89,7 +94,7 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bo
     found.exemplars = {
         name: part.data for name, part in featured[kind_of(able[0])].items() if isinstance(part.data, Dataset)
     }
-    jobs: dict[tuple[str, str], Job] = {}
+    jobs = found.jobs
     for chosen in able:
         for name, part in featured[kind_of(chosen)].items():
             with failures.noted(chosen.label, name):
@@ -179,11 +184,6 @@ def kind_of(chosen: Chosen) -> Kind:
 def stored_of(chosen: Chosen) -> list[Signal]:
     """Signals that are computed of exemplars once for all methods."""
     return [signal for signal in signals_of(chosen.exemplar_signals) if signal.stored]
-
-
-def slug(label: str) -> str:
-    """A method's label as a folder name."""
-    return re.sub(r"[^\w.=-]+", "-", label).strip("-")
 
 
 def _job(chosen: Chosen, rows: Rows, targets: Mapping[str, Rows], extractor: NeuronFeatureExtractor) -> Job:

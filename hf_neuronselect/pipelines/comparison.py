@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
@@ -21,6 +22,7 @@ from ..explain.report import page, table, text_table
 from ..selection.selection import Selection
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
+from .job import Job
 
 TABLE, LOW, HIGH, BOOTSTRAP = "compare.csv", 5, 95, 1000
 
@@ -126,6 +128,25 @@ class Rank:
     high: float
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A model that was trained on picks.
+
+    Attributes:
+        arm: the method, or the control. loss: on the target's held-out answers, nats a token. untouched: of the model before.
+        answers: share of the trained tokens that are answers'.
+    """
+
+    arm: str
+    target: str
+    seed: int
+    rows: int
+    loss: float
+    untouched: float
+    answers: float
+    seconds: float
+
+
 @dataclass
 class Comparison:
     """Selections of every method and target, and their table.
@@ -134,6 +155,7 @@ class Comparison:
         selections: (method, target) -> the selection, of several draws the first.
         samples: (method, target) -> precision of each draw, or with each resample of the exemplars.
         sources: (method, target) -> share of each source among the picks; ``("", "")``: of the pool.
+        jobs: (method, target) -> what selects. trained: models trained on the picks, if that was asked for.
         exemplars: target -> its rows with the columns of every method. store: the pool's signals, if several methods
             read some.
     """
@@ -145,6 +167,8 @@ class Comparison:
     selections: dict[tuple[str, str], Selection] = field(default_factory=dict)
     samples: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     sources: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    jobs: dict[tuple[str, str], Job] = field(default_factory=dict)
+    trained: list[Trained] = field(default_factory=list)
     store: FeatureStore | None = None
     pass_seconds: float = 0.0
 
@@ -175,6 +199,8 @@ class Comparison:
             parts.append(LEGEND)
             if ranks := self.ranks():
                 parts += ["", text_table(RANKS, [rank_cells(one) for one in ranks])]
+            if trained := [cells for name in targets for cells in self.of_training(name)]:
+                parts += ["", text_table(TRAINED, trained)]
         warned = self.warnings(targets)
         failed = [line.short() for line in self.failed if line.target in targets]
         return "\n".join([*parts, *(["", *warned] if warned else []), *failed])
@@ -193,6 +219,44 @@ class Comparison:
                 for line in lines
                 if line.draws == 1 and not line.stand_in and line.precision is not None and line.precision <= bar
             ]
+        return found + [said for target in targets for said in self._training_warnings(target)]
+
+    def of_training(self, target: str) -> list[tuple[str, ...]]:
+        """Loss after training on each arm's rows: the mean over seeds, best first, below the untouched model's."""
+        arms: dict[str, list[Trained]] = {}
+        for one in self.trained:
+            if one.target == target:
+                arms.setdefault(one.arm, []).append(one)
+        if not arms:
+            return []
+        before = float(np.mean([one.untouched for runs in arms.values() for one in runs]))
+        means = {arm: float(np.mean([one.loss for one in runs])) for arm, runs in arms.items()}
+        lines: list[tuple[str, ...]] = [("(untouched model)", target, "", f"{before:.3f}", "", "", "")]
+        for arm in sorted(arms, key=lambda arm: means[arm]):
+            losses = [one.loss for one in arms[arm]]
+            spread = f"{min(losses):.3f}–{max(losses):.3f}" if len(losses) > 1 else ""
+            lines.append((arm, target, str(arms[arm][0].rows), f"{means[arm]:.3f}", spread, f"{means[arm] - before:+.3f}",
+                          f"{np.mean([one.answers for one in arms[arm]]):.2f}"))  # fmt: skip
+        return lines
+
+    def _training_warnings(self, target: str) -> list[str]:
+        """Picks that made the model worse than it was, or no better than random rows did."""
+        means = {
+            arm: [one for one in self.trained if one.target == target and one.arm == arm]
+            for arm in dict.fromkeys(one.arm for one in self.trained if one.target == target)
+        }
+        found = []
+        for arm, runs in means.items():
+            loss, before = (float(np.mean([getattr(one, name) for one in runs])) for name in ("loss", "untouched"))
+            drawn = [one.loss for one in means.get("random", [])]
+            if loss > before:
+                found.append(
+                    f"training on {arm} made {target} worse than the untouched model: {loss:.3f} against {before:.3f}"
+                )
+            elif arm != "random" and drawn and loss >= float(np.mean(drawn)):
+                found.append(
+                    f"training on {arm} helped {target} no more than random rows: {loss:.3f} against {np.mean(drawn):.3f}"
+                )
         return found
 
     def ranks(self, seed: int = 0) -> list[Rank]:
@@ -250,6 +314,8 @@ class Comparison:
                 for source, share in mix.items()
             ]
             _csv(new / "sources.csv", ["target", "method", "source", "share"], shares)
+            if self.trained:
+                _csv(new / "training.csv", [one.name for one in fields(Trained)], [asdict(one) for one in self.trained])
             (new / "compare.md").write_text(self._markdown(), encoding="utf-8")
             (new / "compare.html").write_text(self._page(), encoding="utf-8")
 
@@ -257,6 +323,8 @@ class Comparison:
         parts = [_markdown_table(HEADER, [cells for name in self.targets for cells in self.cells(name)], 2), LEGEND]
         if ranks := self.ranks():
             parts.append(_markdown_table(RANKS, [rank_cells(one) for one in ranks], 1))
+        if trained := [cells for name in self.targets for cells in self.of_training(name)]:
+            parts.append(_markdown_table(TRAINED, trained, 2))
         said = [*self.warnings(self.targets), *(line.short() for line in self.failed)]
         parts += ["\n".join(f"- {shown(one)}" for one in said)] if said else []
         return "\n\n".join(parts) + "\n"
@@ -269,6 +337,8 @@ class Comparison:
             parts.append(f"<h2>Before you choose</h2><ul>{''.join(f'<li>{escape(shown(one))}' for one in said)}</ul>")
         for target in self.targets:
             parts.append(f"<h2>{escape(target)}</h2>{table(HEADER, self.cells(target))}")
+            if trained := self.of_training(target):
+                parts.append(f"<h3>After training on the picks: loss on held-out answers</h3>{table(TRAINED, trained)}")
             methods, matrix = self.overlaps(target)
             if len(methods) > 1:
                 parts.append(f"<h3>How much picks overlap (Jaccard index)</h3>{_heat(methods, matrix)}")
@@ -278,11 +348,17 @@ class Comparison:
         return page("neuronselect compare", *parts)
 
 
+TRAINED = ("trained on", "target", "rows", "loss", "seeds", "change", "answers")
 RANKS = ("method", "mean rank", "5–95 %")
 
 
 def rank_cells(one: Rank) -> tuple[str, ...]:
     return one.method, f"{one.mean:.1f}", f"{one.low:.1f}–{one.high:.1f}"
+
+
+def slug(label: str) -> str:
+    """A method's label as a folder name."""
+    return re.sub(r"[^\w.=-]+", "-", label).strip("-")
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:

@@ -19,10 +19,10 @@ from ..core.provenance import (
     MethodRecord,
     Provenance,
     SourceRecord,
-    Spread,
     Timing,
     plain,
 )
+from ..core.spread import Spread
 from ..hub.command import source_word
 from ..methods import Method
 from ..pickers import Picker, picker_of

@@ -13,7 +13,8 @@ from datasets import Dataset
 
 from ..core.errors import NeuronSelectWarning
 from ..core.options import ExtractionOptions, RowOptions
-from ..core.provenance import Budget, Spread
+from ..core.provenance import Budget
+from ..core.spread import Spread
 from ..pickers.base import Picker, row_scores
 from ..pickers.vectors import Vectors
 from .budget import Picked, pick

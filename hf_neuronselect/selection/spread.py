@@ -10,7 +10,8 @@ from datasets import Dataset, IterableDataset
 
 from ..core.errors import NeuronSelectError
 from ..core.options import RowOptions
-from ..core.provenance import Budget, Spread
+from ..core.provenance import Budget
+from ..core.spread import Spread
 from ..rows.formats import read_row, row_format, rows_of
 from ..rows.near import NearCopies, check_datasketch, min_hash
 from .reader import own_columns

@@ -22,8 +22,8 @@ from hf_neuronselect import (
 )
 from hf_neuronselect.cli.compare import _run
 from hf_neuronselect.core.configs import CompareConfig, SelectConfig
-from hf_neuronselect.pipelines.compare import compare, slug
-from hf_neuronselect.pipelines.comparison import Comparison, Line
+from hf_neuronselect.pipelines.compare import compare
+from hf_neuronselect.pipelines.comparison import Comparison, Line, slug
 from hf_neuronselect.pipelines.job import Job
 from hf_neuronselect.pipelines.methods import methods_of
 from hf_neuronselect.pipelines.select import select

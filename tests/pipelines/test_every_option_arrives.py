@@ -135,6 +135,11 @@ LINES: dict[str, dict[str, Line]] = {
         "drop_near_copies": Line(True, lambda seen: seen["made"].spread.drop_near_copies),
         "draws": Line(3, lambda seen: seen["line"].draws),
         "resamples": Line(4, lambda seen: len(seen["samples"][0]), 4, {"methods": "mona", "related": {"t": "s1"}}),
+        "held_out": Line(("t={files}/u.jsonl",), lambda seen: {one.target for one in seen["trained"]}, {"t"},
+                         {"train": {"max_steps": "1"}}),
+        "train": Line({"max_steps": "2"}, lambda seen: seen["config"].train, SAME, {"held_out": ("t={files}/u.jsonl",)}),
+        "train_seeds": Line(2, lambda seen: {one.seed for one in seen["trained"]}, {0, 1},
+                            {"held_out": ("t={files}/u.jsonl",), "train": {"max_steps": "1"}}),
         "related": Line({"t": "s1, s2"}, lambda seen: seen["line"].base_rate, 10 / 16),
         "source_column": Line("kind", lambda seen: seen["line"].base_rate, 4 / 16, {"related": {"t": "k3"}}),
         "features": Line(Path("{files}/kept"), lambda seen: seen["store"].folder,
@@ -419,6 +424,7 @@ def test_an_option_of_compare_arrives(name: str, files: Path, tmp_path: Path) ->
         "store": found.store,
         "config": config,
         "samples": list(found.samples.values()),
+        "trained": found.trained,
     }
     check(LINES["compare"][name], seen, files)
 

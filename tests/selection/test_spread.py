@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from hf_neuronselect import NeuronSelectError, NeuronSelector, NeuronSelectWarning, Selection
 from hf_neuronselect.cli.app import app
 from hf_neuronselect.core.configs import CompareConfig
-from hf_neuronselect.core.provenance import Spread
+from hf_neuronselect.core.spread import Spread
 from hf_neuronselect.rows import near
 from hf_neuronselect.selection.spread import spread_out
 

@@ -1,0 +1,128 @@
+"""Training on every method's picks with the same budget, and what held-out answers then cost, beside rows that need no method."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from ..core.configs import CompareConfig
+from ..core.errors import NeuronSelectError
+from ..rows.identity import pool_digest
+from ..rows.load import conversations_of
+from ..selection.selection import Selection
+from ..training.config import TrainConfig
+from ..training.evaluation import evaluate_models
+from ..training.models import base_source
+from ..training.sft import train_adapter
+from .comparison import Comparison, Trained, slug
+from .job import Job
+from .methods import method_of
+from .parts import Say, load_named, named_specs
+from .steps import Steps
+
+FOLDER = "trained"
+STEPS = 50
+CONTROLS = ("random", "longest")
+
+
+def check_training(config: CompareConfig, targets: Mapping[str, object]) -> dict[str, Dataset]:
+    """Held-out rows by target; nothing: no training is asked for.
+
+    Raises:
+        NeuronSelectError: rows of no target, a key or value that TRL refuses, or keys without rows.
+    """
+    specs = named_specs(config.held_out, "held_out")
+    if config.train and not specs:
+        raise NeuronSelectError("is for training on the picks: add --held-out NAME=ROWS", option="train",
+                                value=next(iter(config.train)))  # fmt: skip
+    for name in specs:
+        if name not in targets:
+            raise NeuronSelectError(f"is no target; targets: {', '.join(targets)}", option="held_out", value=name)
+    if not specs:
+        return {}
+    _settings(config, 0)
+    found = load_named(specs, "held_out", config.columns.values())
+    return {name: rows.data for name, rows in found.items() if isinstance(rows.data, Dataset)}
+
+
+def _settings(config: CompareConfig, seed: int) -> TrainConfig:
+    given = {"max_steps": STEPS, **config.train, "seed": seed, "model": config.model, "revision": config.revision}
+    return TrainConfig.from_section({name: value for name, value in given.items() if value is not None})
+
+
+def train_all(found: Comparison, config: CompareConfig, held_out: Mapping[str, Dataset], note: Say) -> None:
+    """Train on all picks for each target with held-out rows; runs that were done before are not done again.
+
+    Beside the methods: the untouched model, rows drawn at random, drawn like the first method's picks in length and share of
+    answers, the longest rows, and those that the first method scores lowest.
+    """
+    base = base_source(config.model, config.revision, to_train=True)
+    folder = config.out / FOLDER
+    folder.mkdir(exist_ok=True)
+    steps = Steps(folder, note)
+    for target, rows in held_out.items():
+        for seed in range(config.seed, config.seed + config.train_seeds):
+            settings = _settings(config, seed)
+            for arm, indices in _arms(found, config, target, seed):
+                name = f"{arm} on {target}, seed {seed}"
+                picked = found.pool.select(indices).flatten_indices()
+
+                def work(
+                    picked: Dataset = picked,
+                    settings: TrainConfig = settings,
+                    target: str = target,
+                    rows: Dataset = rows,
+                ) -> Any:
+                    return _measured(base, picked, settings, {target: rows}, folder / "adapter")
+
+                steps.run(name, [settings.about(), pool_digest(picked), pool_digest(rows), base.key], work)
+                found.trained.append(Trained(arm, target, seed, len(picked), **steps.done[name].result))
+
+
+def _measured(
+    base: Any, rows: Dataset, settings: TrainConfig, held_out: dict[str, Dataset], adapter: Path
+) -> dict[str, Any]:
+    """Losses before and after training on rows; the adapter is not kept."""
+    shutil.rmtree(adapter, ignore_errors=True)
+    talks = conversations_of(rows)
+    record = train_adapter(talks, adapter, settings)
+    losses = {row.model: row.value for row in evaluate_models(base, {"run": adapter}, held_out, trained=[talks],
+                                                              chat_template=settings.chat_template())}  # fmt: skip
+    shutil.rmtree(adapter)
+    results = record.results
+    return {"loss": losses["run"], "untouched": losses["base"], "answers": round(results["answer_tokens"] / results["tokens"], 4),
+            "seconds": results["seconds"]}  # fmt: skip
+
+
+def _arms(found: Comparison, config: CompareConfig, target: str, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and rows of what is trained on."""
+    picked = {method: one for (method, of), one in found.selections.items() if of == target}
+    first = next(iter(picked))
+    count = len(picked[first])
+    for method, selection in picked.items():
+        if method not in CONTROLS:
+            yield method, selection.indices
+    job = found.jobs[first, target]
+    for name in CONTROLS:
+        yield name, _like(job, name, {}, seed, count, config).indices
+    like = str(config.out / slug(first) / target)
+    yield f"matched-random ({first})", _like(job, "matched-random", {"selection": like}, seed, count, config).indices
+    scores = picked[first].scores
+    free = np.asarray([not why for why in scores.column("excluded").to_pylist()])
+    values = scores.column("score").to_numpy()
+    rows = np.flatnonzero(free)
+    yield f"lowest ({first})", rows[np.lexsort((rows, values[rows]))][:count]
+
+
+def _like(job: Job, method: str, options: Mapping[str, Any], seed: int, count: int, config: CompareConfig) -> Selection:
+    """A control's selection of as many rows, from the same pool without the same leaks."""
+    assert job.extractor is not None
+    chosen = method_of(method, options, seed)
+    other = Job(chosen, job.rows, {}, extractor=job.extractor.with_features(chosen.signals), marks=job.marks)
+    return other.select(replace(config, k=count, ratio=None, threshold=None, max_tokens=None))

@@ -1,0 +1,113 @@
+"""Training on every method's picks: the arms, their losses, and what is said of them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import rows
+
+from hf_neuronselect import NeuronSelectError, NeuronSelector
+from hf_neuronselect.core.configs import CompareConfig
+from hf_neuronselect.pipelines import compare_train
+from hf_neuronselect.pipelines.compare import compare
+from hf_neuronselect.pipelines.comparison import Comparison, Line, Trained
+from hf_neuronselect.rows.load import conversations_of
+from hf_neuronselect.training.config import TrainConfig
+from hf_neuronselect.training.evaluation import evaluate_models
+from hf_neuronselect.training.models import base_source
+from hf_neuronselect.training.sft import train_adapter
+
+TRAIN = {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("compare")
+    rows(40).to_json(folder / "pool.jsonl")
+    rows(6, seed=1).to_json(folder / "a.jsonl")
+    rows(5, seed=2).to_json(folder / "held.jsonl")
+    return {
+        "pool": str(folder / "pool.jsonl"), "target": (f"a={folder / 'a.jsonl'}",), "model": str(tiny_folder / "model"),
+        "sae": str(tiny_folder / "sae"), "k": 6, "methods": "mona,hidden", "held_out": (f"a={folder / 'held.jsonl'}",),
+        "train": TRAIN,
+    }  # fmt: skip
+
+
+def test_every_methods_picks_are_trained_on_beside_the_controls(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CompareConfig(**options, out=tmp_path / "out", train_seeds=2)
+    said: list[str] = []
+    found = compare(config, say=said.append)
+    arms = ["mona", "hidden", "random", "longest", "matched-random (mona)", "lowest (mona)"]
+    assert [(one.arm, one.seed, one.rows) for one in found.trained] == [(arm, s, 6) for s in (0, 1) for arm in arms]
+    # one arm by hand
+    pool, held = rows(40), rows(5, seed=2)
+    talks = conversations_of(pool.select(found.selections["hidden", "a"].indices))
+    settings = TrainConfig.from_section({**TRAIN, "seed": 1, "model": options["model"]})
+    train_adapter(talks, tmp_path / "adapter", settings)
+    losses = {row.model: row.value for row in evaluate_models(
+        base_source(options["model"]), {"run": tmp_path / "adapter"}, {"a": held}, trained=[talks])}  # fmt: skip
+    (made,) = (one for one in found.trained if (one.arm, one.seed) == ("hidden", 1))
+    assert made.loss == pytest.approx(losses["run"], rel=1e-4) != made.untouched == pytest.approx(losses["base"])
+    # the lowest rows are those that mona scores least
+    scores = NeuronSelector("mona").fit({"a": rows(6, seed=1)}, extractor=found.extractor).select(pool, k=6).scores
+    lowest = np.argsort(scores.column("score").to_numpy(), kind="stable")[:6]
+    job = dict(compare_train._arms(found, config, "a", 0))
+    assert sorted(job["lowest (mona)"].tolist()) == sorted(lowest.tolist())
+    assert set(job["random"].tolist()) != set(dict(compare_train._arms(found, config, "a", 1))["random"].tolist())
+    text = "\n".join(said)
+    assert "(untouched model)" in text and "matched-random (mona)" in text
+    table = list(csv.DictReader((tmp_path / "out" / "training.csv").open()))
+    assert [float(line["loss"]) for line in table] == [one.loss for one in found.trained]
+    assert "After training on the picks" in (tmp_path / "out" / "compare.html").read_text()
+    assert not (tmp_path / "out" / "trained" / "adapter").exists()
+    # again: nothing is trained; with another key, everything
+    monkeypatch.setattr(compare_train, "train_adapter", lambda *a, **b: pytest.fail("trained again"))
+    assert compare(config).trained == found.trained
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        compare(CompareConfig(**options | {"train": TRAIN | {"max_steps": 3}}, out=tmp_path / "out"))
+
+
+def test_losses_are_said_in_words() -> None:
+    def one(arm: str, *losses: float) -> list[Trained]:
+        return [Trained(arm, "a", i, 5, loss, 2.0, 0.5, 1.0) for i, loss in enumerate(losses)]
+
+    found = Comparison(None, None)  # type: ignore[arg-type]
+    found.lines = [Line("mona", "a", rows=5, seconds=0.0)]
+    found.trained = [
+        *one("mona", 1.0, 1.2),
+        *one("random", 1.5, 1.7),
+        *one("hidden", 1.65, 1.75),
+        *one("longest", 2.5, 2.1),
+    ]
+    assert found.warnings(["a"]) == [
+        "training on hidden helped a no more than random rows: 1.700 against 1.600",
+        "training on longest made a worse than the untouched model: 2.300 against 2.000",
+    ]
+    cells = found.of_training("a")
+    assert [line[0] for line in cells] == ["(untouched model)", "mona", "random", "hidden", "longest"]
+    assert cells[1] == ("mona", "a", "5", "1.100", "1.000–1.200", "-0.900", "0.50")
+    assert found.of_training("b") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"held_out": ()}, "train='max_steps': is for training on the picks: add --held-out NAME=ROWS"),
+        ({"held_out": ("b=x.jsonl",)}, "held_out='b': is no target; targets: a"),
+        ({"train": {"max_stepz": 3}}, "unknown key of section train; did you mean max_steps"),
+        ({"held_out": ("a=nowhere.jsonl",)}, "nowhere.jsonl"),
+    ],
+)
+def test_bad_input_is_refused_before_a_selection(
+    change: dict[str, Any], message: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_neuronselect.pipelines.compare.compare_in", lambda *a, **b: pytest.fail("compared"))
+    with pytest.raises(NeuronSelectError, match=message):
+        compare(CompareConfig(**options | change, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
