@@ -194,6 +194,9 @@ def signals_needed(method: Method) -> tuple[str, ...]:
 
 
 def exemplar_signals(method: Method) -> tuple[str, ...]:
+    """Signals of the exemplars: none for a method without a target, which only leaves them out of pools."""
+    if not method.needs_target:
+        return ()
     return tuple(method.signals if method.exemplar_signals is None else method.exemplar_signals)
 
 

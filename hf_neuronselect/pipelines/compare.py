@@ -17,7 +17,7 @@ from ..core import bundled
 from ..core.configs import CAPABILITY, CompareConfig
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.folders import COMPARISON, COMPARISON_STORE, SELECTION_RECORD
-from ..core.progress import untracked
+from ..core.progress import track, untracked
 from ..core.provenance import Budget
 from ..core.spread import Spread
 from ..core.writing import reserve
@@ -164,7 +164,7 @@ def _read_exemplars(
     for kind in dict.fromkeys(kind_of(chosen) for chosen in methods if kind_of(chosen)):
         alike = [chosen for chosen in methods if kind_of(chosen) == kind]
         reading = extractor.with_features([signal for chosen in alike for signal in stored_of(chosen)])
-        found[kind] = {name: _with_signals(part, reading) for name, part in targets.items()}
+        found[kind] = {name: _with_signals(name, part, reading) for name, part in targets.items()}
     # Methods that read nothing of exemplars get the columns of others, for their numbers of tokens.
     return extractor, {frozenset(): next(iter(found.values()), dict(targets)), **found}
 
@@ -342,13 +342,15 @@ def _sources(pool: Dataset, config: CompareConfig) -> np.ndarray:
     return np.asarray(pool[config.source_column][:])
 
 
-def _with_signals(rows: Rows, extractor: NeuronFeatureExtractor) -> Rows:
+def _with_signals(name: str, rows: Rows, extractor: NeuronFeatureExtractor) -> Rows:
     """Exemplars with the columns of every method, computed once."""
     assert isinstance(rows.data, Dataset)
     if set(extractor.column_types) & set(rows.data.column_names):
         return rows  # columns of these names are the user's: each method computes its own
-    made = rows.data.map(extractor, batched=True, keep_in_memory=True, load_from_cache_file=False,
-                         remove_columns=rows.data.column_names)  # fmt: skip
+    with track(f"exemplars of {name}", len(rows.data), brief=True) as progress:
+        made = rows.data.map(extractor, batched=True, keep_in_memory=True, load_from_cache_file=False,
+                             remove_columns=rows.data.column_names)  # fmt: skip
+        progress.done(len(rows.data))
     # beside the rows' own columns as they are: an older `datasets` cannot write JSON columns again
     return Rows(concatenate_datasets([rows.data, made], axis=1), rows.about)
 

@@ -61,7 +61,8 @@ class Chosen:
     @property
     def exemplar_signals(self) -> tuple[str, ...]:
         """Signals that are read of exemplars: to fit on them, and to score those that were not fitted on."""
-        return tuple(dict.fromkeys([*exemplar_signals(self.method), *self.method.signals]))
+        scored_by = self.method.signals if self.method.needs_target else ()
+        return tuple(dict.fromkeys([*exemplar_signals(self.method), *scored_by]))
 
     @property
     def draws(self) -> bool:

@@ -169,8 +169,9 @@ class NeuronSelector(PushToHub):
     def _fit_one(self, name: str, data: Data, source: SourceRecord | None) -> Target:
         method = self.scored_by
         reader = Reader(
-            exemplar_signals(method), self.extractor, self.identities, option="target", optional=method.signals
-        )
+            exemplar_signals(method), self.extractor, self.identities, option="target",
+            optional=method.signals if method.needs_target else (),
+        )  # fmt: skip
         found = fit_target(method, name, data, reader, source)
         self.exemplars[name] = found.record
         self.leakage |= found.leakage

@@ -147,6 +147,24 @@ def test_intervals_are_of_fits_on_exemplars_drawn_again(options: dict[str, Any],
     assert ("mona", "b") not in found.samples  # nothing is right for b
 
 
+def test_exemplars_are_read_for_methods_with_a_target_alone(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method without one needs nothing of them but their texts, to leave them out: here, no model runs over them."""
+    seen: list[tuple[int, set[str]]] = []
+    before = NeuronFeatureExtractor.compute
+
+    def compute(extractor: NeuronFeatureExtractor, prepared: Any, *rest: Any, **more: Any) -> Any:
+        seen.append((len(prepared), {signal.name for signal in extractor.computed}))
+        return before(extractor, prepared, *rest, **more)
+
+    monkeypatch.setattr(NeuronFeatureExtractor, "compute", compute)
+    compared(options, tmp_path / "out", methods="hidden,ifd")
+    losses = {"answer_loss", "answer_alone_loss"}
+    assert {rows for rows, signals in seen if signals & losses} == {16, 60}
+    assert {rows for rows, signals in seen if "hidden" in signals} == {5, 6, 16, 60}
+
+
 def test_ranks() -> None:
     def line(method: str, target: str, precision: float | None, **more: Any) -> Line:
         return Line(method, target, precision=precision, **more)
