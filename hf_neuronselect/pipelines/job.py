@@ -155,7 +155,10 @@ def share_pass(jobs: Sequence[Job], folder: Path, *, say: Say = quiet) -> None:
         signals += job.fit().compact_signals() or signals_of(job.chosen.method.signals)
     rows = sharing[0].rows
     assert isinstance(rows.data, Dataset)
-    write_store(rows.data, extractor.with_features(signals), folder, pool_about=rows.about, say=say)
+    shard_rows = min(4096, max(256, len(rows.data) // 16))  # a kill costs one shard
+    write_store(
+        rows.data, extractor.with_features(signals), folder, pool_about=rows.about, shard_rows=shard_rows, say=say
+    )
     store = FeatureStore(folder)
     for job in sharing:
         job.store = store
