@@ -192,6 +192,8 @@ def _job(chosen: Chosen, rows: Rows, targets: Mapping[str, Rows], extractor: Neu
 
 def _draws(job: Job, config: CompareConfig, folder: Path | None) -> list[tuple[Selection, float]]:
     """Selections and seconds: one, or one a seed. The first is kept in a folder, or taken from there."""
+    if job.chosen.keeps_all:
+        config = replace(config, ratio=None, k=None, threshold=None, max_tokens=None)
     found: list[tuple[Selection, float]] = []
     for seed in range(config.seed, config.seed + (config.draws if job.chosen.draws else 1)):
         started = time.perf_counter()

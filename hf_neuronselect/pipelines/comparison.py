@@ -206,19 +206,25 @@ class Comparison:
         return "\n".join([*parts, *(["", *warned] if warned else []), *failed])
 
     def warnings(self, targets: Sequence[str]) -> list[str]:
-        """Selections that are no better than random rows, a sentence each."""
-        found = []
+        """Methods whose selections are no better than random rows, and for which targets, a sentence each."""
+        poor: dict[str, list[str]] = {}
         for target in targets:
             lines = [line for line in self.of(target) if line.precision is not None]
             bar = next((line.high for line in lines if line.method == "random" and line.high is not None), None)
             if bar is None:
                 continue
-            found += [
-                f"{line.method} on {target} is no better than random rows ({line.precision:.2f}; 95 % of draws have at "
-                f"most {bar:.2f}): do not use it for this target"
-                for line in lines
-                if line.draws == 1 and not line.stand_in and line.precision is not None and line.precision <= bar
-            ]
+            for line in lines:
+                if (
+                    line.method != "random"
+                    and not line.stand_in
+                    and line.precision is not None
+                    and line.precision <= bar
+                ):
+                    poor.setdefault(line.method, []).append(f"{target} ({line.precision:.2f}; random up to {bar:.2f})")
+        found = [
+            f"{method} is no better than random rows for {', '.join(of)}: do not use it there"
+            for method, of in poor.items()
+        ]
         return found + [said for target in targets for said in self._training_warnings(target)]
 
     def of_training(self, target: str) -> list[tuple[str, ...]]:

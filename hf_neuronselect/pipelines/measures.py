@@ -17,8 +17,8 @@ from ..rows.formats import Conversation, read_row, row_format, rows_of
 from ..rows.near import NearCopies, has_datasketch, min_hash
 from ..selection.reader import BATCH_ROWS, own_columns
 
-SOME = 1000
-"""So many rows, spread over a selection or the pool, tell its diversity of words and its share of answers."""
+SOME, MOST = 1000, 5000
+"""So many rows, spread over a selection, tell its diversity of words, and its near copies."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class RowFacts:
         return self._texture(rows, None)
 
     def of(self, rows: np.ndarray) -> Texture:
-        """Of some rows."""
+        """Of some rows; of more than :data:`MOST`, of so many of them."""
+        rows = _some(rows, MOST)
         self._read(rows, hashed=self.has_hashes)
         return self._texture(rows, self._near_copies(rows) if self.has_hashes else None)
 
@@ -101,9 +102,9 @@ class RowFacts:
         return float(np.mean([known.of(self.hashes[i]) > 1 for i in rows.tolist()])) if len(rows) else 0.0  # 1: itself
 
 
-def _some(rows: np.ndarray) -> np.ndarray:
-    """At most :data:`SOME` of the rows, spread evenly."""
-    return rows if len(rows) <= SOME else rows[np.linspace(0, len(rows) - 1, SOME).astype(np.int64)]
+def _some(rows: np.ndarray, most: int = SOME) -> np.ndarray:
+    """At most so many of the rows, spread evenly."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
 def _answer(row: Conversation) -> str:

@@ -65,6 +65,11 @@ class Chosen:
         return tuple(dict.fromkeys([*exemplar_signals(self.method), *scored_by]))
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether every row is kept, whatever budget others have."""
+        return self.method.default_budget.ratio == 1 and not self.method.source_option
+
+    @property
     def draws(self) -> bool:
         """Whether it has a seed."""
         return "seed" in self.method.options

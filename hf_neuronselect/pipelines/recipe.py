@@ -66,7 +66,7 @@ def control_config(config: SelectConfig, method: str, out: Path, picked: int) ->
     """
     chosen = method_of(method, {}, config.seed)
     ratio, k, max_tokens = config.ratio, config.k, config.max_tokens
-    if chosen.method.default_budget.ratio == 1:  # a method that keeps all rows
+    if chosen.keeps_all:
         ratio = k = max_tokens = None
     elif config.threshold is not None:  # scores of another method have another scale
         k = picked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +188,23 @@ def test_a_selection_no_better_than_random_is_said_in_words() -> None:
         Line("y", "a", precision=0.3, base_rate=0.1, seconds=0.0),
         Line("random", "a", precision=0.1, low=0.05, high=0.2, draws=20, base_rate=0.1, seconds=0.0),
     ]
-    (said,) = found.warnings(["a"])
-    assert said.startswith("x on a is no better than random rows (0.10; 95 % of draws have at most 0.20)")
-    assert said in found.table()
-    assert found.warnings(["b"]) == []
+    found.lines += [replace(line, target="b", precision=0.15) for line in found.lines if line.method != "random"]
+    found.lines += [replace(found.lines[2], target="b", high=0.3)]
+    assert found.warnings(["a"]) == [
+        "x is no better than random rows for a (0.10; random up to 0.20): do not use it there"
+    ]
+    assert found.warnings(["a", "b"])[0] == (
+        "x is no better than random rows for a (0.10; random up to 0.20), b (0.15; random up to 0.30): do not use it there"
+    )
+    assert found.warnings(["a"])[0] in found.table("a")
+    assert found.warnings(["c"]) == []
+
+
+def test_full_keeps_every_row(options: dict[str, Any], tmp_path: Path) -> None:
+    found = compared(options, tmp_path / "out", methods="full,longest", k=8)
+    assert {(line.method, line.rows) for line in found.lines} == {("full", 60), ("longest", 8)}
+    again = compared(options, tmp_path / "out", methods="full,longest", k=8)
+    assert [line.rows for line in again.lines] == [line.rows for line in found.lines]
 
 
 def test_again_into_the_same_folder_and_from_a_store(
