@@ -191,10 +191,16 @@ class Comparison:
         ran = next((line for line in lines if not line.reason), None)
         return [*([] if ran is None else [ran.of_pool()]), *(line.cells() for line in lines)]
 
+    def shown(self, *targets: str) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+        """Header and cells of some targets, without the columns that say nothing."""
+        rows = [cells for name in targets for cells in self.cells(name)]
+        kept = [i for i, name in enumerate(HEADER) if name == "method" or any(row[i] for row in rows)]
+        return [HEADER[i] for i in kept], [tuple(row[i] for i in kept) for row in rows]
+
     def table(self, target: str | None = None) -> str:
         """The lines, or those of one target, as text; below them ranks, warnings, and why methods did not run."""
         targets = self.targets if target is None else [target]
-        parts = [text_table(HEADER, [cells for name in targets for cells in self.cells(name)])]
+        parts = [text_table(*self.shown(*targets))]
         if target is None:
             parts.append(LEGEND)
             if ranks := self.ranks():
@@ -326,7 +332,7 @@ class Comparison:
             (new / "compare.html").write_text(self._page(), encoding="utf-8")
 
     def _markdown(self) -> str:
-        parts = [_markdown_table(HEADER, [cells for name in self.targets for cells in self.cells(name)], 2), LEGEND]
+        parts = [_markdown_table(*self.shown(*self.targets), 2), LEGEND]
         if ranks := self.ranks():
             parts.append(_markdown_table(RANKS, [rank_cells(one) for one in ranks], 1))
         if trained := [cells for name in self.targets for cells in self.of_training(name)]:
@@ -342,7 +348,7 @@ class Comparison:
         if said := [*self.warnings(self.targets), *(line.short() for line in self.failed)]:
             parts.append(f"<h2>Before you choose</h2><ul>{''.join(f'<li>{escape(shown(one))}' for one in said)}</ul>")
         for target in self.targets:
-            parts.append(f"<h2>{escape(target)}</h2>{table(HEADER, self.cells(target))}")
+            parts.append(f"<h2>{escape(target)}</h2>{table(*self.shown(target))}")
             if trained := self.of_training(target):
                 parts.append(f"<h3>After training on the picks: loss on held-out answers</h3>{table(TRAINED, trained)}")
             methods, matrix = self.overlaps(target)

@@ -25,7 +25,7 @@ from ..selection.selection import Selection
 from ..signals.columns import RowBatch, SparseRows
 from ..signals.extractor import NeuronFeatureExtractor
 from .compare import compare_in
-from .comparison import HEADER, Comparison
+from .comparison import Comparison
 from .parts import Say, quiet
 
 REPORT = "report.html"
@@ -190,7 +190,7 @@ def _section(found: Comparison, target: str, sources: str, best: list[BestRow]) 
     )
     return (
         f"<h2>{escape(target)}</h2><p>Precision: the share of {escape(sources)}, fixed beforehand.</p>"
-        f"{table(HEADER, found.cells(target))}<table>{rows}</table>"
+        f"{table(*found.shown(target))}<table>{rows}</table>"
     )
 
 

@@ -200,6 +200,18 @@ def test_a_selection_no_better_than_random_is_said_in_words() -> None:
     assert found.warnings(["c"]) == []
 
 
+def test_columns_that_say_nothing_are_left_out() -> None:
+    found = Comparison(None, None)  # type: ignore[arg-type]
+    found.lines = [
+        Line("x", "a", rows=3, picked_tokens=5.0, seconds=1.0),
+        Line("y", "b", rows=3, precision=0.5, seconds=1.0),
+    ]
+    assert found.shown("a")[0] == ["method", "target", "rows", "tokens", "seconds"]
+    header, cells = found.shown("a", "b")
+    assert header == ["method", "target", "rows", "precision", "tokens", "seconds"]
+    assert cells[1] == ("x", "a", "3", "", "5", "1.00")
+
+
 def test_full_keeps_every_row(options: dict[str, Any], tmp_path: Path) -> None:
     found = compared(options, tmp_path / "out", methods="full,longest", k=8)
     assert {(line.method, line.rows) for line in found.lines} == {("full", 60), ("longest", 8)}
