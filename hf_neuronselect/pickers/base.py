@@ -72,7 +72,7 @@ class Picker(ABC):
 
         Args:
             scores: float64 ``[N]``, or ``[N, exemplars]``; higher is better. valid: bool ``[N]``, rows that may be taken.
-            wanted: how many will be taken, if known: behind them the order may be that of the scores.
+            wanted: number of rows that will be taken, if known; later rows may simply follow their scores.
             vectors: of the rows, for pickers that compare rows.
 
         Returns:

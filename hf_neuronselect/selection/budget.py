@@ -65,7 +65,8 @@ def pick(
     picker, names = picker or BestFirst(), list(scores)
     check_aggregate(names, budget, aggregate, weights)
     wanted = budget.rows(len(valid))
-    orders = {name: picker.order(scores[name], valid, wanted, vectors) for name in names}
+    first = wanted if thin is None else None  # more may be looked at
+    orders = {name: picker.order(scores[name], valid, first, vectors) for name in names}
     if len(names) == 1:
         combined, order = row_scores(scores[names[0]]), orders[names[0]]
         return Picked(_cut(order, combined, valid, n_tokens, budget, thin), combined, _places(order, len(valid)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,12 @@ from typer.testing import CliRunner
 from hf_neuronselect import NeuronSelectError, NeuronSelector, NeuronSelectWarning, Selection
 from hf_neuronselect.cli.app import app
 from hf_neuronselect.core.configs import CompareConfig
+from hf_neuronselect.core.provenance import Budget
 from hf_neuronselect.core.spread import Spread
+from hf_neuronselect.pickers import picker_of
+from hf_neuronselect.pickers.vectors import Vectors
 from hf_neuronselect.rows import near
+from hf_neuronselect.selection.budget import pick
 from hf_neuronselect.selection.spread import spread_out
 
 OPTIONS = CompareConfig(pool="p", out=Path("o"))
@@ -63,6 +68,18 @@ def test_a_selection_records_it_and_says_when_rows_are_too_few(tmp_path: Path) -
     assert NeuronSelector("random").select(pool, k=9).provenance.spread is None
     scores = {one: NeuronSelector("random").select(pool, k=9, spread=one).scores for one in (None, Spread(0.2))}
     assert scores[None].column("score").equals(scores[Spread(0.2)].column("score"))
+
+
+def test_a_picker_looks_at_more_rows_than_are_wanted_where_some_are_passed_over() -> None:
+    """The first 150 rows are of one source, the next 100 all alike: two of each are wanted, not two copies."""
+    scores, valid = np.arange(250.0, 0, -1), np.ones(250, bool)
+    angles = np.deg2rad([*np.linspace(0, 150, 150), *[200.0] * 99, 300.0])
+    vectors = Vectors(np.arange(250), dense=np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
+    pool = Dataset.from_dict({"text": [f"r{i}" for i in range(250)], "source": ["a"] * 150 + ["b"] * 100})
+    thin = partial(spread_out, spread=Spread(source_share=0.5), pool=pool, options=OPTIONS)
+    picker = picker_of("diverse(cosine=0.9999999)")
+    found = pick({"t": scores}, valid, np.ones(250), Budget(k=4), picker=picker, vectors=vectors, thin=thin)
+    assert found.indices.tolist() == [0, 1, 150, 249]
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
