@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..signals.base import Signal
     from ..signals.extraction import Extraction
+    from ..signals.extractor import NeuronFeatureExtractor
 
 Target: TypeAlias = Mapping[str, np.ndarray]
 """What a method keeps of a target's exemplars: a few named arrays, saved as safetensors."""
@@ -87,11 +88,17 @@ class Method(ABC):
                 f"needs {', '.join(missing)}: pip install 'hf-neuronselect[rivals]'", option="method", value=self.name
             )
 
-    def prepare(self, pool: Dataset | IterableDataset, work: Path) -> Self:
-        """Work to be done once before rows are read, e.g. training a regressor; returns the method that goes on.
+    def prepare(self, pool: Dataset | IterableDataset, extractor: NeuronFeatureExtractor | None, work: Path) -> Self:
+        """Work on the pool to be done once before anything is fitted, e.g. a warm-up; returns the method that goes on.
+
+        Its signals may be others afterwards.
 
         Args:
-            work: folder for results, the same for the same options and pool: what is there already is not done again.
+            extractor: the model that selects, and how it reads rows.
+            work: folder of this pool's content for results of any method: what is there already is not done again.
+
+        Raises:
+            NeuronSelectError: it needs an extractor, or a pool that is no stream.
         """
         return self
 

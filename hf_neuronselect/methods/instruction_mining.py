@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..core.sources import Source
     from ..signals.base import Signal
     from ..signals.extraction import Extraction
+    from ..signals.extractor import NeuronFeatureExtractor
 
 REWARD, UNIEVAL = "OpenAssistant/oasst-rm-2-pythia-6.9b-epoch-1", "MingZhong/unieval-dialog"
 COLUMN = "column"
@@ -98,7 +99,7 @@ class InstructionMining(PoolMethod):
         super().check()
         _ = self._pinned
 
-    def prepare(self, pool: Dataset | IterableDataset, work: Path) -> Self:
+    def prepare(self, pool: Dataset | IterableDataset, extractor: NeuronFeatureExtractor | None, work: Path) -> Self:
         """With the pool's own columns, where they are asked for.
 
         Raises:

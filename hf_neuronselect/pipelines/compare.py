@@ -21,6 +21,7 @@ from ..core.progress import track, untracked
 from ..core.provenance import Budget
 from ..core.spread import Spread
 from ..core.writing import reserve
+from ..methods import Method
 from ..rows.load import BUNDLED, Rows, load_rows
 from ..selection.apart import picks_apart
 from ..selection.marks import mark_pool
@@ -85,6 +86,7 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bo
             chosen.check()
             able.append(chosen)
     failures.check(able)
+    able = _prepared(able, rows, config, note, failures)
     try:
         extractor, featured = _read_exemplars(able, targets, config, note)
     except NeuronSelectError:
@@ -132,6 +134,23 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bo
             if keep:
                 found.write(config.out)
     failures.check(found.selections)
+    return found
+
+
+def _prepared(
+    methods: Sequence[Chosen], rows: Rows, config: CompareConfig, note: Say, failures: Failures
+) -> list[Chosen]:
+    """The methods after their work on the pool.
+
+    Raises:
+        NeuronSelectError: there are none.
+    """
+    found = []
+    for chosen in methods:
+        with failures.noted(chosen.label):
+            works = type(chosen.method).prepare is not Method.prepare
+            found.append(chosen.prepared(rows, extractor_of(config, chosen.signals, note)) if works else chosen)
+    failures.check(found)
     return found
 
 

@@ -18,7 +18,7 @@ from ..signals.base import SIGNALS, Signal
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, write_store
 from .job import check_rows
-from .methods import methods_to_extract
+from .methods import methods_to_extract, signals_read
 from .parts import Say, extractor_of, quiet
 
 
@@ -31,13 +31,14 @@ def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> Fe
     Raises:
         NeuronSelectError: bad input, or a store of another pool or model.
     """
-    names = [name for chosen in methods_to_extract(config) for name in chosen.signals]
+    methods = methods_to_extract(config)
     check_folder(config.out, STORE)
     texts = tuple(config.columns.values())
     rows = load_rows(config.pool, texts=texts)
     assert isinstance(rows.data, Dataset)
     check_rows([rows], config)
-    extractor = extractor_of(config, list(dict.fromkeys(names)), note)
+    extractor = extractor_of(config, signals_read(methods), note)
+    extractor = extractor.with_features(signals_read([chosen.prepared(rows, extractor) for chosen in methods]))
     if config.capability:
         extractor = extractor.with_features([*extractor.signals, *_compact(config.capability, extractor)])
     path = Path(config.pool)

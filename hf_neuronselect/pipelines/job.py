@@ -57,6 +57,13 @@ class Job:
         if self.capability is not None:  # a control leaves out the same rows
             self.selector.leakage, self.selector.capability = self.capability.leakage, self.capability.capability
 
+    def prepare(self, extractor: NeuronFeatureExtractor) -> None:
+        """Do the method's work on the pool, and keep an extractor of the signals that it then reads."""
+        if not self.fitted:  # a saved capability was fitted on what was prepared
+            self.chosen = self.chosen.prepared(self.rows, extractor)
+            self.selector.method = self.chosen.method
+        self.extractor = extractor.with_features(self.chosen.signals)
+
     def fit(self) -> NeuronSelector:
         """Fit the targets, once."""
         self.selector.extractor = self.extractor

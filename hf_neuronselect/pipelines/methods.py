@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,10 @@ from ..methods.base import exemplar_signals, vector_signal
 from ..pickers import Picker, picker_of
 
 if TYPE_CHECKING:
+    from ..rows.load import Rows
     from ..selection.selector import NeuronSelector
+    from ..signals.base import Signal
+    from ..signals.extractor import NeuronFeatureExtractor
 
 
 ALL = "all"
@@ -38,7 +41,13 @@ class Chosen:
         """A new selector, not fitted."""
         from ..selection.selector import NeuronSelector  # heavy
 
-        return NeuronSelector(self.method.name, picker=self.picker, **self.method.options)
+        return NeuronSelector(self.method, picker=self.picker)
+
+    def prepared(self, rows: Rows, extractor: NeuronFeatureExtractor) -> Chosen:
+        """The method after its work on the pool; its signals may then be others."""
+        from ..selection.stages import prepared  # heavy
+
+        return replace(self, method=prepared(self.method, rows.data, rows.source, extractor))
 
     @property
     def _picker(self) -> Picker:
@@ -165,6 +174,11 @@ def check_methods(config: TargetOptions | ExtractConfig | CompareConfig) -> None
         chosen = [method_of(config.method, config.method_option, 0, config.picker)]
     for one in chosen:
         one.check()
+
+
+def signals_read(methods: Iterable[Chosen]) -> list[Signal | str]:
+    """Signals that methods and their pickers read, each once."""
+    return list(dict.fromkeys(signal for chosen in methods for signal in chosen.signals))
 
 
 def methods_to_extract(config: ExtractConfig) -> list[Chosen]:

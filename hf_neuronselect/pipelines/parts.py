@@ -17,7 +17,7 @@ from ..core.writing import FolderKind, check_folder, reserve
 from ..hub.markdown import check_readme
 from ..rows.load import Rows, load_rows, rows_name
 from ..selection.selector import TARGET_NAME
-from ..signals.base import signals_of
+from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor, runs_model
 
 Say: TypeAlias = Callable[[str], None]
@@ -82,7 +82,7 @@ def hold(out: Path, kind: FolderKind) -> Iterator[None]:
 
 
 # -------------------------------------------------------------------------------------- extractors
-def extractor_of(options: ExtractionOptions, signals: Sequence[str], note: Say) -> NeuronFeatureExtractor:
+def extractor_of(options: ExtractionOptions, signals: Sequence[str | Signal], note: Say) -> NeuronFeatureExtractor:
     """The extractor of a command's options; without a model, of the bundled one."""
     runs = any(runs_model(signal) for signal in signals_of(signals))
     if options.model is None and options.sae is None and runs:

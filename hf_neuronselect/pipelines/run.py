@@ -168,7 +168,7 @@ class _Run:
             self._check_trainable(job.rows.data, config)
             extractor = extractor_for(config, job, list(dict.fromkeys(signals)), self.note)
             for job in jobs.values():
-                job.extractor = extractor.with_features(job.chosen.signals)
+                job.prepare(extractor)
             share_pass(list(jobs.values()), self.out / STORE, say=self.note)
         return jobs
 

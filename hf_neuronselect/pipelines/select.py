@@ -35,7 +35,7 @@ def select(config: SelectConfig, *, say: Say = quiet, note: Say = quiet) -> Sele
         check_write_access()
     with hold(config.out, SELECTION):
         job = prepare(config)
-        job.extractor = extractor_for(config, job, job.chosen.signals, note)
+        job.prepare(extractor_for(config, job, job.chosen.signals, note))
         return finish(config, job, say=say, note=note)
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 from datasets import Dataset, IterableDataset
 
 from ..core.configs import DEFAULT_METHOD
 from ..core.cost import Cost
 from ..core.errors import NeuronSelectError, one_of
 from ..core.folders import CAPABILITY
-from ..core.progress import untracked
 from ..core.provenance import (
     Budget,
     CapabilityRecord,
@@ -33,7 +31,6 @@ from ..methods import Method, make_method
 from ..methods.base import Target, exemplar_signals, signals_needed, vector_signal
 from ..methods.each import EachExemplar
 from ..pickers import Picker, picker_of
-from ..pickers.base import row_scores
 from ..rows.leakage import Leakage
 from ..rows.load import single_split, source_of, without_selection
 from ..signals.base import Signal, signals_of
@@ -48,9 +45,10 @@ from .reader import Reader, own_columns
 from .record import extraction_record, method_record, selection_record
 from .scan import Tally, scan
 from .scores import PoolScores
+from .scoring import Scoring
 from .selection import Selection
 from .spread import check_spread
-from .stages import check_compared, opened, spooled
+from .stages import check_compared, opened, prepared, spooled
 from .stream import check_free, select_from_stream, stream_budget
 
 Data: TypeAlias = Dataset | IterableDataset
@@ -58,11 +56,11 @@ TARGET_NAME = re.compile(r"[A-Za-z0-9_-]+")
 EXCLUDE = ("duplicate", "leak")
 
 
-class NeuronSelector(PushToHub):
+class NeuronSelector(Scoring, PushToHub):
     """Selects the rows of a pool whose neurons act most like those of a target's exemplars.
 
     Args:
-        method: a registered method's name. options: the method's (``metric="cosine"``, ``seed=1``).
+        method: a registered method's name, or a method. options: of one named (``metric="cosine"``, ``seed=1``).
         picker: in which order rows are taken, e.g. ``round-robin`` or ``knn(neighbours=50)``; default the method's own.
 
     Attributes:
@@ -74,12 +72,14 @@ class NeuronSelector(PushToHub):
         NeuronSelectError: unknown method, picker or option.
     """
 
-    def __init__(self, method: str = DEFAULT_METHOD, *, picker: str | None = None, **options: Any) -> None:
-        self.method: Method = make_method(method, options)
+    def __init__(self, method: str | Method = DEFAULT_METHOD, *, picker: str | None = None, **options: Any) -> None:
+        self.method: Method = make_method(method, options) if isinstance(method, str) else method
         self.picker: Picker = picker_of(picker or self.method.default_picker)
         if self.picker.each and not self.method.needs_target:
             raise NeuronSelectError(
-                f"lets exemplars choose, and {method} has none; use best-first", option="picker", value=str(self.picker)
+                f"lets exemplars choose, and {self.method.name} has none; use best-first",
+                option="picker",
+                value=str(self.picker),
             )
         self.extractor: NeuronFeatureExtractor | None = None
         self._forget()
@@ -121,6 +121,24 @@ class NeuronSelector(PushToHub):
         check_compared(self.method, self.picker)
 
     # ---------------------------------------------------------------------------------------- fit
+    def prepare(
+        self, pool: Data, *, extractor: NeuronFeatureExtractor | None = None, source: SourceRecord | None = None
+    ) -> NeuronSelector:
+        """Do the method's work on a pool that comes before :meth:`fit`, if it has any (LESS: a warm-up). It is kept.
+
+        Args:
+            extractor: also remembered, for the signals that the method then reads. source: where the pool came from.
+
+        Returns:
+            self.
+        """
+        self.check()
+        pool, extractor = without_selection(single_split(pool, "pool")), extractor or self.extractor
+        known = source or source_of(pool) or SourceRecord()
+        self.method = prepared(self.method, pool, known, extractor)
+        self.extractor = extractor and extractor.with_features(self.signals)
+        return self
+
     def fit(
         self,
         target: Data | Mapping[str, Data],
@@ -220,70 +238,6 @@ class NeuronSelector(PushToHub):
         one number per block instead of a vector. () where the method has none.
         """
         return self.scored_by.compact_signals(list(self.targets.values())) if self.targets else ()
-
-    def _score_batch(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-        """Scores of a batch that has the signals' columns: target -> float64 ``[n]``."""
-        with untracked():
-            return self._scores(Dataset.from_dict(batch), self._reader(None))
-
-    def _scores(self, data: Dataset, reader: Reader) -> dict[str, np.ndarray]:
-        parts = list(scan(data, reader, self.scored_by, self.targets, Leakage(), (), Tally()))
-        return {name: np.concatenate([row_scores(part.scores[name]) for part in parts]) for name in self.targets}
-
-    def score(
-        self, pool: Data, *, extractor: NeuronFeatureExtractor | None = None, features: FeatureStore | None = None
-    ) -> Data:
-        """Add ``neuron_score`` (several targets: ``neuron_score_<target>``) to every row; NaN where there is none.
-
-        Args:
-            extractor, features: as of :meth:`select`.
-
-        Raises:
-            NeuronSelectError: a score column is there already; see :meth:`select`.
-        """
-        extractor = extractor or self.extractor
-        names = self._score_names()
-        if taken := [name for name in names.values() if name in (pool.column_names or [])]:
-            raise NeuronSelectError(f"the data already has the column {taken[0]!r}; remove or rename it")
-        if isinstance(pool, Dataset) or features is not None:
-            scores = self._scores(pool, self._reader(extractor, features))
-            for target, column in names.items():
-                pool = pool.add_column(column, scores[target])
-            return pool
-        if self.method.observes:
-            raise NeuronSelectError(
-                "looks at the whole pool before it scores; load the pool as a Dataset", option="method",
-                value=self.method.name,
-            )  # fmt: skip
-        mapped = pool if extractor is None else pool.map(extractor.with_features(self.method.signals), batched=True)
-
-        def add(batch: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-            scores = self._score_batch(batch)
-            return {column: scores[target] for target, column in names.items()}
-
-        return mapped.map(add, batched=True, batch_size=1000)
-
-    def _score_names(self) -> dict[str, str]:
-        if len(self.targets) == 1:
-            return dict.fromkeys(self.targets, "neuron_score")
-        return {name: f"neuron_score_{name}" for name in self.targets}
-
-    def above(self, threshold: float) -> Callable[[Mapping[str, Sequence[Any]]], list[bool]]:
-        """A predicate for ``pool.filter(selector.above(0.2), batched=True)`` over a pool with feature columns.
-
-        Raises:
-            NeuronSelectError: several targets.
-        """
-        if len(self.targets) != 1:
-            raise NeuronSelectError(
-                f"unclear with {len(self.targets)} targets; use select", option="threshold", value=threshold
-            )
-        target = next(iter(self.targets))
-
-        def keep(batch: Mapping[str, Sequence[Any]]) -> list[bool]:
-            return (self._score_batch(batch)[target] >= threshold).tolist()
-
-        return keep
 
     # ------------------------------------------------------------------------------------- select
     def select(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -19,11 +18,14 @@ from ..methods.each import EachExemplar
 from ..pickers.base import Picker
 from ..rows.identity import pool_digest
 from ..signals.base import SIGNALS
+from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, write_store
 from .reader import Reader
 
 
-def prepared(method: Method, pool: Dataset | IterableDataset, source: SourceRecord) -> Method:
+def prepared(
+    method: Method, pool: Dataset | IterableDataset, source: SourceRecord, extractor: NeuronFeatureExtractor | None
+) -> Method:
     """The method after its :meth:`~hf_neuronselect.methods.Method.prepare`.
 
     Its folder belongs to the pool's content; a stream of which nothing is known gets a folder of its own.
@@ -31,11 +33,9 @@ def prepared(method: Method, pool: Dataset | IterableDataset, source: SourceReco
     if type(method).prepare is Method.prepare:
         return method
     what = pool_digest(pool) if isinstance(pool, Dataset) else source.commit or uuid.uuid4().hex
-    state = json.dumps([method.name, method.options, what], default=str)
-    digest = hashlib.blake2b(state.encode(), digest_size=8).hexdigest()
-    work = cache_dir() / "prepared" / f"{method.name}-{digest}"
+    work = cache_dir() / "prepared" / hashlib.blake2b(what.encode(), digest_size=8).hexdigest()
     work.mkdir(parents=True, exist_ok=True)
-    return method.prepare(pool, work)
+    return method.prepare(pool, extractor, work)
 
 
 def check_compared(method: Method, picker: Picker) -> None:
@@ -56,7 +56,8 @@ def opened(
     method: Method, picker: Picker, pool: Dataset | IterableDataset, source: SourceRecord, reader: Reader
 ) -> tuple[Method, tuple[str, ...]]:
     """The method as it scores a pool, and the signal by which the picker compares rows, which the reader then reads too."""
-    ready, compared = prepared(method, pool, source), vector_signal(method, picker)
+    ready = prepared(method, pool, source, reader.extractor)
+    compared = vector_signal(ready, picker)
     reader.names = (*reader.names, *compared)
     reader.compact = () if compared else reader.compact
     return EachExemplar(ready) if picker.each else ready, compared

@@ -217,7 +217,7 @@ class Prepared(Method):
 
     best: int = opt(-1, "The row prepared for.")
 
-    def prepare(self, pool: Any, work: Path) -> Prepared:
+    def prepare(self, pool: Any, extractor: Any, work: Path) -> Prepared:
         mark = work / "best"
         if not mark.exists():
             mark.write_text(str(len(pool) - 1))
@@ -236,12 +236,12 @@ def test_prepare_is_called_once_with_a_folder_that_stays(registered: None) -> No
     pool = Dataset.from_dict({"text": ["a", "b", "c"]})
     for _ in range(2):
         assert NeuronSelector("prepared").select(pool, k=1).indices.tolist() == [2]
-    (folder,) = (cache_dir() / "prepared").glob("prepared-*")
+    (folder,) = (cache_dir() / "prepared").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["again", "best"]
     NeuronSelector("prepared").select(Dataset.from_dict({"text": ["a", "b", "c"]}), k=1)  # the same rows, made anew
-    assert list((cache_dir() / "prepared").glob("prepared-*")) == [folder]
+    assert list((cache_dir() / "prepared").iterdir()) == [folder]
     NeuronSelector("prepared").select(Dataset.from_dict({"text": ["a", "b", "d"]}), k=1)
-    assert len(list((cache_dir() / "prepared").glob("prepared-*"))) == 2
+    assert len(list((cache_dir() / "prepared").iterdir())) == 2
 
 
 def test_scores_of_a_wrong_shape_are_refused(registered: None) -> None:
