@@ -89,13 +89,13 @@ class Method(ABC):
             )
 
     def prepare(self, pool: Dataset | IterableDataset, extractor: NeuronFeatureExtractor | None, work: Path) -> Self:
-        """Work on the pool to be done once before anything is fitted, e.g. a warm-up; returns the method that goes on.
+        """Work on the pool before rows are read, e.g. training a regressor; returns the method that goes on.
 
-        Its signals may be others afterwards.
+        Called before a fit by commands and ``NeuronSelector.prepare``, and whenever a pool is scored. Its signals may be others afterwards.
 
         Args:
             extractor: the model that selects, and how it reads rows.
-            work: folder of this pool's content for results of any method: what is there already is not done again.
+            work: folder that stays, of this pool's content and shared by all methods: results are kept there, under names that tell the options they depend on, and not done again.
 
         Raises:
             NeuronSelectError: it needs an extractor, or a pool that is no stream.

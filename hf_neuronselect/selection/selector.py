@@ -124,7 +124,7 @@ class NeuronSelector(Scoring, PushToHub):
     def prepare(
         self, pool: Data, *, extractor: NeuronFeatureExtractor | None = None, source: SourceRecord | None = None
     ) -> NeuronSelector:
-        """Do the method's work on a pool that comes before :meth:`fit`, if it has any (LESS: a warm-up). It is kept.
+        """Do the method's work on a pool that comes before :meth:`fit`, if it has any (instruction-mining: its columns).
 
         Args:
             extractor: also remembered, for the signals that the method then reads. source: where the pool came from.
