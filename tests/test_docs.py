@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -174,3 +175,23 @@ def test_the_tables_of_the_readings_are_their_records(monkeypatch: pytest.Monkey
     both = [[f"{sum(p) / len(p):.3f}" for p in (precision(name, "rds-plus"), precision(name, "rds-plus, exemplars=mean"))]
             for name in ("smollm2", "smollm2_no_system")]  # fmt: skip
     assert f"| {' / '.join(both[0])} | {' / '.join(both[1])} |" in text
+
+
+def test_the_table_of_every_rival_is_its_record() -> None:
+    with (ROOT / "benchmarks" / "compare_smollm2_5000.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    section = page.split("## Every rival on one real model\n")[1].split("\n## ")[0]
+    head, *table = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:2] == "| "
+    ]
+    targets = head[1:-2]
+    names = {label: label.removesuffix(" (MiniLM)").split(", ")[0] for label, *_ in table}
+    assert set(names.values()) == {line["method"] for line in lines}
+    for label, *cells in table:
+        found = {line["target"]: line for line in lines if line["method"] == names[label]}
+        column = "high" if "95th" in label else "precision"
+        values = [float(found[target][column]) for target in targets]
+        tokens = sum(float(found[target]["picked_tokens"]) for target in targets) / len(targets)
+        told = [*(f"{value:.2f}" for value in values), f"{sum(values) / len(values):.3f}"]
+        assert cells == [*told, "" if column == "high" else f"{tokens:.0f}"], label
