@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
@@ -229,9 +230,12 @@ class Prepared(Method):
         return (rows.index == self.best).astype(float)
 
 
-def test_prepare_is_called_once_with_a_folder_that_stays(registered: None) -> None:
+def test_prepare_is_called_once_with_a_folder_that_stays(
+    registered: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from hf_neuronselect.core.digests import cache_dir
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path))  # other tests prepare pools of their own
     register_method(Prepared)
     pool = Dataset.from_dict({"text": ["a", "b", "c"]})
     for _ in range(2):
