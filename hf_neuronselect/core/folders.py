@@ -41,16 +41,16 @@ ADAPTER_FILES = (
     "additional_chat_templates/*.jinja",
 )  # fmt: skip
 ADAPTER = FolderKind(
-    "an adapter trained here", (TRAINING_RECORD,), '"base_model"', ADAPTER_FILES, begun="checkpoints/key",
+    "an adapter trained here", (TRAINING_RECORD,), '"base_model"', ADAPTER_FILES, begun=("checkpoints/key",),
     again="train it again",
 )  # fmt: skip
 SAE_WORK = "unfinished"
 SAE = FolderKind(  # of other blocks, too: they stay
-    "an SAE folder", ("*/sae.safetensors",), begun=SAE_WORK, again="download or train it again"
+    "an SAE folder", ("*/sae.safetensors",), begun=(SAE_WORK,), again="download or train it again"
 )
-COMPARISON_STORE = "signals"
+COMPARISON_STORE, COMPARISON_EXEMPLARS = "signals", "exemplars"
 COMPARISON = FolderKind(
-    "a comparison's folder", ("compare.csv",), "method,target,rows", ("compare.md", "compare.html", "compare.parquet", "overlap.csv", "sources.csv", "training.csv"), begun=f"{COMPARISON_STORE}/manifest.json"
+    "a comparison's folder", ("compare.csv",), "method,target,rows", ("compare.md", "compare.html", "compare.parquet", "overlap.csv", "sources.csv", "training.csv"), begun=(f"{COMPARISON_EXEMPLARS}/*/manifest.json", f"{COMPARISON_STORE}/manifest.json"),
 )  # fmt: skip
 DEMO = FolderKind("a demo folder", ("report.html",), "<title>neuronselect demo", ("profiles.png", "pool.parquet"))
 RUN = FolderKind("a run's folder", ("run.json",), '"steps"', again="name another folder")

@@ -36,7 +36,7 @@ class FolderKind:
         records: the file (a glob) that every whole folder has; several: one of them.
         proof: a text in that file, since other programs have files of that name, too.
         files: its files (globs) that a new version may lack: they are removed with the old one.
-        begun: a file or folder that shows unfinished work of this kind.
+        begun: files or folders (globs), one of which shows unfinished work of this kind.
         again: how one that was changed or damaged is made again.
     """
 
@@ -44,7 +44,7 @@ class FolderKind:
     records: tuple[str, ...]
     proof: str = ""
     files: tuple[str, ...] = ()
-    begun: str | None = None
+    begun: tuple[str, ...] = ()
     again: str = "make it again"
 
     @property
@@ -63,7 +63,7 @@ class FolderKind:
         """Whether a folder is of this kind, whole or begun."""
         if any(path.is_dir() for path in (self.part(folder), self.new(folder))):
             return True
-        if self.begun is not None and (folder / self.begun).exists():
+        if any(path for name in self.begun for path in folder.glob(name)):
             return True
         return any(_holds(path, self.proof) for name in self.records for path in folder.glob(name))
 

@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
 from ..core import bundled
 from ..core.configs import CAPABILITY, CompareConfig
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
-from ..core.folders import COMPARISON, COMPARISON_STORE, SELECTION_RECORD
-from ..core.progress import track, untracked
+from ..core.folders import COMPARISON, COMPARISON_EXEMPLARS, COMPARISON_STORE, SELECTION_RECORD
+from ..core.progress import untracked
 from ..core.provenance import Budget
 from ..core.spread import Spread
 from ..core.writing import reserve
@@ -26,10 +26,10 @@ from ..rows.load import BUNDLED, Rows, load_rows
 from ..selection.apart import picks_apart
 from ..selection.marks import mark_pool
 from ..selection.selection import Selection
-from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from .compare_train import check_training, train_all
 from .comparison import HIGH, LOW, Comparison, Line, jaccard, slug
+from .exemplars import able, read_exemplars, with_signals
 from .failures import Failures
 from .job import Job, check_rows, share_pass
 from .measures import RowFacts, shares_of
@@ -61,7 +61,8 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bo
     """Compare methods; writes nothing but the store, unless asked to.
 
     Args:
-        work: folder for the shared store, unless ``config.features`` names one. The result reads it.
+        work: folder for the shared store, unless ``config.features`` names one; the exemplars' stores are beside it. The
+            result reads both.
         keep: write selections and tables to ``config.out`` as they are made, and take selections that are there already.
 
     Raises:
@@ -80,27 +81,26 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bo
     targets = load_named(specs, "target", config.columns.values())
     check_rows([rows, *targets.values()], config)
     failures = Failures()
-    able: list[Chosen] = []
+    ready: list[Chosen] = []
     for chosen in methods:
         with failures.noted(chosen.label):
             chosen.check()
-            able.append(chosen)
-    failures.check(able)
-    able = _prepared(able, rows, config, note, failures)
+            ready.append(chosen)
+    failures.check(ready)
+    ready = _prepared(ready, rows, config, note, failures)
+    kept = work.parent / COMPARISON_EXEMPLARS
     try:
-        extractor, featured = _read_exemplars(able, targets, config, note)
+        extractor, stores = read_exemplars(ready, targets, kept, config, note)
     except NeuronSelectError:
-        able = _able(able, targets, config, failures)
-        extractor, featured = _read_exemplars(able, targets, config, quiet)
-    found = Comparison(extractor, rows.data)
-    found.exemplars = {
-        name: part.data for name, part in featured[kind_of(able[0])].items() if isinstance(part.data, Dataset)
-    }
+        ready = able(ready, targets, config, failures)
+        extractor, stores = read_exemplars(ready, targets, kept, config, quiet)
+    found = Comparison(extractor, rows.data, stores)
     jobs = found.jobs
-    for chosen in able:
-        for name, part in featured[kind_of(chosen)].items():
+    for chosen in ready:
+        for name, part in targets.items():
             with failures.noted(chosen.label, name):
-                job = _job(chosen, rows, {name: part}, extractor)
+                read = with_signals(part, chosen, extractor, stores.get(name))
+                job = _job(chosen, rows, {name: read}, extractor)
                 job.fit()
                 jobs[chosen.label, name] = job
     failures.check(jobs)
@@ -152,57 +152,6 @@ def _prepared(
             found.append(chosen.prepared(rows, extractor_of(config, chosen.signals, note)) if works else chosen)
     failures.check(found)
     return found
-
-
-def _able(
-    methods: Sequence[Chosen], targets: Mapping[str, Rows], config: CompareConfig, failures: Failures
-) -> list[Chosen]:
-    """The methods whose signals can be computed, tried on one exemplar of each target.
-
-    Raises:
-        NeuronSelectError: there are none.
-    """
-    first = {name: Rows(part.data.select([0]), part.about) for name, part in targets.items()
-             if isinstance(part.data, Dataset)}  # fmt: skip
-    found = []
-    for chosen in methods:
-        with failures.noted(chosen.label):
-            _read_exemplars([chosen], first, config, quiet)
-            found.append(chosen)
-    failures.check(found)
-    return found
-
-
-def _read_exemplars(
-    methods: Sequence[Chosen], targets: Mapping[str, Rows], config: CompareConfig, note: Say
-) -> tuple[NeuronFeatureExtractor, dict[Kind, dict[str, Rows]]]:
-    """The extractor of all methods, and exemplars with the signals of each kind of method."""
-    signals = list(dict.fromkeys(signal for chosen in methods for signal in chosen.signals))
-    extractor = extractor_of(config, signals, note)
-    found: dict[Kind, dict[str, Rows]] = {}
-    for kind in dict.fromkeys(kind_of(chosen) for chosen in methods if kind_of(chosen)):
-        alike = [chosen for chosen in methods if kind_of(chosen) == kind]
-        reading = extractor.with_features([signal for chosen in alike for signal in stored_of(chosen)])
-        found[kind] = {name: _with_signals(name, part, reading) for name, part in targets.items()}
-    # Methods that read nothing of exemplars get the columns of others, for their numbers of tokens.
-    return extractor, {frozenset(): next(iter(found.values()), dict(targets)), **found}
-
-
-Kind: TypeAlias = frozenset[tuple[str, bool]]
-
-
-def kind_of(chosen: Chosen) -> Kind:
-    """What a method's signals read: engines, and whether answers are needed.
-
-    Methods of one kind leave out the same exemplars, so they can share columns. A row without an answer, for instance, is
-    left out by those that read answers, and by no other.
-    """
-    return frozenset((signal.engine, "answer" in getattr(signal, "marks", ())) for signal in stored_of(chosen))
-
-
-def stored_of(chosen: Chosen) -> list[Signal]:
-    """Signals that are computed of exemplars once for all methods."""
-    return [signal for signal in signals_of(chosen.exemplar_signals) if signal.stored]
 
 
 def _job(chosen: Chosen, rows: Rows, targets: Mapping[str, Rows], extractor: NeuronFeatureExtractor) -> Job:
@@ -361,19 +310,6 @@ def _sources(pool: Dataset, config: CompareConfig) -> np.ndarray:
         raise NeuronSelectError(f"the pool has no such column; it has {', '.join(pool.column_names)}",
                                 option="source_column", value=config.source_column)  # fmt: skip
     return np.asarray(pool[config.source_column][:])
-
-
-def _with_signals(name: str, rows: Rows, extractor: NeuronFeatureExtractor) -> Rows:
-    """Exemplars with the columns of every method, computed once."""
-    assert isinstance(rows.data, Dataset)
-    if set(extractor.column_types) & set(rows.data.column_names):
-        return rows  # columns of these names are the user's: each method computes its own
-    with track(f"exemplars of {name}", len(rows.data), brief=True) as progress:
-        made = rows.data.map(extractor, batched=True, keep_in_memory=True, load_from_cache_file=False,
-                             remove_columns=rows.data.column_names)  # fmt: skip
-        progress.done(len(rows.data))
-    # beside the rows' own columns as they are: an older `datasets` cannot write JSON columns again
-    return Rows(concatenate_datasets([rows.data, made], axis=1), rows.about)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -156,13 +156,12 @@ class Comparison:
         samples: (method, target) -> precision of each draw, or with each resample of the exemplars.
         sources: (method, target) -> share of each source among the picks; ``("", "")``: of the pool.
         jobs: (method, target) -> what selects. trained: models trained on the picks, if that was asked for.
-        exemplars: target -> its rows with the columns of every method. store: the pool's signals, if several methods
-            read some.
+        exemplars: target -> the signals of its rows. store: the pool's signals, if several methods read some.
     """
 
     extractor: NeuronFeatureExtractor
     pool: Dataset
-    exemplars: dict[str, Dataset] = field(default_factory=dict)
+    exemplars: dict[str, FeatureStore] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
     selections: dict[tuple[str, str], Selection] = field(default_factory=dict)
     samples: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)

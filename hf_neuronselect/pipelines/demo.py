@@ -196,7 +196,8 @@ def _section(found: Comparison, target: str, sources: str, best: list[BestRow]) 
 
 def _write_report(out: Path, found: Comparison, parts: list[str]) -> None:
     panels = {
-        title: {name: _sparse(found.exemplars[name], column) for name in PROFILED} for title, column in PROFILES.items()
+        title: {name: _sparse(found.exemplars[name].dataset(column), column) for name in PROFILED}
+        for title, column in PROFILES.items()
     }
     image = activation_profiles(panels)
     put(out / "profiles.png", image)

@@ -140,7 +140,8 @@ def write_store(
     num_workers: int | None = 1,
     backend: str = "local",
     load_pool: Callable[[], Dataset] | None = None,
-    say: Callable[[str], None] = logger.info,
+    say: Callable[[str], None] | None = logger.info,
+    what: str = "signals",
 ) -> dict[str, Any]:
     """Compute the extractor's signals of every row of ``pool`` into a store; resumes an unfinished one.
 
@@ -155,7 +156,9 @@ def write_store(
             are GPUs. They are spawned: a script that asks for several needs ``if __name__ == "__main__"``.
         backend: ``local``, or ``ray``: ``num_workers`` are actors of a Ray cluster (see :mod:`.ray`).
         load_pool: for ``ray``: loads the pool on another machine; without it the pool itself is sent.
-        say: is told the bytes a row, measured on at most 16 rows, before the first shard is computed.
+        say: is told the bytes a row, measured on at most 16 rows, before the first shard is computed; None: of few rows,
+            nothing is measured.
+        what: names the pass to the user.
 
     Returns:
         ``{"rows", "tokens", "seconds", "bytes", "skipped_shards", "healed_shards", "missing_shards"}``: rows and
@@ -195,20 +198,20 @@ def write_store(
     elif (count := num_workers or (1 if extractor.extraction.options.device_map else gpu_count(device))) > 1:
         events = run_workers(maker, mine, count)
     else:
-        events, elsewhere = maker.work(mine), False
+        events, elsewhere = maker.work(mine, sized=say is None), False
     started = time.perf_counter()
     done = {"rows": 0, "tokens": 0, "bytes": 0, "skipped_shards": 0, "healed_shards": 0}
     passes: dict[tuple[str, ...], PassCost] = {}
     total, told = sum(len(ranges[i]) for i in mine), False
     with (
-        track("signals", total) as progress,
+        track(what, total, brief=say is None) as progress,
         contextlib.closing(events),
         contextlib.ExitStack() as last,
     ):
         last.callback(lambda: _write_cost(folder, passes.values()))
         for event in events:
             if isinstance(event, Size):
-                if not told:  # every worker measures it
+                if say is not None and not told:  # every worker measures it
                     say(_size_line(event.row_bytes, total - done["rows"], folder))
                 told = True
                 continue
@@ -359,13 +362,17 @@ class FeatureStore:
             raise other_rows(self.folder, label, rows, "features")
         return found
 
-    def dataset(self, *names: str) -> Dataset:
+    def dataset(self, *names: str, identities: Mapping[str, str] | None = None) -> Dataset:
         """The columns of signals (default all) in memory, in the pool's order, as the extractor adds them to rows.
+
+        Args:
+            identities: signal -> identity, of those that are stored under several.
 
         Raises:
             NeuronSelectError: as :meth:`batches`; a signal is stored under several identities.
         """
-        wanted = {name: self.identity_of(name) for name in names or self.identities}
+        expected = identities or {}
+        wanted = {name: self.identity_of(name, expected.get(name)) for name in names or self.identities}
         parts = []
         for tables in self.batches(wanted):
             skips = skips_of(tables)

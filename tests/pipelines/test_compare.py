@@ -225,7 +225,9 @@ def test_again_into_the_same_folder_and_from_a_store(
     first = compared(options, tmp_path / "out", features=tmp_path / "store", methods="mona,hidden")
     counted = Pass(monkeypatch)
     again = compared(options, tmp_path / "out", features=tmp_path / "store", methods="mona,hidden")
-    assert sorted(counted.seen) == [5, 6], "the store has the pool's signals"
+    assert counted.seen == [], "the pool's signals and the exemplars' are there"
+    compared(options, tmp_path / "other", features=tmp_path / "store", methods="mona,hidden")
+    assert sorted(counted.seen) == [5, 6], "a new folder has no exemplars yet"
     for key, selection in first.selections.items():
         assert again.selections[key].indices.tolist() == selection.indices.tolist()
     assert json.loads((tmp_path / "out/mona/a/selection.json").read_text())["pool"]["id"] == "pool.jsonl"
@@ -267,6 +269,48 @@ def test_a_method_leaves_out_only_exemplars_it_cannot_read(options: dict[str, An
         )
     used = {method: one.provenance.targets["t"].used for (method, _), one in found.selections.items()}
     assert used == {"hidden": 6, "nait-contrast": 5}
+
+
+def test_exemplars_are_read_once_for_all_methods(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where methods leave out other exemplars; a method that is added reads no more than its own signals."""
+    seen: list[tuple[int, set[str]]] = []
+    before = NeuronFeatureExtractor.compute
+
+    def compute(extractor: NeuronFeatureExtractor, prepared: Any, *rest: Any, **more: Any) -> Any:
+        signals = {signal.name for signal in extractor.computed} - {"tokens", "words"}  # no model runs for these
+        if len(prepared) in (5, 6) and signals:
+            seen.append((len(prepared), signals))
+        return before(extractor, prepared, *rest, **more)
+
+    monkeypatch.setattr(NeuronFeatureExtractor, "compute", compute)
+    methods = "mona,hidden,hidden(centre=pool),nait,nait-contrast,rds-plus,nag,bm25,zip-fit,random,longest"
+    found = compared(options, tmp_path / "out", methods=methods)
+    assert not found.failed
+    every = {"mona", "hidden", "nait", "content_mean", "answer_mean", "rds_plus", "strongest_neurons"}
+    assert [rows for rows, _ in seen] == [6, 5] and all(every <= signals for _, signals in seen)
+    seen.clear()
+    again = compared(options, tmp_path / "out", methods=f"{methods},polysemantic")
+    assert [(rows, names - {"tokens"}) for rows, names in seen] == [(6, {"polysemantic"}), (5, {"polysemantic"})], (
+        "the others are kept"
+    )
+    for key, selection in found.selections.items():
+        assert again.selections[key].indices.tolist() == selection.indices.tolist()
+
+
+def test_exemplars_with_columns_of_a_signals_name_are_read_by_each_method(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    given = rows(6, seed=1)
+    given.add_column("hidden", ["ours"] * 6).to_json(tmp_path / "t.jsonl")
+    given.to_json(tmp_path / "u.jsonl")
+    picks = {}
+    for name in ("t", "u"):
+        target = (f"a={tmp_path / name}.jsonl",)
+        found = compared(options, tmp_path / f"out-{name}", target=target, methods="mona,longest")
+        picks[name] = {method: one.indices.tolist() for (method, _), one in found.selections.items()}
+    assert picks["t"] == picks["u"]
 
 
 def test_all_methods() -> None:
