@@ -37,7 +37,9 @@ class TargetOptions(Options):
 class BudgetOptions(Options):
     """How many rows are kept: at most one of the four; default the method's own ratio."""
 
-    ratio: float | None = opt(None, "Share of the pool kept, in (0, 1].")
+    ratio: float | Literal["auto"] | None = opt(
+        None, "Share of the pool kept, in (0, 1]; auto: estimated from the scores."
+    )
     k: int | None = opt(None, "Rows kept.", unit="rows", minimum=1)
     threshold: float | None = opt(None, "Keep rows scoring at least this.")
     max_tokens: int | None = opt(None, "Keep the best rows that fit into so many tokens.", unit="tokens", minimum=1)
@@ -47,7 +49,7 @@ class BudgetOptions(Options):
         given = [name for name in ("ratio", "k", "threshold", "max_tokens") if getattr(self, name) is not None]
         if len(given) > 1:
             raise NeuronSelectError(f"give exactly one of ratio, k, threshold, max_tokens (got {', '.join(given)})")
-        if self.ratio is not None and not 0 < self.ratio <= 1:
+        if isinstance(self.ratio, float) and not 0 < self.ratio <= 1:
             raise NeuronSelectError("must lie in (0, 1]; 0.05 keeps 5 %", option="ratio", value=self.ratio)
 
 
@@ -174,6 +176,7 @@ class CompareConfig(KeepOptions, ExtractionOptions):
 
     pool: str = opt(help=POOL_HELP)
     target: tuple[str, ...] = opt((), EXEMPLARS_HELP, metavar="[NAME=]ROWS")
+    ratio: float | None = opt(None, "Share of the pool kept, in (0, 1].")  # no auto: all methods keep as many rows
     methods: str = opt(
         "mona,random,longest", "Methods separated by commas, or all; name(option=value,...) sets options."
     )

@@ -155,6 +155,8 @@ class Budget:
                 f"give exactly one of ratio, k, threshold, max_tokens (got {', '.join(given) or 'none'})"
             )
         name, value = next(iter(given.items()))
+        if isinstance(value, str):
+            raise NeuronSelectError("must be a number; select alone estimates a ratio", option=name, value=value)
         if isinstance(value, float) and not math.isfinite(value):
             raise NeuronSelectError("must be a finite number", option=name, value=value)
         if name == "ratio" and not 0 < value <= 1:
@@ -171,6 +173,29 @@ class Budget:
         if self.ratio is not None:
             return max(1, math.floor(self.ratio * total + 0.5))
         return self.k
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoRatio:
+    """How ``ratio="auto"`` was resolved.
+
+    Attributes:
+        ratio: what is kept, in (0, 1].
+        estimates: proxy -> the share it names. absent: proxy -> why it names none.
+        shares: shares of the pool that were looked at, ascending. curves: proxy -> its value at each of them.
+    """
+
+    ratio: float
+    estimates: dict[str, float] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    shares: tuple[float, ...] = ()
+    curves: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def line(self) -> str:
+        """In one line: the ratio and what names it."""
+        named = [f"{name} {share:g}" for name, share in self.estimates.items()]
+        return f"{self.ratio:g}, estimated by {', '.join(named)}"
 
 
 # -------------------------------------------------------------------------------------- what came of it
@@ -242,7 +267,7 @@ class Provenance:
 
     Attributes:
         aggregate, weights: of several targets. exclude: kinds of rows that were left out. spread: how picks
-            were kept apart, if they were.
+            were kept apart, if they were. auto: where the budget's ratio was estimated, how.
         capability: the saved one that scored the pool; of a method without targets, the one whose exemplars were left
             out. extractor: how the signals were computed.
         cost: of all passes, those read from a store included. files: checksums of the folder's other files.
@@ -252,6 +277,7 @@ class Provenance:
     method: MethodRecord
     targets: dict[str, TargetRecord]
     budget: Budget
+    auto: AutoRatio | None = None
     aggregate: str | None = None
     weights: dict[str, float] | None = None
     exclude: tuple[str, ...] = ()

@@ -83,6 +83,7 @@ def selection_report(made: Provenance, rows: Sequence[ReportRow]) -> str:
         ("method", made.method.name),
         ("targets", ", ".join(made.targets)),
         ("budget", ", ".join(f"{name} {value}" for name, value in made.budget.given().items())),
+        *([("ratio", made.auto.line)] if made.auto else []),
         *((f"rows: {name}", count) for name, count in (counts | made.counts.left_out).items() if count),
         *((f"mean tokens: {name}", mean) for name, mean in (("pool", made.tokens.pool_mean),
                                                             ("selected", made.tokens.selected_mean)) if mean),

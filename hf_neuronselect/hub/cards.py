@@ -199,6 +199,7 @@ class SelectionCard(CardTemplate):
             },
             "capability": _pinned(made.capability),
             "budget": _listed(made.budget.given()).replace("=", " "),
+            "ratio": made.auto and made.auto.line,
             "options": _listed(made.method.options),
             "aggregate": made.aggregate,
             **_extractor_facts(made.extractor),

@@ -49,6 +49,7 @@ class Method(ABC):
         source_option: the option that names rows or a selection; ``NAME:VALUE`` in the place of a name sets it.
         keeps_text: whether what :meth:`fit` keeps is text of exemplars; it is never saved.
         judges_others: whether it can score rows that are not in the pool it has observed.
+        grades: whether a score says how good a row is; False of controls, whose scores are draws, places or lengths.
     """
 
     name: ClassVar[str]
@@ -63,6 +64,7 @@ class Method(ABC):
     source_option: ClassVar[str] = ""
     keeps_text: ClassVar[bool] = False
     judges_others: ClassVar[bool] = True
+    grades: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for option in options_of(type(self)).values():

@@ -15,6 +15,7 @@ class Full(Method):
 
     name = "full"
     needs_target = False
+    grades = False
     default_budget = Budget(ratio=1.0)
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:

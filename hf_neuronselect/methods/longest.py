@@ -15,6 +15,7 @@ class Longest(Method):
     name = "longest"
     signals = ("tokens",)
     needs_target = False
+    grades = False
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         return rows["n_tokens"].astype(np.float64)
@@ -27,6 +28,7 @@ class Shortest(Method):
     name = "shortest"
     signals = ("tokens",)
     needs_target = False
+    grades = False
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         return -rows["n_tokens"].astype(np.float64)

@@ -46,6 +46,7 @@ class MatchedRandom(PoolMethod):
     name = "matched-random"
     signals = ("tokens", "answer_tokens", "row_key")
     needs_target = False
+    grades = False
     default_budget = Budget(ratio=1.0)
     source_option = "selection"
 

@@ -18,6 +18,7 @@ class Random(Method):
 
     name = "random"
     needs_target = False
+    grades = False
 
     seed: int = opt(0, "Another seed, another draw.", minimum=0)
 

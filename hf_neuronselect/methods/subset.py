@@ -31,6 +31,7 @@ class Subset(PoolMethod):
     name = "subset"
     signals = ("row_key",)
     needs_target = False
+    grades = False
     default_budget = Budget(ratio=1.0)
     source_option = "rows"
 

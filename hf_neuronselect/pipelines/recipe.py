@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core.configs import EvaluateOptions, PushSection, SelectConfig
 from ..core.errors import NeuronSelectError, unknown
+from ..core.options import AUTO
 from ..core.recipes import read_recipe, section_of
 from ..training.config import TrainConfig
 from .methods import method_of
@@ -68,8 +69,8 @@ def control_config(config: SelectConfig, method: str, out: Path, picked: int) ->
     ratio, k, max_tokens = config.ratio, config.k, config.max_tokens
     if chosen.keeps_all:
         ratio = k = max_tokens = None
-    elif config.threshold is not None:  # scores of another method have another scale
-        k = picked
+    elif config.threshold is not None or ratio == AUTO:  # scores of another method have another scale
+        ratio, k = None, picked
     return replace(
         config,
         method=method,

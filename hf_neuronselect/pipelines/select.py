@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from ..core.configs import SelectConfig
 from ..core.errors import NeuronSelectError
 from ..core.folders import SELECTION
-from ..core.options import ExtractionOptions, options_of
+from ..core.options import AUTO, ExtractionOptions, options_of
 from ..core.text import shown
 from ..hub.push import check_write_access, push_folder
 from ..pickers import picker_of
 from ..rows.load import load_rows
+from ..selection.auto_ratio import check_auto
 from ..selection.selection import Selection
 from ..selection.selector import NeuronSelector
 from ..signals.base import signals_of
@@ -66,6 +67,9 @@ def prepare(config: SelectConfig, *, like: Job | None = None) -> Job:
     chosen = _method(config, capability)
     specs = specs if capability is None else {}
     check_pick(config, list(capability.targets if capability else specs), config.streaming)
+    if config.ratio == AUTO:
+        several = len(capability.targets if capability else specs) if chosen.method.needs_target else 1
+        check_auto(chosen.method, several, config.streaming)
     rows = like.rows if like else load_rows(config.pool, streaming=config.streaming, texts=config.columns.values())
     targets = like.targets if like and capability is None else load_named(specs, "target", config.columns.values())
     check_rows([rows, *targets.values()], config)
@@ -111,6 +115,8 @@ def report(selection: Selection, config: SelectConfig, *, say: Say, note: Say) -
     say(
         f"{len(selection)} of {counts.rows} rows selected by {made.method.name} in {timing.seconds:.1f} s -> {config.out}"
     )
+    if made.auto is not None:
+        say(f"ratio {made.auto.line}")
     if tokens.selected_mean is not None:
         rate = f", {timing.tokens_per_second:,} tokens/s" if timing.tokens_per_second else ""
         say(f"tokens a row: {tokens.selected_mean:.0f} selected, {tokens.pool_mean:.0f} in the pool{rate}")

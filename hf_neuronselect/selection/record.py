@@ -11,6 +11,7 @@ import numpy as np
 from ..core.cost import Cost
 from ..core.options import NumberOptions, part_of
 from ..core.provenance import (
+    AutoRatio,
     Budget,
     CapabilityRecord,
     Counts,
@@ -62,6 +63,7 @@ def selection_record(
     capability: SourceRecord | None,
     pool: SourceRecord,
     budget: Budget,
+    auto: AutoRatio | None,
     aggregate: str | None,
     weights: Mapping[str, float] | None,
     exclude: Sequence[str],
@@ -85,6 +87,7 @@ def selection_record(
         method=fitted.method,
         targets=fitted.targets,
         budget=budget,
+        auto=auto,
         aggregate=aggregate,
         weights={name: float(weight) for name, weight in weights.items()} if weights else None,
         exclude=tuple(exclude),

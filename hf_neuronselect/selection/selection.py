@@ -120,6 +120,7 @@ class Selection(PushToHub):
         other.provenance = replace(
             made,
             budget=budget,
+            auto=None,
             counts=replace(made.counts, selected=len(other)),
             tokens=replace(made.tokens, selected_mean=mean_length(other.picked_lengths())),
             files=None,

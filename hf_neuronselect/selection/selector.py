@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from datasets import Dataset, IterableDataset
 
@@ -15,6 +15,7 @@ from ..core.configs import DEFAULT_METHOD
 from ..core.cost import Cost
 from ..core.errors import NeuronSelectError, one_of
 from ..core.folders import CAPABILITY
+from ..core.options import AUTO
 from ..core.provenance import (
     Budget,
     CapabilityRecord,
@@ -36,6 +37,7 @@ from ..rows.load import single_split, source_of, without_selection
 from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
+from .auto_ratio import check_auto, estimate_ratio
 from .budget import check_aggregate
 from .capability import Capability, make_extractor
 from .doubts import Doubts, Halves
@@ -244,7 +246,7 @@ class NeuronSelector(Scoring, PushToHub):
         self,
         pool: Data,
         *,
-        ratio: float | None = None,
+        ratio: float | Literal["auto"] | None = None,
         k: int | None = None,
         threshold: float | None = None,
         max_tokens: int | None = None,
@@ -262,7 +264,8 @@ class NeuronSelector(Scoring, PushToHub):
         Args:
             pool: rows, with the signals' columns or without (then the extractor computes them in the same pass; nothing
                 but scores is kept). A stream is read once, with a bounded heap.
-            ratio, k, threshold, max_tokens: the budget, at most one; without one the method's own.
+            ratio, k, threshold, max_tokens: the budget, at most one; without one the method's own. ``ratio="auto"`` is
+                estimated from the scores (:mod:`~hf_neuronselect.selection.auto_ratio`).
             aggregate: several targets: ``quota``, ``round_robin``, ``mean``, ``max``, ``weighted`` (of ranks).
             weights: target -> weight, for ``weighted``.
             exclude: ``duplicate`` (exact, the first stays) and ``leak`` (rows that are an exemplar or hold one's
@@ -281,7 +284,9 @@ class NeuronSelector(Scoring, PushToHub):
         """
         self.check()
         own = ratio is None and k is None and threshold is None and max_tokens is None
-        budget = self.method.default_budget if own else Budget(ratio, k, threshold, max_tokens)
+        auto = ratio == AUTO
+        asked: float | None = 1.0 if isinstance(ratio, str) else ratio  # until the scores are there
+        budget = self.method.default_budget if own else Budget(asked, k, threshold, max_tokens)
         of_kept = own and self.method.counts_kept
         for what in exclude:
             one_of(what, EXCLUDE, "exclude")
@@ -289,6 +294,8 @@ class NeuronSelector(Scoring, PushToHub):
         pool = without_selection(single_split(pool, "pool"))
         check_free(own_columns(pool.column_names or []))
         check_spread(spread, pool, budget)
+        if auto:
+            check_auto(self.method, len(self.targets), isinstance(pool, IterableDataset))
         if marks is not None and isinstance(pool, Dataset) and len(marks) != len(pool):
             raise NeuronSelectError(f"marks of {len(marks)} rows, the pool has {len(pool)}", option="marks")
         extractor = extractor or self.extractor
@@ -299,7 +306,8 @@ class NeuronSelector(Scoring, PushToHub):
         known, several = source or source_of(pool) or SourceRecord(), len(self.targets) > 1
         reader = self._reader(extractor, features, needs_rows=bool(exclude) and marks is None)
         reader.name = known.id
-        method, compared = opened(self.method, self.picker, pool, known, reader)
+        method, compared = opened(self.method, self.picker, pool, known, reader, auto)
+        estimate = None
         doubts = Doubts(method, self.halves if reader.whole(pool.column_names or []) else {})
         with spooled(method, pool, reader):
             found = scan(pool, reader, method, self.targets, self.leakage, exclude, tally, doubts, marks, compared)
@@ -308,6 +316,9 @@ class NeuronSelector(Scoring, PushToHub):
                 scored = PoolScores.of(pool, found, aggregate, weights, self.picker, compared, spread, rows)
                 tally.check(bool(scored.valid.any()))
                 budget = Budget(k=budget.rows(int(scored.valid.sum()))) if of_kept else budget
+                if auto:
+                    estimate = estimate_ratio(scored, self.method, next(iter(self.targets.values())), compared)
+                    budget = Budget(ratio=estimate.ratio)
                 dataset, indices, table = scored.choose(budget)
                 selection = Selection(dataset, indices, table, selector=self, choose=scored.choose)
             else:
@@ -322,6 +333,7 @@ class NeuronSelector(Scoring, PushToHub):
             capability=self.capability,
             pool=replace(known, fingerprint=getattr(pool, "_fingerprint", None), rows=tally.rows),
             budget=budget,
+            auto=estimate,
             aggregate=aggregate if several else None,
             weights=weights if several and aggregate == "weighted" else None,
             exclude=exclude,

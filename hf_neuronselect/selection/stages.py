@@ -20,6 +20,7 @@ from ..rows.identity import pool_digest
 from ..signals.base import SIGNALS
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, write_store
+from .auto_ratio import feature_signal
 from .reader import Reader
 
 
@@ -53,11 +54,20 @@ def check_compared(method: Method, picker: Picker) -> None:
 
 
 def opened(
-    method: Method, picker: Picker, pool: Dataset | IterableDataset, source: SourceRecord, reader: Reader
+    method: Method,
+    picker: Picker,
+    pool: Dataset | IterableDataset,
+    source: SourceRecord,
+    reader: Reader,
+    auto: bool = False,
 ) -> tuple[Method, tuple[str, ...]]:
-    """The method as it scores a pool, and the signal by which the picker compares rows, which the reader then reads too."""
+    """The method as it scores a pool, and the signal whose vectors are kept, which the reader then reads too.
+
+    Args:
+        auto: whether a ratio is estimated: features are then kept also where the picker does not compare rows.
+    """
     ready = prepared(method, pool, source, reader.extractor)
-    compared = vector_signal(ready, picker)
+    compared = vector_signal(ready, picker) or (feature_signal(ready) if auto else ())
     reader.names = (*reader.names, *compared)
     reader.compact = () if compared else reader.compact
     return EachExemplar(ready) if picker.each else ready, compared

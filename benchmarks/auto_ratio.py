@@ -1,0 +1,282 @@
+"""Is `--ratio auto` nearer to the best ratio than a fixed 5 % or 10 %? Regret of each proxy, the estimate and short runs.
+
+    python benchmarks/auto_ratio.py DATA --work FOLDER --out benchmarks/auto_ratio.json
+
+One method (mona) and the bundled model on 1,000 random rows of the pool. Every ratio is trained with the same number of
+steps on packed rows of one length: that is what a run costs, and the length of training is not confounded with the ratio.
+Larger shares are then seen in part, small ones several times. What was fixed before the first run:
+
+* The regret of a ratio is its held-out loss minus the smallest of the fixed ratios', means over seeds. An estimate between
+  two fixed ratios has the loss interpolated on log(ratio).
+* Half of the held-out rows (validation) is read by the halving alone; every regret is of the other half (test).
+* Halving: every ratio gets a quarter of the steps with the first seed; the best third of them all steps; the best of these
+  by validation loss is taken.
+* "a ratio at random" is the mean regret of the fixed ratios.
+* An estimate is worth its name if its mean regret over the targets is below that of 5 %, of 10 % and of a ratio at random. The
+  interval of its difference to 5 % is over resampled test rows.
+
+Each finished run is added to the output, and is not repeated when the script is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import machine, write_json
+from datasets import Dataset
+
+from hf_neuronselect import NeuronSelector
+from hf_neuronselect.models.loss import answer_losses
+from hf_neuronselect.pipelines import bundled
+from hf_neuronselect.rows.formats import Conversation
+from hf_neuronselect.rows.load import conversations_of, load_rows
+from hf_neuronselect.store.store import FeatureStore, write_store
+from hf_neuronselect.training.config import TrainConfig
+from hf_neuronselect.training.evaluation import without_trained
+from hf_neuronselect.training.models import adapted, adapter_source, base_source, load_for_evaluation, load_tokenizer
+from hf_neuronselect.training.sft import train_adapter
+
+TARGETS = ("gsm8k", "mbpp", "xquad", "tydiqa")
+RATIOS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # 2 % are 20 rows
+SEEDS = (0, 1)
+STEPS = 16
+POOL = 1000
+LONGEST, HELD_OUT = 330, 8_000  # tokens of a held-out row, and of all of a target's
+SETTINGS = {
+    "packing": True, "max_length": 512, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
+    "attn_implementation": "eager", "lora_dropout": 0.0, "lora_r": 16, "lora_alpha": 32, "save_strategy": "no",
+    "logging_steps": 10, "disable_tqdm": True, "learning_rate": 3e-3,  # the rate that sft.py chose on random rows
+}  # fmt: skip
+FIXED, PAPERS, BOOTSTRAP = "fixed {:.0%}", (0.05, 0.1), 2000
+
+logger = logging.getLogger("auto_ratio")
+
+
+class Lab:
+    """Trains on rows and measures held-out answers; finished runs are in ``state``."""
+
+    def __init__(
+        self, pool: Dataset, held_out: Mapping[str, list[Conversation]], state: dict[str, Any], out: Path
+    ) -> None:
+        self.pool, self.held_out, self.state, self.out = pool, held_out, state, out
+        self.base = base_source(None)
+        self.model, self.tokenizer = (
+            load_for_evaluation(self.base, "auto", "cpu", None),
+            load_tokenizer(self.base, None),
+        )
+
+    def nll(self, model: Any, target: str, halves: str) -> dict[str, list[float]]:
+        """Nats of each held-out row: of validation (even rows), test (odd rows), or both."""
+        found = {}
+        for half in halves.split():
+            rows = self.held_out[target][half == "test" :: 2]
+            loss = answer_losses(model, self.tokenizer, rows)
+            found[half] = [round(value, 4) for value in loss.nll.tolist()]
+            self.state["tokens"].setdefault(target, {})[half] = loss.tokens.tolist()
+        return found
+
+    def run(
+        self, key: str, indices: np.ndarray, steps: int, seed: int, targets: Sequence[str], halves: str
+    ) -> dict[str, Any]:
+        """Train, and measure the targets."""
+        if key not in self.state["runs"]:
+            folder, started = Path(tempfile.mkdtemp(prefix="auto-ratio-")), time.perf_counter()
+            config = TrainConfig.from_section(SETTINGS | {"max_steps": steps, "seed": seed})
+            rows = conversations_of(self.pool.select(indices).flatten_indices())
+            record = train_adapter(rows, folder / "adapter", config)
+            with adapted(self.model, adapter_source(str(folder / "adapter"), None), "run") as tuned:
+                found = {target: self.nll(tuned, target, halves) for target in targets}
+            shutil.rmtree(folder)
+            seconds = round(time.perf_counter() - started, 1)
+            self.state["runs"][key] = {"rows": len(indices), "tokens_a_pass": record.results["tokens"], "seconds": seconds,
+                                       "nll": found}  # fmt: skip
+            self.out.write_text(json.dumps(self.state, indent=1) + "\n")
+            logger.info("%s: %.0f s", key, seconds)
+        return self.state["runs"][key]
+
+
+def held_out_rows(data: Path, target: str, pool: Dataset, tokenizer: Any) -> list[Conversation]:
+    """Random rows of a target that the pool does not hold, of at most 330 tokens, up to 8,000 tokens."""
+    rows, _ = without_trained(load_rows(str(data / "eval" / f"{target}.jsonl.gz")).data, [pool])
+    talks, found, total = conversations_of(rows), [], 0
+    for i in np.random.default_rng(0).permutation(len(talks)):
+        length = len(tokenizer(talks[i].content())["input_ids"])
+        if length <= LONGEST and total + length <= HELD_OUT:
+            found.append(talks[i])
+            total += length
+    return found
+
+
+def key_of(target: str, ratio: float, seed: int, steps: int) -> str:
+    """All rows are the same for every target."""
+    return f"{'all targets' if ratio == 1 else target} {ratio:g} seed {seed} steps {steps}"
+
+
+def loss(state: Mapping[str, Any], target: str, key: str, half: str, rows: np.ndarray | None = None) -> float:
+    """Nats per answer token; of resampled rows, if they are given."""
+    nll, tokens = np.asarray(state["runs"][key]["nll"][target][half]), np.asarray(state["tokens"][target][half])
+    known = np.arange(len(nll)) if rows is None else rows
+    known = known[tokens[known] > 0]
+    return float(nll[known].sum() / tokens[known].sum())
+
+
+def test_losses(state: Mapping[str, Any], target: str, rows: np.ndarray | None = None) -> np.ndarray:
+    """Mean over seeds, of each fixed ratio."""
+    return np.asarray(
+        [np.mean([loss(state, target, key_of(target, r, s, STEPS), "test", rows) for s in SEEDS]) for r in RATIOS]
+    )
+
+
+def at(losses: np.ndarray, ratio: float) -> float:
+    """Interpolated on log(ratio)."""
+    return float(np.interp(math.log(ratio), np.log(RATIOS), losses))
+
+
+def halved(state: Mapping[str, Any], target: str) -> float:
+    """The ratio that halving takes."""
+    left = list(RATIOS)
+    for steps in (STEPS // 4, STEPS):
+        by_loss = sorted(left, key=lambda r: loss(state, target, key_of(target, r, SEEDS[0], steps), "validation"))
+        left = by_loss[: math.ceil(len(left) / 3)]
+    return left[0]
+
+
+def summary(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Regrets of every way to a ratio, and how they compare with 5 %."""
+    found: dict[str, Any] = {"losses": {}, "chosen": {}, "regret": {}, "minus 5%": {}, "seed to seed": {}}
+    for target in TARGETS:
+        losses = test_losses(state, target)
+        found["losses"][target] = dict(zip([f"{r:g}" for r in RATIOS], losses.round(4).tolist(), strict=True))
+        pairs = [[loss(state, target, key_of(target, r, s, STEPS), "test") for s in SEEDS] for r in RATIOS]
+        found["seed to seed"][target] = round(float(np.mean([abs(a - b) for a, b in pairs])), 4)
+        auto = state["auto"][target]
+        ways = {**auto["estimates"], "auto": auto["ratio"], "halving": halved(state, target)}
+        found["chosen"][target] = ways | {"best": RATIOS[int(losses.argmin())]}
+        regret = {name: at(losses, ratio) for name, ratio in ways.items()}
+        regret |= {FIXED.format(ratio): at(losses, ratio) for ratio in PAPERS}
+        regret["at random"] = float(losses.mean())
+        for name, value in regret.items():
+            found["regret"].setdefault(name, {})[target] = round(value - float(losses.min()), 4)
+    whole = {name: of for name, of in found["regret"].items() if set(of) == set(TARGETS)}
+    for of in whole.values():
+        of["mean"] = round(float(np.mean(list(of.values()))), 4)
+    draw = np.random.default_rng(0)
+    drawn: dict[str, list[float]] = {}
+    for _ in range(BOOTSTRAP):
+        gains: dict[str, list[float]] = {}
+        for target in TARGETS:
+            n = len(state["tokens"][target]["test"])
+            losses = test_losses(state, target, draw.integers(0, n, n))
+            for name in whole:
+                if not name.startswith(("fixed 5", "at random")):
+                    ratio = PAPERS[1] if name.startswith("fixed") else found["chosen"][target][name]
+                    gains.setdefault(name, []).append(at(losses, ratio) - at(losses, PAPERS[0]))
+            gains.setdefault("at random", []).append(float(losses.mean()) - at(losses, PAPERS[0]))
+        for name, values in gains.items():
+            drawn.setdefault(name, []).append(float(np.mean(values)))
+    found["minus 5%"] = {
+        name: {"mean": round(float(np.mean(values)), 4), "5%": round(float(np.quantile(values, 0.05)), 4),
+               "95%": round(float(np.quantile(values, 0.95)), 4)}
+        for name, values in drawn.items()
+    }  # fmt: skip
+    rivals = [whole[name]["mean"] for name in (*map(FIXED.format, PAPERS), "at random")]
+    found["worth its name"] = [name for name, of in whole.items()
+                               if not name.startswith(("fixed", "at random")) and of["mean"] < min(rivals)]  # fmt: skip
+    return found
+
+
+def as_markdown(state: Mapping[str, Any]) -> list[str]:
+    """Losses by ratio, then regrets."""
+    found = state["summary"]
+    lines = [
+        "| held-out loss at | " + " | ".join(f"{r:.0%}" for r in RATIOS) + " | seed to seed |",
+        "|---|" + "--:|" * (len(RATIOS) + 1),
+    ]
+    for target, losses in found["losses"].items():
+        best = min(losses.values())
+        cells = [f"**{value:.3f}**" if value == best else f"{value:.3f}" for value in losses.values()]
+        lines.append(f"| {target} | {' | '.join(cells)} | {found['seed to seed'][target]:.3f} |")
+    lines += [
+        "",
+        f"| regret | {' | '.join(TARGETS)} | mean | mean minus 5 % (5–95 %) |",
+        "|---|" + "--:|" * (len(TARGETS) + 2),
+    ]
+    for name, of in sorted(found["regret"].items(), key=lambda one: one[1].get("mean", math.inf)):
+        chosen = [found["chosen"][target].get(name) for target in TARGETS]
+        cells = [
+            "" if t not in of else f"{of[t]:.3f}" + (f" ({c:.1%})" if c else "")
+            for t, c in zip(TARGETS, chosen, strict=True)
+        ]
+        gain = found["minus 5%"].get(name)
+        told = "" if gain is None else f"{gain['mean']:+.3f} ({gain['5%']:+.3f} to {gain['95%']:+.3f})"
+        lines.append(f"| {name} | {' | '.join(cells)} | {of.get('mean', math.nan):.3f} | {told} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the pool's signals")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "auto_ratio.json")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
+    started = time.perf_counter()
+
+    whole = load_rows(str(args.data / "pool.jsonl.gz"))
+    drawn = np.sort(np.random.default_rng(0).permutation(len(whole.data))[:POOL])
+    pool = whole.data.select(drawn).flatten_indices()
+    extractor = bundled.extractor(features=("mona",))
+    write_store(pool, extractor, args.work / "store", pool_about={}, shard_rows=100)
+    store = FeatureStore(args.work / "store")
+    state: dict[str, Any] = (
+        json.loads(args.out.read_text()) if args.out.exists() else {"runs": {}, "tokens": {}, "auto": {}}
+    )
+    state |= {"machine": machine(torch.device("cpu")), "pool": whole.about, "rows": POOL, "ratios": RATIOS, "steps": STEPS,
+              "tokens_a_step": 512, "seeds": SEEDS, "settings": SETTINGS}  # fmt: skip
+
+    selections = {}
+    for target in TARGETS:
+        exemplars = load_rows(str(args.data / "targets" / f"{target}.jsonl.gz")).data
+        selector = NeuronSelector("mona").fit({target: exemplars}, extractor=extractor)
+        selections[target] = selector.select(pool, ratio="auto", features=store)
+        auto = selections[target].provenance.auto
+        state["auto"][target] = {"ratio": auto.ratio, "estimates": auto.estimates, "absent": auto.absent,
+                                 "shares": auto.shares, "curves": auto.curves}  # fmt: skip
+        logger.info("%s: %s", target, auto.line)
+    subsets = {(t, r): selections[t].rethreshold(ratio=r).indices for t in TARGETS for r in RATIOS}
+    every = np.asarray(sorted(set.intersection(*(set(subsets[t, 1.0].tolist()) for t in TARGETS))))
+
+    tokenizer = load_tokenizer(base_source(None), None)
+    lab = Lab(pool, {t: held_out_rows(args.data, t, pool, tokenizer) for t in TARGETS}, state, args.out)
+    state["untouched"] = {t: lab.nll(lab.model, t, "test") for t in TARGETS}
+    for seed in SEEDS:
+        for steps in (STEPS // 4, STEPS) if seed == SEEDS[0] else (STEPS,):
+            for ratio in RATIOS:
+                halves = "validation" if steps < STEPS else "validation test" if seed == SEEDS[0] else "test"
+                if ratio == 1:
+                    lab.run(key_of("", ratio, seed, steps), every, steps, seed, TARGETS, halves)
+                    continue
+                for target in TARGETS:
+                    lab.run(key_of(target, ratio, seed, steps), subsets[target, ratio], steps, seed, [target], halves)
+    state["summary"] = summary(state)
+    state["minutes"] = state.get("minutes", 0) or round((time.perf_counter() - started) / 60, 1)
+    write_json(args.out, state)
+    for line in as_markdown(state):
+        logger.info(line)
+    logger.info("worth its name: %s", ", ".join(state["summary"]["worth its name"]) or "none")
+
+
+if __name__ == "__main__":
+    main()
