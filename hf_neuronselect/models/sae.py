@@ -98,7 +98,7 @@ class SparseAutoencoder:
         threshold: ``[m]`` or scalar tensor, for ``jumprelu``.
         gate: ``(b_gate, r_mag, b_mag)``, each ``[m]``, for ``gated``.
         input_norm: one of :data:`INPUT_NORMS`.
-        W_dec: ``[m, d]`` or None; b_dec: ``[d]`` or None; used for inspection only.
+        W_dec: ``[m, d]`` or None, one row for a unit of each latent as :meth:`encode` gives it; b_dec: ``[d]`` or None.
         site: where its input is read. model_name: the base model it was trained on, if the file says so.
         record: what is known of its training, if its folder says so.
     """
@@ -240,8 +240,44 @@ class SparseAutoencoder:
                 total.scatter_add_(0, (indices + owner[:, None] * self.num_latents).flatten(), values.float().flatten())
         return total.view(rows, self.num_latents)
 
+    def directions(self, latents: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Vectors that one unit of each latent adds to the activation ``x`` in the reconstruction of it.
+
+        Args:
+            latents: int64 ``[F]``. x: ``[d]``; an input norm's scale is undone as it is of this activation.
+
+        Returns:
+            float32 ``[F, d]``.
+
+        Raises:
+            NeuronSelectError: the file has no decoder, or it decodes another activation than it reads (a transcoder).
+        """
+        self.check_decodes()
+        assert self.W_dec is not None
+        x = x.float()
+        scale = torch.ones((), device=x.device)
+        if self.input_norm == "constant_norm_rescale":
+            scale = x.norm() / x.shape[-1] ** 0.5
+        elif self.input_norm == "layer_norm":
+            scale = x.std()
+        return self.W_dec[latents.to(self.W_dec.device)].to(x.device).float() * scale
+
+    def check_decodes(self) -> None:
+        """Refuse an SAE that cannot reconstruct the activation it reads.
+
+        Raises:
+            NeuronSelectError: the file has no decoder, or it is a transcoder.
+        """
+        if self.W_dec is None:
+            raise NeuronSelectError("this SAE file has no decoder (W_dec); name an SAE that has one", option="sae")
+        if self.notes.get("transcode"):
+            raise NeuronSelectError(
+                f"is a transcoder: its latents write elsewhere than {self.site.module}, which they read; name an SAE",
+                option="sae",
+            )
+
     def decode(self, values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """Reconstruct ``[N, d]`` from ``[N, K]`` values and indices (for inspection only).
+        """Reconstruct ``[N, d]`` from ``[N, K]`` values and indices (for inspection only; an input norm is not undone).
 
         Raises:
             NeuronSelectError: the file has no decoder.

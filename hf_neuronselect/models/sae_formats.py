@@ -88,6 +88,11 @@ def _positive(folder: Path, name: str, value: Any, kind: type = int) -> Any:
     return kind(value)
 
 
+def _unit(decoder: torch.Tensor) -> torch.Tensor:
+    """Decoder rows ``[m, d]`` of norm 1, for latents that are multiplied by the norms; a latent without a row is always 0."""
+    return decoder / decoder.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(decoder.dtype).tiny)
+
+
 def _layer(folder: Path, layer: int | None) -> int:
     if layer is None:
         raise NeuronSelectError(
@@ -188,7 +193,7 @@ def _saelens(folder: Path, layer: int | None) -> SparseAutoencoder:
         if w_dec is None:
             raise _refuse(folder, "rescale_acts_by_decoder_norm needs W_dec, which is missing")
         scale = w_dec.norm(dim=-1)
-        weight, bias = weight * scale[:, None], bias * scale
+        weight, bias, w_dec = weight * scale[:, None], bias * scale, _unit(w_dec)
     transcoder = architecture == "transcoder"
     subtract = cfg.get("apply_b_dec_to_input", not transcoder)
     activation = {"standard": "relu", "transcoder": "relu"}.get(architecture, architecture)
@@ -206,6 +211,7 @@ def _saelens(folder: Path, layer: int | None) -> SparseAutoencoder:
         site=_saelens_site(folder, metadata.get("hook_name") or cfg.get("hook_name") or cfg.get("hook_point"), layer),
         model_name=metadata.get("model_name") or cfg.get("model_name"),
         format="saelens",
+        notes={"transcode": transcoder},
     )
 
 
@@ -275,10 +281,10 @@ def _llama_scope(folder: Path, layer: int | None) -> SparseAutoencoder:
         raise _refuse(folder, f"hyperparams.json lacks {error}") from error
     weight, bias, decoder = tensors["encoder.weight"], tensors["encoder.bias"], tensors["decoder.weight"]
     factor = weight.shape[1] ** 0.5 / _positive(folder, "dataset_average_activation_norm.in", average, float)
-    bias = bias / factor
+    bias, w_dec = bias / factor, decoder.T.contiguous()
     if cfg.get("sparsity_include_decoder_norm", False):
         norms = decoder.norm(dim=0)
-        weight, bias = weight * norms[:, None], bias * norms
+        weight, bias, w_dec = weight * norms[:, None], bias * norms, _unit(w_dec)
     match = re.search(r"L(\d+)([RAM])-\d+x", folder.name)
     if match and match[2] != "R":
         raise _refuse(folder, f"Llama Scope site {match[2]} is not supported; use an R (residual) SAE")
@@ -288,7 +294,7 @@ def _llama_scope(folder: Path, layer: int | None) -> SparseAutoencoder:
         b_enc=bias,
         activation="jumprelu",
         threshold=torch.tensor(threshold),
-        W_dec=decoder.T.contiguous(),
+        W_dec=w_dec,
         b_dec=tensors["decoder.bias"],
         site=Site(f"layers.{index}"),
         model_name="meta-llama/Llama-3.1-8B" if "Llama3_1-8B" in folder.as_posix() else None,

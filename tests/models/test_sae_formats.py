@@ -132,6 +132,62 @@ def test_more_tokens(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(got, reference(name, x=TOKENS), rtol=1e-9, atol=1e-9)
 
 
+def decoded(name: str, x: np.ndarray) -> np.ndarray:
+    """What each format's own decoder makes of each latent of one token, ``[m, d]``, by its own code's steps."""
+    z = reference(name, x=x[None])[0]
+    if name == "llama_scope":
+        decoder = np.array(LLAMA["decoder.weight"])  # [d, m]
+        return (z / np.linalg.norm(decoder, axis=0))[:, None] * decoder.T
+    w_dec = np.array(SAELENS["W_dec"])
+    if name == "saelens_topk_rescaled":
+        z = z / np.linalg.norm(w_dec, axis=-1)
+    scale = 1.0
+    if name == "saelens_layer_norm_input":
+        scale = x.std(ddof=1)
+    if name == "saelens_constant_norm_rescale":
+        scale = np.linalg.norm(x) / 3**0.5
+    return z[:, None] * w_dec * scale
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if not name.startswith("sparsify")])
+def test_directions(name: str, tmp_path: Path) -> None:
+    """A latent's activation times its direction is its part of the reconstruction, whatever a format folds and scales."""
+    sae = load_sae(WRITERS[name](tmp_path))
+    for x in TOKENS[:20]:
+        given = torch.from_numpy(x)
+        latents = torch.arange(6)
+        values = torch.from_numpy(dense(sae, x[None], dtype=torch.float64)[0])
+        got = values[:, None] * sae.directions(latents, given)
+        np.testing.assert_allclose(got.numpy(), decoded(name, x), rtol=1e-5, atol=1e-6)
+    few = sae.directions(torch.tensor([4, 1]), given)
+    torch.testing.assert_close(few, sae.directions(latents, given)[[4, 1]])
+
+
+def test_directions_of_sparsify_and_of_a_scaled_dataset(tmp_path: Path) -> None:
+    rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sae = load_sae(sparsify(tmp_path / "layers.10", {"W_dec": rows}))
+    torch.testing.assert_close(sae.directions(torch.arange(6), torch.ones(3)), rows.float())
+    folder = saelens(tmp_path / "s", architecture="standard", normalize_activations="expected_average_only_in")
+    (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.25}), encoding="utf-8")
+    got = load_sae(folder).directions(torch.arange(6), torch.ones(3))
+    np.testing.assert_allclose(got, np.array(SAELENS["W_dec"]) / 0.25, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sparsify", "saelens"])
+def test_a_transcoder_and_a_file_without_a_decoder_have_no_directions(kind: str, tmp_path: Path) -> None:
+    rows = torch.zeros(6, 3, dtype=torch.float64)
+    if kind == "sparsify":
+        across = sparsify(tmp_path / "layers.10.mlp", {"W_dec": rows}, transcode=True)
+        bare = sparsify(tmp_path / "layers.10")
+    else:
+        across = saelens(tmp_path / "a", architecture="transcoder", hook="blocks.4.hook_resid_pre")
+        bare = saelens(tmp_path / "b", "W_enc b_enc b_dec", **STANDARD)
+    with pytest.raises(NeuronSelectError, match="is a transcoder: its latents write elsewhere than layers"):
+        load_sae(across).directions(torch.arange(2), torch.ones(3))
+    with pytest.raises(NeuronSelectError, match=r"no decoder \(W_dec\)"):
+        load_sae(bare).directions(torch.arange(2), torch.ones(3))
+
+
 def test_rescale_comes_before_the_choice(tmp_path: Path) -> None:
     """Choosing before the decoder norms are multiplied in would keep latent 2 of the first token."""
     x, expected = golden("saelens_topk_rescaled")
