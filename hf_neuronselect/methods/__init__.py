@@ -18,6 +18,7 @@ from . import (  # noqa: F401 (imported to register themselves)
     full,
     hidden,
     ifd,
+    igds,
     instruction_mining,
     llm2vec,
     longest,

@@ -111,6 +111,20 @@ def _sae(source: Source, layer: int, device: str, dtype: str) -> SparseAutoencod
     return load_sae(source.location, layer=layer).to(device, DTYPES[dtype])
 
 
+@lru_cache(maxsize=1)
+def decoding_sae(source: Source, layer: int) -> SparseAutoencoder:
+    """An SAE with its decoder, in main memory.
+
+    Raises:
+        NeuronSelectError: it has none, is a transcoder, or was handed over without its folder.
+    """
+    if source.commit.startswith("state:"):
+        raise NeuronSelectError("an SAE in memory is not read for its decoder: pass its folder", option="sae")
+    sae = load_sae(source.location, layer=layer)
+    sae.check_decodes()
+    return sae
+
+
 def backbone_of(spec: ModelSpec, place: Place, depth_of: Callable[[int], int]) -> Backbone:
     """The first blocks of a model, from the cache or loaded.
 

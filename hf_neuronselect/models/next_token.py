@@ -90,7 +90,7 @@ def _shared(model: Any, prompts: Sequence[Prompt], words: np.ndarray) -> list[np
     endings = prompts[0].endings
     ids = torch.from_numpy(np.stack([prompt.shared for prompt in prompts])).to(device)
     out = model(input_ids=ids, use_cache=True, **_keeping(model, torch.tensor([ids.shape[1] - 1], device=device)))
-    name = "cache" if "cache" in _arguments(model) else "past_key_values"  # its name in transformers since 5.24
+    name = memory_name(model)
     memory = out.get(name)
     if not hasattr(memory, "batch_repeat_interleave"):
         return None
@@ -130,6 +130,11 @@ def _picked(model: Any, given: dict[str, Any], last: torch.Tensor, words: np.nda
 def _keeping(model: Any, positions: torch.Tensor) -> dict[str, Any]:
     """Ask for the logits of some positions alone, where the model can."""
     return {"logits_to_keep": positions} if "logits_to_keep" in _arguments(model) else {}
+
+
+def memory_name(model: Any) -> str:
+    """What the model's keys and values are called among its arguments: ``cache`` in transformers since 5.24."""
+    return "cache" if "cache" in _arguments(model) else "past_key_values"
 
 
 def _arguments(model: Any) -> Mapping[str, Any]:

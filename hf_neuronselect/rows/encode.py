@@ -19,7 +19,7 @@ from .turns import ROLES
 
 POOL_TOKENS = ("all", "no_special", "content", "assistant", "user")
 # Tokens that a signal may ask for besides the pooled ones, by name: the turns whose texts they are of.
-MARKS = {"content": ROLES, "answer": ("assistant",)}
+MARKS = {"content": ROLES, "answer": ("assistant",), "prompt": ("assistant",)}
 Spans: TypeAlias = list[tuple[int, int]]
 # Errors a chat template can raise on a row.
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
@@ -49,7 +49,7 @@ class Sample:
         input_ids: int64 ``[n]``, the tokens fed to the model.
         pooled: bool ``[n]``, the tokens whose activations are averaged.
         marks: bool ``[n]`` by name (:data:`MARKS`): tokens of the turns' own texts (``content``), of the answers
-            (``answer``). Only those asked for.
+            (``answer``), the one token before the first answer (``prompt``). Only those asked for.
         n_total: length before truncation.
         skip: reason the row has no tokens (``empty`` or ``error: …``), else ``""``.
     """
@@ -302,6 +302,8 @@ class SampleEncoder:
                         _spans_of(of_turns, self.pooled_roles),
                         {name: _spans_of(of_turns, roles) for name, roles in self.marks.items()},
                     )
+                    if conversation.text is not None:  # no turn, so no prompt
+                        spans[i][1].pop("prompt", None)
             except _TEMPLATE_ERRORS as error:
                 reason = re.sub(r"\s+", " ", str(error))[:200]
                 samples[i] = _skipped(f"error: the chat template refused the row: {reason}")
@@ -351,7 +353,9 @@ class SampleEncoder:
         if offsets is not None and spans is not None:
             if self.pooled_roles:
                 pooled = _inside(offsets, spans[0])
-            marks = {name: _inside(offsets, found) for name, found in spans[1].items()}
+            marks = {name: _inside(offsets, spans[1].get(name, [])) for name in self.marks}
+            if "prompt" in marks:
+                marks["prompt"] = _before_first(marks["prompt"])
         keep = slice(0, self.max_length) if self.truncation_side == "right" else slice(-self.max_length, None)
         ids, pooled = ids[keep], pooled[keep]
         if beyond := self.limits.beyond(self.tokenizer, ids):
@@ -365,6 +369,14 @@ def _spans_of(turns: Iterable[tuple[str, int, int]], roles: Iterable[str]) -> Sp
     """The spans of some roles' turns, without empty ones."""
     wanted = set(roles)
     return list(dict.fromkeys((start, end) for role, start, end in turns if role in wanted and end > start))
+
+
+def _before_first(mark: np.ndarray) -> np.ndarray:
+    """Bool ``[n]``: the token before the first marked one; none if that is the first of all."""
+    found = np.zeros_like(mark)
+    if mark.any() and (first := int(mark.argmax())):
+        found[first - 1] = True
+    return found
 
 
 def _inside(offsets: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:

@@ -34,8 +34,12 @@ class _Sparse(ForwardSignal):
     def columns(self, sums: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> dict[str, Any]:
         """Sums over pooled tokens, float32 ``[B, m]``, as rows of nonzeros."""
         pooled = sums / batch.pooled.count[:, None] if extraction.options.pooling == "mean" else sums
+        return self.nonzeros(pooled, extraction)
+
+    def nonzeros(self, dense: torch.Tensor, extraction: Extraction) -> dict[str, Any]:
+        """Latents, float32 ``[B, m]``, as rows of nonzeros."""
         # Nonzeros are found on the device: a hundredth of [B, m] is copied off a GPU.
-        cast = pooled.to(getattr(torch, extraction.options.value_dtype))
+        cast = dense.to(getattr(torch, extraction.options.value_dtype))
         places = cast.view(-1).nonzero().flatten()
         rows, latents, values = (
             part.cpu().numpy()
@@ -45,13 +49,10 @@ class _Sparse(ForwardSignal):
         return {f"{self.name}_indices": np.split(latents, splits), f"{self.name}_values": np.split(values, splits)}
 
 
-@register_signal
-class Mona(_Sparse):
-    """Mean over pooled tokens of the top-K SAE latents at one site (MoNA, arXiv 2503.15573, eq. 6-7)."""
+class _Latents(_Sparse):
+    """Latents of the extraction's SAE."""
 
-    name = "mona"
     needs_sae = True
-    reads = ("top_k_features", "pooling", "value_dtype")
 
     def numbers(self, extraction: Extraction) -> Mapping[str, Any]:
         # The SAE's own site decides, which may be in another block than `layer`.
@@ -60,6 +61,14 @@ class Mona(_Sparse):
     def deepest(self, extraction: Extraction, num_layers: int) -> int:
         assert extraction.sae_site is not None
         return Site(extraction.sae_site.split()[0]).block or 0
+
+
+@register_signal
+class Mona(_Latents):
+    """Mean over pooled tokens of the top-K SAE latents at one site (MoNA, arXiv 2503.15573, eq. 6-7)."""
+
+    name = "mona"
+    reads = ("top_k_features", "pooling", "value_dtype")
 
     def start(
         self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction
@@ -72,6 +81,28 @@ class Mona(_Sparse):
             sums.append(sae.sum_rows(batch.pooled.vectors(hidden), batch.pooled.row, batch.size, k))
 
         return [(sae.site, observe)], lambda: self.columns(sums[0], batch, extraction)
+
+
+@register_signal
+class PromptLatents(_Latents):
+    """The SAE's latents at one token, the last before the first answer (IGDS, arXiv 2604.25167)."""
+
+    name = "prompt_latents"
+    reads = ("top_k_features", "value_dtype")
+    marks = ("prompt", "answer")
+
+    def start(
+        self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction
+    ) -> tuple[list[tuple[Site, Observer]], Reducer]:
+        assert sae is not None
+        found: list[torch.Tensor] = []
+
+        def observe(hidden: torch.Tensor) -> None:
+            rows = torch.arange(batch.size, device=hidden.device)
+            at_end = batch.at(hidden, batch.marks["prompt"].last)
+            found.append(sae.sum_rows(at_end, rows, batch.size, extraction.options.top_k_features))
+
+        return [(sae.site, observe)], lambda: self.nonzeros(found[0], extraction)
 
 
 @register_signal

@@ -38,14 +38,16 @@ class Signal(ABC):
         name: what methods ask for it by. engine: the engine that computes it.
         reads: extraction options that move its numbers, besides those of its engine.
         sources: what it needs besides the model and its SAE, by the options that name it.
+        needs_sae: whether it reads the latents of the extraction's SAE.
         has_vector: whether rows can be compared by it, dense or sparse.
-        stored: whether a store keeps it; False for what is cheaper to compute again.
+        stored: whether a store keeps it; False for what is cheaper to compute again, or is read of exemplars alone.
     """
 
     name: str
     engine: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
     sources: ClassVar[tuple[str, ...]] = ()
+    needs_sae: ClassVar[bool] = False
     has_vector: ClassVar[bool] = False
     stored: ClassVar[bool] = True
 

@@ -36,6 +36,7 @@ from . import (  # noqa: F401 (registers the signals and engines)
     bidirectional,
     encoder,
     indicators,
+    intervention,
     judge,
     loss,
     rating,
@@ -44,7 +45,7 @@ from . import (  # noqa: F401 (registers the signals and engines)
 from .base import BOOKKEEPING, VERSION, Signal, digest, pack_identities, signals_of
 from .engine import ENGINES, Computed, Engine
 from .extraction import Extraction, resolve_extraction, resolve_sae, with_sae
-from .forward import ForwardEngine, ForwardSignal, Tokens
+from .forward import ForwardEngine, Tokens
 
 Asked = str | Signal | Iterable[str | Signal]
 _ran_in: int | None = None  # the process that a model ran in last
@@ -433,7 +434,7 @@ def _pinned(extraction: Extraction, signals: Sequence[Signal], token: str | bool
 
 
 def _needing_sae(signals: Iterable[Signal]) -> tuple[str, ...]:
-    return tuple(s.name for s in signals if isinstance(s, ForwardSignal) and s.needs_sae)
+    return tuple(s.name for s in signals if s.needs_sae)
 
 
 def _is_single(value: Any) -> bool:

@@ -34,13 +34,11 @@ class ForwardSignal(Signal):
     its block.
 
     Class attributes:
-        needs_sae: whether it reads the SAE's latents.
         marks: tokens it reads besides the pooled ones, by their names in :data:`~hf_neuronselect.rows.encode.MARKS`; rows
             without one of them have no such signal.
     """
 
     engine = "forward"
-    needs_sae: ClassVar[bool] = False
     marks: ClassVar[tuple[str, ...]] = ()
 
     def numbers(self, extraction: Extraction) -> Mapping[str, Any]:

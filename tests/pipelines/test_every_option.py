@@ -349,7 +349,7 @@ def test_an_option_that_moves_nothing(
 ASKED = {"alpagasus"}  # a server: see methods/test_judge.py
 OWN = [(name, option) for name in METHODS.names() if name not in ASKED for option in options_of(METHODS[name])]
 VALUES = {("nait", "candidate"): "last", ("random", "seed"): 11, ("dsir", "min_words"): 15, ("zip-fit", "level"): 1,
-          ("ifd", "ratio"): "ppl",
+          ("ifd", "ratio"): "ppl", ("igds", "measure"): "loss", ("igds", "tau"): 0.3, ("igds", "answer_tokens"): 4,
           ("subset", "rows"): "{files}/half.jsonl", ("matched-random", "selection"): "{files}/picked-1",
           ("matched-random", "seed"): 11, ("selectit", "model_2"): "{files}/model-2", ("selectit", "sizes"): "1 9 2",
           ("selectit", "model_3"): "{files}/model-2", ("deita", "quality_scorer"): "{files}/model-2",
@@ -362,6 +362,7 @@ OF: dict[Any, dict[str, str]] = {
     ("matched-random", "seed"): {"selection": "{files}/picked-2"},  # of rows of one length
     ("selectit", "model_3"): {"model_2": "{files}/moe"},
     ("selectit", "sizes"): {"model_2": "{files}/moe"},
+    ("igds", "answer_tokens"): {"tau": "0"},  # few features make this model say a word of the exemplars
     "deita": {"quality_scorer": "{files}/model", "complexity_scorer": "{files}/model-2"},
     "instruction-mining": {"reward": "{files}/reward", "unieval": "{files}/unieval"},
 }

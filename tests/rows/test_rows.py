@@ -366,6 +366,27 @@ def test_pooled_tokens() -> None:
         assert f"no {pool_tokens} turn" in _encode(_m(f"{other}: x"), pool_tokens=pool_tokens)[0].skip
 
 
+def test_the_end_of_the_prompt() -> None:
+    """One token, the last before the first answer; none where there is no answer, no prompt, or it is cut off."""
+
+    def end(row: Any, **options: Any) -> list[int]:
+        return np.flatnonzero(_encode(row, marks=["prompt"], **options)[0].marks["prompt"]).tolist()
+
+    chat = _m("system: sys", "user: ask", "assistant: one", "user: more", "assistant: two")
+    head = "<s><|im_start|>system\nsys<|im_end|>\n<|im_start|>user\nask<|im_end|>\n<|im_start|>assistant\n"
+    length = len(TOKENIZER(head, add_special_tokens=False)["input_ids"])
+    assert end(chat) == [length - 1] == end(chat, pool_tokens="assistant")
+    assert end(chat, max_length=length + 1) == [length - 1]
+    assert end(chat, max_length=length) == [length - 1] and end(chat, max_length=length - 1) == []
+    whole = len(_encode(chat)[0].input_ids)
+    assert end(chat, max_length=whole - 5, truncation_side="left") == [length - 6]
+    assert end(_m("user: ask", "assistant: ", "user: well?", "assistant: yes")) != end(_m("user: ask", "assistant: x"))
+    assert end(_m("user: ask")) == end({"text": "hello"}) == []
+    bare = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    assert end(_m("assistant: one"), chat_template=bare) == []
+    assert end(_m("user: ask", "assistant: one"), chat_template=bare) == [2]
+
+
 def test_truncation_is_recorded_with_the_true_length() -> None:
     chat = _m("user: 0123456789", "assistant: abcdefghij")
     whole = _encode(chat)[0]

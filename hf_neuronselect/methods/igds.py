@@ -1,0 +1,123 @@
+"""IGDS (arXiv 2604.25167): rows that activate the SAE features which help a model answer the exemplars."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.options import opt
+from ..core.provenance import Budget
+from ..signals.columns import RowBatch
+from .base import Method, Target, register_method
+
+if TYPE_CHECKING:
+    from ..signals.intervention import FeatureGains
+
+
+@register_method
+@dataclass(frozen=True)
+class Igds(Method):
+    """Sum of the activations of a target's causal features at the last token of the prompt, top 50 %.
+
+    Recalled are the features that are active there in at least ``tau`` of the exemplars. Of these, the ``top_k`` are kept with
+    the largest mean gain over the exemplars, ``delta_f = mean_i [m_i(h + a_f W_dec[f]) - m_i(h)]``: how much better the model
+    answers with the feature doubled.
+
+    Choices: the task's metric ``m`` is the F1 of words unless ``measure`` names another; the vector ``a_f W_dec[f]`` of the
+    prompt's last token is added at that token and at every one behind it; one SAE is read, not one of each layer; of a row of
+    several turns, the first answer counts. ``measure="loss"`` is a cheaper form that is not the paper's: minus the loss of
+    the exemplar's own answer, for which nothing is generated.
+    """
+
+    name = "igds"
+    paper = "arXiv:2604.25167"
+    signals = ("prompt_latents",)
+    default_budget = Budget(ratio=0.50)
+
+    measure: Literal["words", "number", "loss"] = opt(
+        "words",
+        "What a feature must improve: the words, or the last number, of generated answers; or, cheaper, the loss of the "
+        "exemplars' own answers.",
+    )
+    tau: float = opt(0.8, "Share of the exemplars in which a feature must be active.", minimum=0)
+    top_k: int = opt(1, "Features kept.", minimum=1)
+    answer_tokens: int = opt(256, "Longest generated answer.", unit="tokens", minimum=1)
+
+    @property
+    def _gains(self) -> FeatureGains:
+        from ..signals.intervention import FeatureGains  # torch is loaded only where rows are computed
+
+        return FeatureGains(self.measure, self.answer_tokens)
+
+    @property
+    def exemplar_signals(self) -> tuple[FeatureGains, ...]:  # type: ignore[override]
+        return (self._gains,)
+
+    def check(self) -> None:
+        super().check()
+        if self.tau > 1:
+            raise NeuronSelectError("is a share of the exemplars, at most 1", option="tau", value=self.tau)
+
+    def fit(self, exemplars: RowBatch) -> Target:
+        """The features kept, best first.
+
+        Returns:
+            ``features`` int64 ``[k]``; ``gain`` float64 ``[k]``, their deltas; ``share`` float64 ``[k]``, of the exemplars in
+            which each is active.
+
+        Raises:
+            NeuronSelectError: fewer than 2 exemplars, or no feature is active in enough of them.
+        """
+        if len(exemplars) < 2:
+            raise NeuronSelectError(
+                "features that exemplars share need at least 2 of them; 10 to 100 are usual", option="target",
+                value=f"{len(exemplars)} usable row(s)",
+            )  # fmt: skip
+        active = exemplars.sparse(self._gains.name)
+        features, place, count = np.unique(active.indices, return_inverse=True, return_counts=True)
+        # A feature that is not active in an exemplar has a_f = 0 there, and so the gain 0.
+        gain = np.bincount(place, weights=active.values, minlength=len(features)) / len(exemplars)
+        share = count / len(exemplars)
+        recalled = np.flatnonzero(share >= self.tau - 1e-9)
+        if not len(recalled):
+            raise NeuronSelectError(
+                f"no feature is active at the prompt's end in so many exemplars (the most: {share.max(initial=0):.0%}); "
+                "lower it", option="tau", value=self.tau,
+            )  # fmt: skip
+        order = recalled[np.argsort(-gain[recalled], kind="stable")][: self.top_k]
+        if gain[order[0]] <= 0:
+            warnings.warn(
+                f"doubling none of the {len(recalled)} features that the exemplars share improves the model's answers "
+                f"(measure={self.measure}): the best is kept, and may have nothing to do with the task; try another measure "
+                "or SAE", NeuronSelectWarning, stacklevel=2,
+            )  # fmt: skip
+        return {"features": features[order].astype(np.int64), "gain": gain[order], "share": share[order]}
+
+    def score(self, rows: RowBatch, target: Target) -> np.ndarray:
+        latents = rows.sparse("prompt_latents")
+        of_row = np.repeat(np.arange(len(rows)), np.diff(latents.indptr))
+        kept = np.isin(latents.indices, target["features"])
+        return np.bincount(of_row, weights=np.where(kept, latents.values.astype(np.float64), 0), minlength=len(rows))
+
+    def explain(self, rows: RowBatch, target: Target) -> list[dict[str, np.ndarray]]:
+        """Each kept feature's activation ``value``, its gain on the exemplars, and its share of the row's score."""
+        latents, found = rows.sparse("prompt_latents"), []
+        gains = dict(zip(target["features"].tolist(), target["gain"].tolist(), strict=True))
+        for i in range(len(latents)):
+            indices, values = latents.row(i)
+            kept = np.flatnonzero(np.isin(indices, target["features"]))
+            order = kept[np.argsort(-values[kept].astype(np.float64), kind="stable")]
+            value = values[order].astype(np.float64)
+            found.append(
+                {
+                    "latent": indices[order],
+                    "value": value,
+                    "gain": np.asarray([gains[int(one)] for one in indices[order]]),
+                    "share": value / max(value.sum(), np.finfo(float).tiny),
+                }
+            )
+        return found
