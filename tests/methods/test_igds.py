@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from tiny import LATENTS, K, chat, make_extractor, rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning
-from hf_neuronselect.core.configs import ExtractConfig
+from hf_neuronselect.core.configs import CompareConfig, ExtractConfig
 from hf_neuronselect.core.digests import cache_dir
 from hf_neuronselect.metrics.answer_match.answer_match import answer_match
 from hf_neuronselect.models.sae_formats import load_sae
 from hf_neuronselect.models.steering import SteeredModel
+from hf_neuronselect.pipelines.compare import compare
 from hf_neuronselect.pipelines.extract import extract
 from hf_neuronselect.selection.capability import Capability
 from hf_neuronselect.signals.columns import RowBatch
@@ -359,3 +360,19 @@ def test_a_store_holds_no_gains_of_the_pool(
     selector.fit({"t": EXEMPLARS}, extractor=extractor_for(selector, tiny_folder))
     usual = selector.select(pool, k=9)
     assert selector.select(pool, k=9, features=store).indices.tolist() == usual.indices.tolist()
+
+
+def test_compared_beside_others(tiny_folder: Path, tmp_path: Path, pool: Dataset) -> None:
+    """Exemplars drawn again are not answered again."""
+    pool.to_json(tmp_path / "pool.jsonl")
+    EXEMPLARS.to_json(tmp_path / "t.jsonl")
+    config = CompareConfig(
+        pool=str(tmp_path / "pool.jsonl"), target=(f"t={tmp_path / 't.jsonl'}",), out=tmp_path / "out",
+        methods="mona,igds(measure=loss,tau=0.3)", model=str(tiny_folder / "model"), sae=str(tiny_folder / "sae"), k=8,
+        related={"t": "s1"}, resamples=3,
+    )  # fmt: skip
+    found = compare(config)
+    assert {line.method for line in found.lines} == {"mona", "igds(measure=loss,tau=0.3)"}
+    (folder,) = (cache_dir() / "gains").iterdir()
+    assert len(list(folder.iterdir())) == len(EXEMPLARS)
+    assert len(found.samples["igds(measure=loss,tau=0.3)", "t"]) == 3
