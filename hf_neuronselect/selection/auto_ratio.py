@@ -7,8 +7,8 @@ exemplars' mean:
   deepest below the line from the best to the worst row.
 * ``coverage``: the smallest share whose ``sim(m_r, t) - sim(m_1, t)`` is :data:`COVERED` of the largest. ``sim`` is the
   generalized Jaccard of sparse features and the cosine of dense ones.
-* ``features``: the smallest share with :data:`COVERED` of the largest effective number of features,
-  ``exp(-sum p log p)`` with ``p = |m_r| / sum |m_r|``.
+* ``features``: the smallest share whose effective number of features, ``exp(-sum p log p)`` with ``p = |m_r| / sum |m_r|``, is
+  that of the exemplars' mean: fewer rows are more alike than the exemplars are.
 
 The rule: the median of the proxies that name a share, on a log scale. The papers leave the ratio open; all of this is ours.
 """
@@ -107,7 +107,10 @@ def estimate_ratio(scored: PoolScores, method: Method, target: Target, compared:
         else:
             estimates["coverage"] = shares[int(np.argmax(gain >= COVERED * gain.max()))]
         curves["features"] = number = np.asarray([effective_number(mean) for mean in means])
-        estimates["features"] = shares[int(np.argmax(number >= COVERED * number.max()))]
+        if not (enough := number >= effective_number(wanted)).any():
+            absent["features"] = "no share of the pool has as many features as the exemplars"
+        else:
+            estimates["features"] = shares[int(np.argmax(enough))]
     if not estimates:
         raise NeuronSelectError(f"no ratio can be told: {'; '.join(dict.fromkeys(absent.values()))}; give a number",
                                 option="ratio", value=AUTO)  # fmt: skip

@@ -141,7 +141,14 @@ def test_planted_rows_are_found_by_every_proxy() -> None:
     assert numbers[0.1] == 1 and numbers[1.0] == pytest.approx(
         math.exp(-0.1 * math.log(0.1) - 0.9 * math.log(0.9 / 11)), rel=1e-3
     )
-    assert found.ratio == combined(list(found.estimates.values())) and not found.absent
+    assert found.estimates["features"] == 0.02  # the exemplars have one feature
+    assert found.ratio == combined(list(found.estimates.values())) == 0.02 and not found.absent
+    # as many as 100 good rows have with 40 others: not yet at 10 %, but at 15 %
+    mean = np.asarray([100, *[40 / 11] * 11]) / 140
+    other = estimate_ratio(of_pool(scores, of_rows), MONA, {"prototype": mean}, ("mona",))
+    assert other.estimates["features"] == 0.15
+    many = estimate_ratio(of_pool(scores, of_rows), MONA, {"prototype": np.ones(20)}, ("mona",))
+    assert many.absent["features"] == "no share of the pool has as many features as the exemplars"
 
 
 @settings(deadline=None, max_examples=20)
