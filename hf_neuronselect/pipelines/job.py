@@ -148,7 +148,7 @@ def share_pass(jobs: Sequence[Job], folder: Path, *, say: Say = quiet) -> None:
     """Compute the signals of several jobs in one pass over their pool, into a store that all of them read.
 
     Jobs that have a store or read a stream stay as they are. Nothing is computed for a single job, nor where no job
-    needs a signal.
+    needs a signal. Smaller signals of a method are computed only where the store has not the whole ones.
 
     Args:
         jobs: of one pool and one extractor. folder: of the store; an unfinished one is finished.
@@ -159,7 +159,8 @@ def share_pass(jobs: Sequence[Job], folder: Path, *, say: Say = quiet) -> None:
         return
     signals: list[Signal] = []
     for job in sharing:
-        signals += job.fit().compact_signals() or signals_of(job.chosen.method.signals)
+        whole = signals_of(job.chosen.method.signals)
+        signals += whole if _held(whole, extractor, folder) else job.fit().compact_signals() or whole
     rows = sharing[0].rows
     assert isinstance(rows.data, Dataset)
     shard_rows = min(4096, max(256, len(rows.data) // 16))  # a kill costs one shard
@@ -169,3 +170,12 @@ def share_pass(jobs: Sequence[Job], folder: Path, *, say: Say = quiet) -> None:
     store = FeatureStore(folder)
     for job in sharing:
         job.store = store
+
+
+def _held(signals: Sequence[Signal], extractor: NeuronFeatureExtractor, folder: Path) -> bool:
+    """Whether a store has all shards of these signals, as this extractor makes them."""
+    try:
+        FeatureStore(folder).check({signal.name: extractor.identity(signal) for signal in signals})
+    except NeuronSelectError:
+        return False
+    return True

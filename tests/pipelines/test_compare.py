@@ -22,9 +22,10 @@ from hf_neuronselect import (
     Selection,
 )
 from hf_neuronselect.cli.compare import _run
-from hf_neuronselect.core.configs import CompareConfig, SelectConfig
+from hf_neuronselect.core.configs import CompareConfig, ExtractConfig, SelectConfig
 from hf_neuronselect.pipelines.compare import compare
 from hf_neuronselect.pipelines.comparison import Comparison, Line, slug
+from hf_neuronselect.pipelines.extract import extract
 from hf_neuronselect.pipelines.job import Job
 from hf_neuronselect.pipelines.methods import methods_of
 from hf_neuronselect.pipelines.select import select
@@ -234,6 +235,21 @@ def test_again_into_the_same_folder_and_from_a_store(
     assert not (tmp_path / "out" / "features").exists()
     made = first.lines[0]
     assert made.precision is None and made.base_rate is None and made.pool_tokens
+
+
+def test_whole_signals_of_a_store_are_used_in_place_of_smaller_ones(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = {name: options[name] for name in ("pool", "model", "sae")}
+    extract(ExtractConfig(**read, method="nait,hidden", out=tmp_path / "store"))
+    there = {path.name for path in (tmp_path / "store").iterdir()}
+    counted = Pass(monkeypatch)
+    found = compared(options, tmp_path / "out", features=tmp_path / "store", methods="nait,hidden")
+    assert sorted(counted.seen) == [5, 6], "exemplars alone go through the model"
+    assert {path.name for path in (tmp_path / "store").iterdir()} == there
+    fresh = compared(options, tmp_path / "fresh", methods="nait,hidden")
+    for key, selection in fresh.selections.items():
+        assert found.selections[key].indices.tolist() == selection.indices.tolist()
 
 
 def test_a_method_that_cannot_run_is_a_line_with_its_reason(
