@@ -47,7 +47,7 @@ class Method(ABC):
         default_budget: what the paper keeps. default_picker: in which order it takes them. counts_kept: whether its share is of the rows that have a score, not of all.
         libraries: packages of the extra ``rivals`` that it needs.
         source_option: the option that names rows or a selection; ``NAME:VALUE`` in the place of a name sets it.
-        keeps_text: whether what :meth:`fit` keeps is text of exemplars; it is never saved.
+        not_saved: why what :meth:`fit` keeps is never saved, as words after "it"; "" where it is.
         judges_others: whether it can score rows that are not in the pool it has observed.
         grades: whether a score says how good a row is; False of controls, whose scores are draws, places or lengths.
     """
@@ -62,7 +62,7 @@ class Method(ABC):
     counts_kept: ClassVar[bool] = False
     libraries: ClassVar[tuple[str, ...]] = ()
     source_option: ClassVar[str] = ""
-    keeps_text: ClassVar[bool] = False
+    not_saved: ClassVar[str] = ""
     judges_others: ClassVar[bool] = True
     grades: ClassVar[bool] = True
 

@@ -36,7 +36,7 @@ class ZipFit(Method):
     name = "zip-fit"
     paper = "arXiv:2410.18194"
     signals = ("words",)
-    keeps_text = True
+    not_saved = "keeps the exemplars' texts"
 
     level: int = opt(9, "gzip's level, 0 to 9; 0 (the authors' default) compresses nothing.", minimum=0)
 

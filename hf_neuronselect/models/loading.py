@@ -168,6 +168,11 @@ def causal_lm_of(spec: ModelSpec, place: Place) -> Any:
     return _WHOLE[key]
 
 
+def fresh_lm(spec: ModelSpec, place: Place) -> Any:
+    """A whole causal LM that nobody else has, in eval mode, from files."""
+    return _load_model(spec, place, None)
+
+
 def adapted_decoder_of(spec: ModelSpec, adapter: Source, option: str, place: Place) -> nn.Module:
     """The blocks of a model with a PEFT adapter on them, with the final norm, from the cache or loaded.
 

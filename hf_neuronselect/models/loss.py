@@ -137,6 +137,16 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 def _batch_losses(model: Any, rows: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
     """Run one batch: nats summed over each row's answer, float64 ``[B]``, and answer tokens, int64 ``[B]``."""
+    losses, row_of = token_losses(model, rows)
+    nll = np.bincount(row_of, weights=losses.double().cpu().numpy(), minlength=len(rows))
+    return nll, np.bincount(row_of, minlength=len(rows))
+
+
+def token_losses(model: Any, rows: Sequence[Sample]) -> tuple[torch.Tensor, np.ndarray]:
+    """Run one batch: nats of each answer token, float32 ``[T]`` row by row, and each one's row, int64 ``[T]``.
+
+    Gradients flow where they are enabled.
+    """
     width = max(len(row.input_ids) for row in rows)
     # Padded on the right, without a mask: no token attends to tokens on its right.
     ids = np.zeros((len(rows), width), dtype=np.int64)
@@ -158,8 +168,7 @@ def _batch_losses(model: Any, rows: Sequence[Sample]) -> tuple[np.ndarray, np.nd
     flat, target = logits.flatten(0, 1), target.to(logits.device)
     chunk = max(1, _CHUNK // flat.shape[-1])
     losses = [
-        F.cross_entropy(flat[at[i : i + chunk]].float(), target[i : i + chunk], reduction="none").double().cpu()
+        F.cross_entropy(flat[at[i : i + chunk]].float(), target[i : i + chunk], reduction="none")
         for i in range(0, len(at), chunk)
     ]
-    nll = np.bincount(row_of, weights=torch.cat(losses).numpy(), minlength=len(rows))
-    return nll, answer.sum(axis=1)
+    return torch.cat(losses), row_of

@@ -21,8 +21,8 @@ def fit(config: FitConfig, *, say: Say = quiet, note: Say = quiet) -> NeuronSele
     if not chosen.method.needs_target:
         raise NeuronSelectError("learns nothing from exemplars; there is nothing to save", option="method",
                                 value=config.method)  # fmt: skip
-    if chosen.method.keeps_text:
-        raise NeuronSelectError("keeps the exemplars' texts, which are never saved; give the exemplars to select",
+    if chosen.method.not_saved:
+        raise NeuronSelectError(f"{chosen.method.not_saved}, so it is never saved; give the exemplars to select",
                                 option="method", value=config.method)  # fmt: skip
     with hold(config.out, CAPABILITY_FOLDER):
         return _fit(config, chosen, say, note)

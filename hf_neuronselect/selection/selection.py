@@ -207,7 +207,7 @@ class Selection(PushToHub):
             if writer is not None:
                 writer.close()
             files = [DATA_FILE, SCORES_FILE]
-            if self.selector is not None and not self.selector.method.keeps_text:
+            if self.selector is not None and not self.selector.method.not_saved:
                 self.selector.fitted().save(new / CAPABILITY_FOLDER)
                 files += FITTED
             self.provenance = replace(self.provenance, files=checksums(new, files))

@@ -360,11 +360,11 @@ class NeuronSelector(Scoring, PushToHub):
         """What is kept of the targets, without extractor or data.
 
         Raises:
-            NeuronSelectError: it is text of the exemplars.
+            NeuronSelectError: the method's is never saved.
         """
-        if self.method.keeps_text:
+        if self.method.not_saved:
             raise NeuronSelectError(
-                "keeps the exemplars' texts, which are never saved; give the exemplars themselves each time",
+                f"{self.method.not_saved}, so it is never saved; give the exemplars themselves each time",
                 option="method", value=self.method.name,
             )  # fmt: skip
         return Capability(self.about(), dict(self.targets), self.leakage, self.capability)

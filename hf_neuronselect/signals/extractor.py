@@ -35,6 +35,7 @@ from . import (  # noqa: F401 (registers the signals and engines)
     answers,
     bidirectional,
     encoder,
+    gradient,
     indicators,
     intervention,
     judge,

@@ -354,7 +354,9 @@ VALUES = {("nait", "candidate"): "last", ("random", "seed"): 11, ("dsir", "min_w
           ("matched-random", "seed"): 11, ("selectit", "model_2"): "{files}/model-2", ("selectit", "sizes"): "1 9 2",
           ("selectit", "model_3"): "{files}/model-2", ("deita", "quality_scorer"): "{files}/model-2",
           ("deita", "complexity_scorer"): "{files}/model", ("instruction-mining", "reward"): "{files}/reward-2",
-          ("instruction-mining", "unieval"): "{files}/unieval-2"}  # fmt: skip
+          ("instruction-mining", "unieval"): "{files}/unieval-2", ("gist", "directions"): 1,
+          **{(name, option): value for name in ("less", "gist")
+             for option, value in (("warm_up", 0.3), ("batch", 3), ("rate", 0.05))}}  # fmt: skip
 # Options that a method cannot do without.
 OF: dict[Any, dict[str, str]] = {
     "subset": {"rows": "{files}/pool.jsonl"},
@@ -365,6 +367,8 @@ OF: dict[Any, dict[str, str]] = {
     ("igds", "answer_tokens"): {"tau": "0"},  # few features make this model say a word of the exemplars
     "deita": {"quality_scorer": "{files}/model", "complexity_scorer": "{files}/model-2"},
     "instruction-mining": {"reward": "{files}/reward", "unieval": "{files}/unieval"},
+    "less": {"warm_up": "0.5", "batch": "2", "rate": "0.01"},
+    "gist": {"warm_up": "0.5", "batch": "2", "rate": "0.01"},
 }
 NEEDS = {"routing": {"model": "{files}/moe", "sae": None}, "encoder": {"encoder": "{files}/embedder"},
          "llm2vec": {"mntp_adapter": "{files}/mntp"}}  # fmt: skip
