@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from .spread import Spread
 
 POOL_HELP = "File, folder, Hub id org/name[@revision][:config[:split]], or bundled:pool."
 TARGET_HELP = "[NAME=]rows (file, folder, Hub id or bundled:NAME), or capability:FOLDER_OR_ID[:NAME]; repeatable."
+AVOID_HELP = "[NAME=]rows of a target that must not be served: rows lose what they score for it; repeatable."
 EXEMPLARS_HELP = "[NAME=]rows (file, folder, Hub id or bundled:NAME); repeatable."
 PICKERS_HELP = "best-first, global-max, round-robin, knn, kde, transport, diverse, cover; name(option=value,...)"
 CAPABILITY = "capability:"
@@ -19,6 +21,18 @@ CAPABILITY = "capability:"
 DEFAULT_METHOD = "mona"
 Aggregate = Literal["quota", "round_robin", "mean", "max", "weighted"]
 Trainer = Literal["trl", "axolotl", "llamafactory", "unsloth"]
+
+
+def check_avoid_weight(weight: float) -> None:
+    """Refuse a weight that takes nothing off.
+
+    Raises:
+        NeuronSelectError: it is not above 0, or not finite.
+    """
+    if not (weight > 0 and math.isfinite(weight)):
+        raise NeuronSelectError(
+            "must be a finite number above 0; without --avoid nothing is taken off", option="avoid_weight", value=weight
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +45,15 @@ class TargetOptions(Options):
         default_factory=dict, help="Option of the method; repeatable.", metavar="NAME=VALUE"
     )
     picker: str | None = opt(None, f"In which order rows are taken: {PICKERS_HELP}; default the method's own.")
+    avoid: tuple[str, ...] = opt((), AVOID_HELP, metavar="[NAME=]ROWS")
+    avoid_weight: float = opt(1.0, "How much of the score for an avoided target is taken off.")
+
+    def check(self) -> None:
+        super().check()
+        check_avoid_weight(self.avoid_weight)
+        if self.avoid_weight != 1 and not self.avoid:
+            raise NeuronSelectError("belongs to avoid: add --avoid NAME=rows, or remove it", option="avoid_weight",
+                                    value=self.avoid_weight)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -83,6 +83,26 @@ class TargetRecord:
     source: SourceRecord | None = None
     hit: float | None = None
     doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Avoided:
+    """Targets whose score is taken off the score of the wanted ones.
+
+    Attributes:
+        targets: by name, their exemplars. weight: how much of the score is taken off; both scores are in standard
+            deviations of the pool.
+    """
+
+    targets: dict[str, TargetRecord]
+    weight: float = 1.0
+
+
+def aim(targets: Iterable[str], avoided: Avoided | None) -> str:
+    """What rows are selected for, in words: ``gsm8k, avoiding mbpp (weight 1)``."""
+    if avoided is None:
+        return ", ".join(targets)
+    return f"{', '.join(targets)}, avoiding {', '.join(avoided.targets)} (weight {avoided.weight:g})"
 
 
 # --------------------------------------------------------------------------------- how it was computed
@@ -254,6 +274,7 @@ class SelectionSummary:
     pool: SourceRecord
     method: MethodRecord | None = None
     targets: dict[str, TargetRecord] | None = None
+    avoided: Avoided | None = None
     budget: Budget | None = None
     aggregate: str | None = None
     counts: Counts | None = None
@@ -276,6 +297,7 @@ class Provenance:
     format: int = FORMAT
     method: MethodRecord
     targets: dict[str, TargetRecord]
+    avoided: Avoided | None = None
     budget: Budget
     auto: AutoRatio | None = None
     aggregate: str | None = None
@@ -295,7 +317,8 @@ class Provenance:
     @property
     def doubts(self) -> list[tuple[str, str]]:
         """What a reader must know before the rows are used: what it is of, and a sentence."""
-        of_targets = [(name, doubt) for name, target in self.targets.items() for doubt in target.doubts]
+        avoided = self.avoided.targets if self.avoided else {}
+        of_targets = [(name, doubt) for name, target in {**self.targets, **avoided}.items() for doubt in target.doubts]
         return [("SAE", doubt) for doubt in (self.extractor.doubts if self.extractor else ())] + of_targets
 
     def summary(self, repo_id: str | None = None) -> SelectionSummary:
@@ -311,6 +334,7 @@ class CapabilityRecord:
     format: int = FORMAT
     method: MethodRecord
     targets: dict[str, TargetRecord]
+    avoided: Avoided | None = None
     extractor: ExtractionRecord = field(default_factory=ExtractionRecord)
     files: dict[str, str] | None = None
 

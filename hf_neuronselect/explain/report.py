@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from ..core.provenance import Provenance
+from ..core.provenance import Provenance, aim
 from ..core.text import replaced, shown
 from ..rows.formats import Conversation
 
@@ -81,7 +81,7 @@ def selection_report(made: Provenance, rows: Sequence[ReportRow]) -> str:
     counts = {"rows": made.counts.rows, "selected": made.counts.selected, "truncated": made.counts.truncated}
     facts = [
         ("method", made.method.name),
-        ("targets", ", ".join(made.targets)),
+        ("targets", aim(made.targets, made.avoided)),
         ("budget", ", ".join(f"{name} {value}" for name, value in made.budget.given().items())),
         *([("ratio", made.auto.line)] if made.auto else []),
         *((f"rows: {name}", count) for name, count in (counts | made.counts.left_out).items() if count),

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning, one_of
 from ..core.options import NumberOptions
+from ..core.provenance import aim
 from ..core.writing import FolderKind, reserve, writing
 from ..hub.markdown import cell as escaped
 from ..rows.answers import AnswerEncoder, answered, left_out
@@ -149,7 +150,7 @@ def _header(selection: Selection, exporter: Exporter, written: int) -> list[str]
     made = selection.provenance
     pool = made.pool
     options = ", ".join(f"{name}={value}" for name, value in made.method.options.items())
-    targets = ", ".join(made.targets)
+    targets = aim(made.targets, made.avoided)
     stated = pool.license or "not stated; see the page of the dataset"
     restricted = f"; restricted: {pool.restricted}" if pool.restricted else ""
     where = " ".join(filter(None, (pool.config, pool.split)))

@@ -18,12 +18,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..core import bundled
 from ..core.folders import DATA_FILE
 from ..core.provenance import (
+    Avoided,
     CapabilityRecord,
     ExtractionRecord,
     Provenance,
     SourceRecord,
     TargetRecord,
     TrainingRecord,
+    aim,
 )
 from ..core.sae_record import SaeRecord
 from ..core.sources import bundled_folder
@@ -130,8 +132,9 @@ def _extractor_facts(extractor: ExtractionRecord | None) -> dict[str, Any]:
     }
 
 
-def _used(targets: Mapping[str, TargetRecord]) -> str:
-    return ", ".join(f"{name}: {target.used}" for name, target in targets.items())
+def _used(targets: Mapping[str, TargetRecord], avoided: Avoided | None) -> str:
+    """How many exemplars of each target were used, and what is avoided."""
+    return aim([f"{name}: {target.used}" for name, target in targets.items()], avoided)
 
 
 def _listed(options: Mapping[str, Any]) -> str:
@@ -180,6 +183,7 @@ class SelectionCard(CardTemplate):
     def values(self) -> dict[str, Any]:
         made = self.provenance
         pool = made.pool
+        every = {**made.targets, **(made.avoided.targets if made.avoided else {})}
         table = {
             "pool": pool.id or pool.fingerprint,
             "rows taken from": _pinned(pool.derived_from),
@@ -189,14 +193,17 @@ class SelectionCard(CardTemplate):
                 f"exemplars {name}": f"taken from {_pinned(target.source.derived_from)}"
                 if target.source.derived_from
                 else _pinned(target.source)
-                for name, target in made.targets.items()
+                for name, target in every.items()
                 if target.source
             },
             **{
                 f"exemplars of {name} found": f"{target.hit:.0%} score in the pool's best 5 % when not fitted on"
-                for name, target in made.targets.items()
+                for name, target in every.items()
                 if target.hit is not None
             },
+            "avoided": made.avoided
+            and f"{', '.join(made.avoided.targets)}: the score for it is taken off, times "
+            f"{made.avoided.weight:g}, in standard deviations of the pool",
             "capability": _pinned(made.capability),
             "budget": _listed(made.budget.given()).replace("=", " "),
             "ratio": made.auto and made.auto.line,
@@ -215,7 +222,7 @@ class SelectionCard(CardTemplate):
             "rows": made.counts.rows,
             "method": made.method.name,
             "paper": made.method.paper,
-            "targets": cell(", ".join(made.targets)),
+            "targets": cell(aim(made.targets, made.avoided)),
             "license": cell(pool.license or ""),
             "facts": facts(table),
             "doubts": [cell(f"{of}: {doubt}") for of, doubt in made.doubts],
@@ -244,7 +251,7 @@ class CapabilityCard(CardTemplate):
     def values(self) -> dict[str, Any]:
         made, extractor = self.record, self.record.extractor
         table = {
-            "exemplars": _used(made.targets),
+            "exemplars": _used(made.targets, made.avoided),
             "options": _listed(made.method.options),
             "signals": ", ".join(f"{name} {identity}" for name, identity in extractor.signals.items()),
             **_extractor_facts(extractor),
@@ -252,7 +259,7 @@ class CapabilityCard(CardTemplate):
         known = extractor.model is not None
         return {
             "method": made.method.name,
-            "targets": cell(", ".join(made.targets)),
+            "targets": cell(aim(made.targets, made.avoided)),
             "facts": facts(table),
             "knows_model": known,
             "local": [
@@ -284,7 +291,8 @@ class LibraryCard(CardTemplate):
         for name, entry in sorted(self.entries.items()):
             made = entry.extractor
             identities = ", ".join(dict.fromkeys(made.signals.values()))
-            line = [name, entry.method.name, _used(entry.targets), _pinned(made.model), _pinned(made.sae), identities]
+            used = _used(entry.targets, entry.avoided)
+            line = [name, entry.method.name, used, _pinned(made.model), _pinned(made.sae), identities]
             rows.append([cell(value) for value in line])
         return {"rows": rows, "first": rows[0][0] if rows else "name"}
 
@@ -377,7 +385,7 @@ class AdapterCard(CardTemplate):
             "base model": _pinned(made.base_model),
             "rows": rows and (rows.repo_id or (f"selected from {_pinned(pool)}" if _pinned(pool) else None)),
             "selection method": rows and rows.method and rows.method.name,
-            "targets": ", ".join((rows and rows.targets) or ()),
+            "targets": rows and aim(rows.targets or (), rows.avoided),
             **{text: made.results[name] for name, text in named.items() if made.results.get(name)},
             "first and last training loss": " to ".join(f"{loss:.3f}" for _, loss in ends),
             **made.hyperparameters,

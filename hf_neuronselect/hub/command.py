@@ -62,6 +62,11 @@ def select_command(made: Provenance) -> Command:
         values["target"] = [
             f"{name}={spec(f'exemplars of {name}', target.source)}" for name, target in made.targets.items()
         ]
+        if made.avoided is not None:
+            values["avoid"] = [
+                f"{name}={spec(f'exemplars of {name}', target.source)}" for name, target in made.avoided.targets.items()
+            ]
+            values["avoid_weight"] = made.avoided.weight
     values["method"] = made.method.name
     options = {name: value for name, value in made.method.options.items() if value is not None}
     of_method = {name: spec(f"the method's {name}", source) for name, source in made.method.sources.items()}
@@ -86,7 +91,8 @@ def select_command(made: Provenance) -> Command:
 
 def own_target(made: Provenance) -> bool:
     """Whether the command reads the target that the selection itself holds."""
-    named = all(source_word(target.source) != ROWS for target in made.targets.values())
+    targets = [*made.targets.values(), *(made.avoided.targets.values() if made.avoided else ())]
+    named = all(source_word(target.source) != ROWS for target in targets)
     return not named and holds_target(made)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from ..core.configs import CAPABILITY, FitConfig
 from ..core.errors import NeuronSelectError
 from ..core.folders import CAPABILITY as CAPABILITY_FOLDER
+from ..core.provenance import aim
 from ..selection.selector import NeuronSelector
-from .job import check_rows
+from .job import avoided_specs, check_rows
 from .methods import Chosen, method_of
 from .parts import Say, extractor_of, hold, load_named, named_specs, quiet
 
@@ -38,15 +39,18 @@ def _fit(config: FitConfig, chosen: Chosen, say: Say, note: Say) -> NeuronSelect
             f"method {config.method} needs exemplars, 10 to 100 rows that show the task: --target NAME=rows",
             option="target",
         )
-    targets = load_named(specs, "target")
-    check_rows(targets.values(), config)
+    avoid = avoided_specs(config, chosen.method)
+    targets, avoided = load_named(specs, "target"), load_named(avoid, "avoid")
+    check_rows([*targets.values(), *avoided.values()], config)
     selector = chosen.selector()
     selector.fit(
         {name: rows.data for name, rows in targets.items()},
+        avoid={name: rows.data for name, rows in avoided.items()},
+        avoid_weight=config.avoid_weight,
         extractor=extractor_of(config, chosen.signals, note),
-        sources={name: rows.source for name, rows in targets.items()},
+        sources={name: rows.source for name, rows in {**targets, **avoided}.items()},
     )
     selector.save_pretrained(config.out)
-    used = ", ".join(f"{name} ({one.used} exemplars)" for name, one in selector.exemplars.items())
-    say(f"{config.method} capability of {used} -> {config.out}")
+    used = [f"{name} ({one.used} exemplars)" for name, one in selector.exemplars.items() if name not in avoided]
+    say(f"{config.method} capability of {aim(used, selector.about().avoided)} -> {config.out}")
     return selector

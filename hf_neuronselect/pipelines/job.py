@@ -8,11 +8,13 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..core.configs import CAPABILITY, KeepOptions, PickOptions
+from ..core.configs import CAPABILITY, KeepOptions, PickOptions, TargetOptions
 from ..core.errors import NeuronSelectError
 from ..core.options import RowOptions
+from ..methods import Method
 from ..rows.formats import row_format
 from ..rows.load import Rows
+from ..selection.avoid import check_avoided
 from ..selection.library import load_capability
 from ..selection.marks import Marks
 from ..selection.selection import Selection
@@ -21,7 +23,7 @@ from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, write_store
 from .methods import Chosen
-from .parts import Say, quiet
+from .parts import Say, named_specs, quiet
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Job:
 
     Attributes:
         targets: exemplars by name. capability: a fitted selector used instead of exemplars.
+        avoided: exemplars of targets whose score is taken off, times ``avoid_weight``.
         store: has the pool's signals. extractor: computes those that are missing.
         marks: the pool's leaks and duplicates, if several jobs share them.
     """
@@ -41,6 +44,8 @@ class Job:
     store: FeatureStore | None = None
     extractor: NeuronFeatureExtractor | None = None
     marks: Marks | None = None
+    avoided: Mapping[str, Rows] = field(default_factory=dict)
+    avoid_weight: float = 1.0
     selector: NeuronSelector = field(init=False)
     fitted: bool = field(init=False, default=False)
 
@@ -70,8 +75,10 @@ class Job:
         if self.targets and not self.fitted:
             self.selector.fit(
                 {name: rows.data for name, rows in self.targets.items()},
+                avoid={name: rows.data for name, rows in self.avoided.items()},
+                avoid_weight=self.avoid_weight,
                 extractor=self.extractor,
-                sources={name: rows.source for name, rows in self.targets.items()},
+                sources={name: rows.source for name, rows in {**self.targets, **self.avoided}.items()},
             )
             self.fitted = True
         return self.selector
@@ -106,6 +113,25 @@ def open_capability(specs: Mapping[str, str]) -> NeuronSelector | None:
     if found and len(specs) > 1:
         raise NeuronSelectError("a capability is used alone; give no other --target", option="target", value=found[0])
     return load_capability(found[0].removeprefix(CAPABILITY)) if found else None
+
+
+def avoided_specs(options: TargetOptions, method: Method) -> dict[str, str]:
+    """Rows of the targets to avoid, by name.
+
+    Raises:
+        NeuronSelectError: targets that cannot be avoided, or beside a saved capability.
+    """
+    targets, avoided = named_specs(options.target, "target"), named_specs(options.avoid, "avoid")
+    for spec in avoided.values():
+        if spec.startswith(CAPABILITY):
+            raise NeuronSelectError("is fitted already, by itself; give the rows to avoid", option="avoid", value=spec)
+    check_avoided(method, targets, avoided, options.avoid_weight)
+    if avoided and any(spec.startswith(CAPABILITY) for spec in targets.values()):
+        raise NeuronSelectError(
+            "the target is a capability, which brings what it avoids: fit it with --avoid (neuronselect fit)",
+            option="avoid", value=next(iter(avoided)),
+        )  # fmt: skip
+    return avoided
 
 
 def check_pick(options: PickOptions, targets: Sequence[str], streaming: bool) -> None:

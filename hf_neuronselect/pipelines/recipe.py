@@ -12,6 +12,7 @@ from ..core.errors import NeuronSelectError, unknown
 from ..core.options import AUTO
 from ..core.recipes import read_recipe, section_of
 from ..training.config import TrainConfig
+from .job import avoided_specs
 from .methods import method_of
 from .parts import named_specs
 
@@ -47,8 +48,9 @@ class Recipe:
                 raise NeuronSelectError("belongs to the command, not into a recipe's select", option="out",
                                         value=values["select"]["out"])  # fmt: skip
             select = _options(SelectConfig, "select", values["select"] | {"out": "selection"})
-            method_of(select.method, select.method_option, select.seed, select.picker).check()
-            named_specs(select.target, "target")
+            chosen = method_of(select.method, select.method_option, select.seed, select.picker)
+            chosen.check()
+            avoided_specs(select, chosen.method)
         evaluate = _options(EvaluateOptions, "evaluate", values.get("evaluate", {}))
         named_specs(evaluate.data, "data")
         push = _options(PushSection, "push", values.get("push", {}))
@@ -73,6 +75,9 @@ def control_config(config: SelectConfig, method: str, out: Path, picked: int) ->
         ratio, k = None, picked
     return replace(
         config,
+        target=(*config.target, *config.avoid),  # it scores neither, and leaves the exemplars of both out
+        avoid=(),
+        avoid_weight=1.0,
         method=method,
         method_option={},
         picker=None,

@@ -321,7 +321,8 @@ def _scoring_model(select: SelectConfig | None, given: TrainingRows | None) -> t
 def _read_by(config: SelectConfig) -> list[str]:
     """The content of all that decides a selection: rows, models, stored signals, saved capabilities."""
     found = [_rows(config.pool, config.streaming)]
-    for spec in named_specs(config.target, "target").values():
+    named = [*named_specs(config.target, "target").values(), *named_specs(config.avoid, "avoid").values()]
+    for spec in named:
         if spec.startswith(CAPABILITY):
             capability = load_capability(spec.removeprefix(CAPABILITY)).capability
             found.append(str(capability and capability.commit))

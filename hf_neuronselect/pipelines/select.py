@@ -13,12 +13,13 @@ from ..hub.push import check_write_access, push_folder
 from ..pickers import picker_of
 from ..rows.load import load_rows
 from ..selection.auto_ratio import check_auto
+from ..selection.avoid import check_whole
 from ..selection.selection import Selection
 from ..selection.selector import NeuronSelector
 from ..signals.base import signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
-from .job import Job, check_pick, check_rows, open_capability
+from .job import Job, avoided_specs, check_pick, check_rows, open_capability
 from .methods import Chosen, method_of
 from .parts import Say, check, extractor_of, hold, load_named, named_specs, quiet
 
@@ -65,16 +66,23 @@ def prepare(config: SelectConfig, *, like: Job | None = None) -> Job:
     specs = named_specs(config.target, "target")
     capability = open_capability(specs)
     chosen = _method(config, capability)
+    avoid = avoided_specs(config, chosen.method)
     specs = specs if capability is None else {}
     check_pick(config, list(capability.targets if capability else specs), config.streaming)
     if config.ratio == AUTO:
         several = len(capability.targets if capability else specs) if chosen.method.needs_target else 1
         check_auto(chosen.method, several, config.streaming)
-    rows = like.rows if like else load_rows(config.pool, streaming=config.streaming, texts=config.columns.values())
-    targets = like.targets if like and capability is None else load_named(specs, "target", config.columns.values())
-    check_rows([rows, *targets.values()], config)
+    texts = config.columns.values()
+    rows = like.rows if like else load_rows(config.pool, streaming=config.streaming, texts=texts)
+    check_whole(rows.data, avoid or (capability.avoided if capability else ()))
+    known = {**like.targets, **like.avoided} if like and capability is None else {}
+    targets, avoided = (
+        {name: known[name] for name in named} if known else load_named(named, option, texts)
+        for option, named in (("target", specs), ("avoid", avoid))
+    )
+    check_rows([rows, *targets.values(), *avoided.values()], config)
     store = None if config.features is None else FeatureStore(config.features)
-    return Job(chosen, rows, targets, capability, store)
+    return Job(chosen, rows, targets, capability, store, avoided=avoided, avoid_weight=config.avoid_weight)
 
 
 def finish(config: SelectConfig, job: Job, *, say: Say = quiet, note: Say = quiet) -> Selection:

@@ -34,8 +34,20 @@ def picks_apart(
     method, compared = opened(selector.method, selector.picker, pool, SourceRecord(), reader)
     with spooled(method, pool, reader):
         found = scan(
-            pool, reader, method, selector.targets, selector.leakage, options.exclude, Tally(), None, marks, compared
+            pool,
+            reader,
+            method,
+            selector.scored_against,
+            selector.leakage,
+            options.exclude,
+            Tally(),
+            None,
+            marks,
+            compared,
         )
         rows = selector.extractor.extraction.options if selector.extractor else None
-        scored = PoolScores.of(pool, found, "quota", None, selector.picker, compared, options.spread, rows)
+        scored = PoolScores.of(
+            pool, found, "quota", None, selector.picker, compared, options.spread, rows, selector.avoided,
+            selector.avoid_weight,
+        )  # fmt: skip
     return {name: replace(scored, scores={name: scores}).pick(budget).indices for name, scores in scored.scores.items()}

@@ -41,7 +41,7 @@ class Capability:
     """A fitted method without its data.
 
     Attributes:
-        targets: name -> what the method keeps of its exemplars. leakage: finds the exemplars in a pool.
+        targets: name -> what the method keeps of its exemplars, avoided targets too. leakage: finds the exemplars in a pool.
         source: where it was loaded from; None for one fitted in this process.
     """
 
@@ -86,7 +86,7 @@ class Capability:
             target: {
                 key.removeprefix(f"{target}/"): value for key, value in arrays.items() if key.startswith(f"{target}/")
             }
-            for target in record.targets
+            for target in (*record.targets, *(record.avoided.targets if record.avoided else ()))
         }
         return cls(record, targets, leakage, source)
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeAlias, TypeVar
 import numpy as np
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
-from ..core.provenance import CapabilityRecord
+from ..core.provenance import CapabilityRecord, TargetRecord
 from ..methods.base import Method, Scorer, Target
 from ..pickers.base import row_scores
 from ..signals.columns import RowBatch
@@ -95,13 +95,19 @@ class Doubts:
 
     def noted(self, about: CapabilityRecord, targets: Mapping[str, Target]) -> CapabilityRecord:
         """What is recorded of the targets, with what speaks against their scores on this pool; it is said, too."""
-        found, records = self._found(targets), {}
-        for name, one in about.targets.items():
-            sentences = tuple(found.get(name, ()))
+        found = self._found(targets)
+
+        def records(before: Mapping[str, TargetRecord]) -> dict[str, TargetRecord]:
+            return {
+                name: replace(one, doubts=(*one.doubts, *found.get(name, ())), hit=self.hits.get(name))
+                for name, one in before.items()
+            }
+
+        for name, sentences in found.items():
             for sentence in sentences:
                 warnings.warn(f"target {name}: {sentence}", NeuronSelectWarning, stacklevel=3)
-            records[name] = replace(one, doubts=(*one.doubts, *sentences), hit=self.hits.get(name))
-        return replace(about, targets=records)
+        avoided = about.avoided and replace(about.avoided, targets=records(about.avoided.targets))
+        return replace(about, targets=records(about.targets), avoided=avoided)
 
     def _found(self, targets: Mapping[str, Target]) -> dict[str, list[str]]:
         """By target, one plain sentence for each sign."""

@@ -55,7 +55,9 @@ def fit_target(
             progress.done(len(batch))
     usable = sum(len(part) for part in parts)
     if usable == 0:
-        raise NeuronSelectError(f"no exemplar can be used ({reasons[0]}); give others", option="target", value=name)
+        raise NeuronSelectError(
+            f"no exemplar can be used ({reasons[0]}); give others", option=reader.option, value=name
+        )
     if usable < rows:
         _warn(name, f"{rows - usable} of {rows} exemplars are left out ({reasons[0]}); mend or remove them")
     exemplars = RowBatch.join(parts)

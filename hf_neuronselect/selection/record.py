@@ -86,6 +86,7 @@ def selection_record(
     return Provenance(
         method=fitted.method,
         targets=fitted.targets,
+        avoided=fitted.avoided,
         budget=budget,
         auto=auto,
         aggregate=aggregate,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,7 @@ from ..core.provenance import Budget
 from ..core.spread import Spread
 from ..pickers.base import Picker, row_scores
 from ..pickers.vectors import Vectors
+from .avoid import less_avoided
 from .budget import Picked, pick
 from .reader import added_columns
 from .scan import EXCLUDED, Scored
@@ -30,8 +31,13 @@ def score_table(
     truncated: np.ndarray,
     excluded: np.ndarray,
     index: np.ndarray | None = None,
+    avoided: Mapping[str, np.ndarray] | None = None,
 ) -> pa.Table:
-    """Every pool row: source_index, score[, score_<target>], rank, n_tokens, truncated, selected, excluded."""
+    """Every pool row: source_index, score[, score_<target>][, avoided_<target>], rank, n_tokens, truncated, selected, excluded.
+
+    Args:
+        avoided: raw scores ``[N]`` of avoided targets.
+    """
     index = np.arange(len(n_tokens)) if index is None else index
     chosen = np.zeros(len(index), dtype=bool)
     chosen[picked.indices] = True
@@ -42,6 +48,8 @@ def score_table(
     if len(scores) > 1:
         for name, values in scores.items():
             columns[f"score_{name}"] = pa.array(values, pa.float64(), from_pandas=True)
+    for name, values in (avoided or {}).items():
+        columns[f"avoided_{name}"] = pa.array(values, pa.float64(), from_pandas=True)
     return pa.table(
         columns
         | {
@@ -59,7 +67,8 @@ class PoolScores:
     """Scores of a whole pool, from which rows can be picked under any budget.
 
     Attributes:
-        scores: target -> float64 ``[N]`` or ``[N, exemplars]``. n_tokens, truncated, excluded: ``[N]``.
+        scores: target -> float64 ``[N]`` or ``[N, exemplars]``, less what avoided targets take off.
+        n_tokens, truncated, excluded: ``[N]``. avoided: target -> raw score ``[N]``.
     """
 
     pool: Dataset
@@ -73,17 +82,19 @@ class PoolScores:
     vectors: Vectors | None = None
     spread: Spread | None = None
     options: RowOptions | None = None
+    avoided: Mapping[str, np.ndarray] | None = None
 
     @classmethod
     def of(
         cls, pool: Dataset, found: Iterable[Scored], aggregate: str, weights: Mapping[str, float] | None,
         picker: Picker, compared: Sequence[str] = (), spread: Spread | None = None, options: RowOptions | None = None,
+        avoided: Collection[str] = (), avoid_weight: float = 1.0,
     ) -> PoolScores:  # fmt: skip
         """Collect scored batches.
 
         Args:
             compared: the signal whose vectors the picker compares, or none. spread: how picks are kept apart.
-            options: how the pool's rows are read.
+            options: how the pool's rows are read. avoided: names of targets that are avoided, of those scored.
         """
         parts = list(found)
         vectors = Vectors.of([part.vectors for part in parts], compared[0]) if compared else None
@@ -93,7 +104,7 @@ class PoolScores:
         )
         return cls(
             pool,
-            scores,
+            less_avoided(scores, avoided, avoid_weight),
             n_tokens,
             truncated,
             excluded,
@@ -103,6 +114,7 @@ class PoolScores:
             vectors,
             spread,
             options,
+            {name: row_scores(scores[name]) for name in avoided},
         )
 
     @property
@@ -128,7 +140,7 @@ class PoolScores:
                 stacklevel=4,
             )
         of_row = {name: row_scores(values) for name, values in self.scores.items()}
-        table = score_table(of_row, picked, self.n_tokens, self.truncated, self.excluded)
+        table = score_table(of_row, picked, self.n_tokens, self.truncated, self.excluded, avoided=self.avoided)
         return self._rows(picked, of_row), picked.indices, table
 
     def pick(self, budget: Budget) -> Picked:

@@ -16,6 +16,7 @@ from ..pickers.base import row_scores
 from ..rows.leakage import Leakage
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
+from .avoid import check_whole, less_avoided
 from .reader import Reader
 from .scan import Tally, scan
 
@@ -27,11 +28,18 @@ class Scoring:
 
     method: Method
     targets: dict[str, Target]
+    avoided: dict[str, Target]
+    avoid_weight: float
     extractor: NeuronFeatureExtractor | None
 
     @property
     def scored_by(self) -> Method:
         raise NotImplementedError
+
+    @property
+    def scored_against(self) -> dict[str, Target]:
+        """Every target that rows are scored for: the wanted and the avoided ones."""
+        return {**self.targets, **self.avoided}
 
     def _reader(
         self, extractor: NeuronFeatureExtractor | None, store: FeatureStore | None = None, *, needs_rows: bool = False
@@ -44,8 +52,9 @@ class Scoring:
             return self._scores(Dataset.from_dict(batch), self._reader(None))
 
     def _scores(self, data: Dataset, reader: Reader) -> dict[str, np.ndarray]:
-        parts = list(scan(data, reader, self.scored_by, self.targets, Leakage(), (), Tally()))
-        return {name: np.concatenate([row_scores(part.scores[name]) for part in parts]) for name in self.targets}
+        parts = list(scan(data, reader, self.scored_by, self.scored_against, Leakage(), (), Tally()))
+        found = {name: np.concatenate([part.scores[name] for part in parts]) for name in self.scored_against}
+        return {name: row_scores(one) for name, one in less_avoided(found, self.avoided, self.avoid_weight).items()}
 
     def score(
         self, pool: Data, *, extractor: NeuronFeatureExtractor | None = None, features: FeatureStore | None = None
@@ -59,6 +68,7 @@ class Scoring:
             NeuronSelectError: a score column is there already; see :meth:`select`.
         """
         extractor = extractor or self.extractor
+        check_whole(pool, self.avoided)
         names = self._score_names()
         if taken := [name for name in names.values() if name in (pool.column_names or [])]:
             raise NeuronSelectError(f"the data already has the column {taken[0]!r}; remove or rename it")
@@ -89,8 +99,13 @@ class Scoring:
         """A predicate for ``pool.filter(selector.above(0.2), batched=True)`` over a pool with feature columns.
 
         Raises:
-            NeuronSelectError: several targets.
+            NeuronSelectError: several targets, or avoided ones.
         """
+        if self.avoided:
+            raise NeuronSelectError(
+                "takes rows off by the whole pool's scores, and a filter sees a batch at a time; use select(threshold=...)",
+                option="avoid", value=next(iter(self.avoided)),
+            )  # fmt: skip
         if len(self.targets) != 1:
             raise NeuronSelectError(
                 f"unclear with {len(self.targets)} targets; use select", option="threshold", value=threshold

@@ -17,6 +17,7 @@ from ..core.errors import NeuronSelectError, one_of
 from ..core.folders import CAPABILITY
 from ..core.options import AUTO
 from ..core.provenance import (
+    Avoided,
     Budget,
     CapabilityRecord,
     ExtractionRecord,
@@ -38,6 +39,7 @@ from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .auto_ratio import check_auto, estimate_ratio
+from .avoid import check_avoided, check_whole
 from .budget import check_aggregate
 from .capability import Capability, make_extractor
 from .doubts import Doubts, Halves
@@ -67,7 +69,8 @@ class NeuronSelector(Scoring, PushToHub):
 
     Attributes:
         targets: name -> what the method keeps of its exemplars, after :meth:`fit`.
-        exemplars: name -> how many there were, and where they came from.
+        avoided: the same of targets whose score is taken off, times ``avoid_weight``.
+        exemplars: name -> how many there were, and where they came from, of both.
         identities: signal -> the identity that rows must have it by.
 
     Raises:
@@ -89,6 +92,8 @@ class NeuronSelector(Scoring, PushToHub):
     def _forget(self) -> None:
         """Start clean: nothing is fitted, no exemplar is known."""
         self.targets: dict[str, Target] = {} if self.method.needs_target else {self.method.name: {}}
+        self.avoided: dict[str, Target] = {}
+        self.avoid_weight = 1.0
         self.exemplars: dict[str, TargetRecord] = {}
         self.halves: dict[str, Halves] = {}  # of targets fitted here
         self.identities: dict[str, str] = {}
@@ -100,7 +105,8 @@ class NeuronSelector(Scoring, PushToHub):
 
     def __repr__(self) -> str:
         fitted = ", ".join(self.targets) or "not fitted"
-        return f"NeuronSelector({self.method.name!r}, targets: {fitted})"
+        avoided = f", avoided: {', '.join(self.avoided)}" if self.avoided else ""
+        return f"NeuronSelector({self.method.name!r}, targets: {fitted}{avoided})"
 
     @property
     def scored_by(self) -> Method:
@@ -145,6 +151,8 @@ class NeuronSelector(Scoring, PushToHub):
         self,
         target: Data | Mapping[str, Data],
         *,
+        avoid: Data | Mapping[str, Data] | None = None,
+        avoid_weight: float = 1.0,
         extractor: NeuronFeatureExtractor | None = None,
         sources: Mapping[str, SourceRecord] | None = None,
     ) -> NeuronSelector:
@@ -153,6 +161,8 @@ class NeuronSelector(Scoring, PushToHub):
         Args:
             target: exemplars (10-100 of the task's train or dev set), or ``{name: exemplars}``, with the signals'
                 columns or without (then ``extractor`` computes them).
+            avoid: exemplars of a target that must not be served, or of several named ones: rows lose what they score for it,
+                by :func:`~hf_neuronselect.selection.avoid.less_avoided`. avoid_weight: how much of it, above 0.
             extractor: also remembered for :meth:`score` and :meth:`select`.
             sources: name -> where its exemplars came from; default what their cache files tell.
 
@@ -160,20 +170,24 @@ class NeuronSelector(Scoring, PushToHub):
             self.
 
         Raises:
-            NeuronSelectError: no usable exemplar, a bad name, signals missing or of another extraction.
+            NeuronSelectError: no usable exemplar, a bad name, signals missing or of another extraction, or targets that
+                cannot be avoided.
         """
         self.check()
-        named = dict(target) if isinstance(target, Mapping) and not isinstance(target, Dataset) else {"target": target}
+        wanted, unwanted = _named(target, "target"), {} if avoid is None else _named(avoid, "avoided")
+        check_avoided(self.method, wanted, unwanted, avoid_weight)
         self._forget()
+        self.avoid_weight = float(avoid_weight)
         self.extractor = extractor or self.extractor
         started = time.perf_counter()
-        for name, data in named.items():
+        for name, data in {**wanted, **unwanted}.items():
+            option = "avoid" if name in unwanted else "target"
             if not TARGET_NAME.fullmatch(name):
-                raise NeuronSelectError("a target's name is letters, digits, _ and -", option="target", value=name)
-            rows = single_split(data, "target")
-            fitted = self._fit_one(name, rows, (sources or {}).get(name) or source_of(rows))
+                raise NeuronSelectError("a target's name is letters, digits, _ and -", option=option, value=name)
+            rows = single_split(data, option)
+            fitted = self._fit_one(name, rows, (sources or {}).get(name) or source_of(rows), option)
             if self.method.needs_target:
-                self.targets[name] = fitted
+                (self.avoided if name in unwanted else self.targets)[name] = fitted
         if not self.method.needs_target:
             self.identities = {}  # exemplars say nothing of how the pool's signals must be computed
         elif self.extractor is not None and self.extractor.extraction.model is not None:
@@ -186,10 +200,10 @@ class NeuronSelector(Scoring, PushToHub):
         self.cost = self.cost.merge(Cost(fit_seconds=round(time.perf_counter() - started - passes, 6)))
         return self
 
-    def _fit_one(self, name: str, data: Data, source: SourceRecord | None) -> Target:
+    def _fit_one(self, name: str, data: Data, source: SourceRecord | None, option: str) -> Target:
         method = self.scored_by
         reader = Reader(
-            exemplar_signals(method), self.extractor, self.identities, option="target",
+            exemplar_signals(method), self.extractor, self.identities, option=option,
             optional=method.signals if method.needs_target else (),
         )  # fmt: skip
         found = fit_target(method, name, data, reader, source)
@@ -239,7 +253,7 @@ class NeuronSelector(Scoring, PushToHub):
         """Smaller signals that are enough to score the fitted targets: ``extractor.with_features(...)`` of them keeps
         one number per block instead of a vector. () where the method has none.
         """
-        return self.scored_by.compact_signals(list(self.targets.values())) if self.targets else ()
+        return self.scored_by.compact_signals(list(self.scored_against.values())) if self.targets else ()
 
     # ------------------------------------------------------------------------------------- select
     def select(
@@ -292,6 +306,7 @@ class NeuronSelector(Scoring, PushToHub):
             one_of(what, EXCLUDE, "exclude")
         check_aggregate(list(self.targets), budget, aggregate, weights)
         pool = without_selection(single_split(pool, "pool"))
+        check_whole(pool, self.avoided)
         check_free(own_columns(pool.column_names or []))
         check_spread(spread, pool, budget)
         if auto:
@@ -310,10 +325,13 @@ class NeuronSelector(Scoring, PushToHub):
         estimate = None
         doubts = Doubts(method, self.halves if reader.whole(pool.column_names or []) else {})
         with spooled(method, pool, reader):
-            found = scan(pool, reader, method, self.targets, self.leakage, exclude, tally, doubts, marks, compared)
+            against = self.scored_against
+            found = scan(pool, reader, method, against, self.leakage, exclude, tally, doubts, marks, compared)
             if isinstance(pool, Dataset):
                 rows = extractor.extraction.options if extractor else None
-                scored = PoolScores.of(pool, found, aggregate, weights, self.picker, compared, spread, rows)
+                scored = PoolScores.of(
+                    pool, found, aggregate, weights, self.picker, compared, spread, rows, self.avoided, self.avoid_weight
+                )  # fmt: skip
                 tally.check(bool(scored.valid.any()))
                 budget = Budget(k=budget.rows(int(scored.valid.sum()))) if of_kept else budget
                 if auto:
@@ -329,7 +347,7 @@ class NeuronSelector(Scoring, PushToHub):
                     picks.dataset, picks.indices, picks.scores, selector=self, keep_alive=picks.folder
                 )
         selection.provenance = selection_record(
-            doubts.noted(self.about(), self.targets),
+            doubts.noted(self.about(), self.scored_against),
             capability=self.capability,
             pool=replace(known, fingerprint=getattr(pool, "_fingerprint", None), rows=tally.rows),
             budget=budget,
@@ -350,9 +368,11 @@ class NeuronSelector(Scoring, PushToHub):
     # -------------------------------------------------------------------------------- persistence
     def about(self) -> CapabilityRecord:
         """``config.json`` of this capability: method, exemplars, and how their signals were computed."""
+        avoided = {name: one for name, one in self.exemplars.items() if name in self.avoided}
         return CapabilityRecord(
             method=self.recorded or method_record(self.method, self.picker),
-            targets=dict(self.exemplars),
+            targets={name: one for name, one in self.exemplars.items() if name not in avoided},
+            avoided=Avoided(targets=avoided, weight=self.avoid_weight) if avoided else None,
             extractor=self.extraction,
         )
 
@@ -367,7 +387,7 @@ class NeuronSelector(Scoring, PushToHub):
                 f"{self.method.not_saved}, so it is never saved; give the exemplars themselves each time",
                 option="method", value=self.method.name,
             )  # fmt: skip
-        return Capability(self.about(), dict(self.targets), self.leakage, self.capability)
+        return Capability(self.about(), self.scored_against, self.leakage, self.capability)
 
     @classmethod
     def of(cls, capability: Capability) -> NeuronSelector:
@@ -378,10 +398,13 @@ class NeuronSelector(Scoring, PushToHub):
         """
         record = capability.record
         selector = cls(record.method.name, picker=record.method.picker, **record.method.options)
+        avoided = record.avoided or Avoided(targets={})
         if selector.method.needs_target:
-            selector.targets = dict(capability.targets)
+            selector.targets = {name: capability.targets[name] for name in record.targets}
+            selector.avoided = {name: capability.targets[name] for name in avoided.targets}
+            selector.avoid_weight = avoided.weight
             selector.identities = dict(record.extractor.signals)
-        selector.exemplars, selector.extraction = dict(record.targets), record.extractor
+        selector.exemplars, selector.extraction = {**record.targets, **avoided.targets}, record.extractor
         selector.recorded = record.method
         selector.capability, selector.leakage = capability.source, capability.leakage
         return selector
@@ -414,3 +437,8 @@ class NeuronSelector(Scoring, PushToHub):
             NeuronSelectError: not a capability, or a damaged one.
         """
         return cls.of(Capability.fetch(source, revision=revision, token=token, subfolder=subfolder))
+
+
+def _named(given: Data | Mapping[str, Data], name: str) -> dict[str, Data]:
+    """Exemplars by the names they have; ``name`` for those without one."""
+    return dict(given) if isinstance(given, Mapping) and not isinstance(given, Dataset) else {name: given}

@@ -123,6 +123,10 @@ def test_pairs_and_lists_from_every_side() -> None:
         ({"k": 1, "ratio": 0.1}, "exactly one of ratio, k, threshold, max_tokens .got ratio, k"),
         ({"ratio": 0}, "must lie in"),
         ({"weight": {"a": 1}}, "belongs to aggregate weighted"),
+        ({"avoid_weight": 0.5}, "avoid_weight=0.5: belongs to avoid: add --avoid NAME=rows, or remove it"),
+        ({"avoid": "a=x", "avoid_weight": 0}, "avoid_weight=0.0: must be a finite number above 0"),
+        ({"avoid": "a=x", "avoid_weight": -1}, "avoid_weight=-1.0: must be a finite number above 0"),
+        ({"avoid": "a=x", "avoid_weight": "inf"}, "avoid_weight='inf': must be a finite number"),
         ({"device_map": {"model": 0}, "device": 5.5, "dtype": 7}, "must be one of auto, float32"),
     ],
 )

@@ -76,6 +76,8 @@ METHOD = {
     "method": Line("hidden", lambda seen: seen["method"].name),
     "method_option": Line({"metric": "cosine"}, lambda seen: {"metric": seen["method"].options["metric"]}),
     "picker": Line("knn(neighbours=3)", lambda seen: str(seen["picker"])),
+    "avoid": Line(("u={files}/u.jsonl",), lambda seen: list(seen["avoid"]), ["u"]),
+    "avoid_weight": Line(2.5, key("avoid_weight"), beside={"avoid": ("u={files}/u.jsonl",)}),
 }
 MEASURED = {
     "data": Line(("held={files}/t.jsonl",), lambda seen: list(seen["losses"]["data"]), ["held"]),
@@ -240,8 +242,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     def patch(module: Any, name: str, callee: Callable[..., Any]) -> None:
         monkeypatch.setattr(module, name, callee)
 
-    def fitted(self: NeuronSelector, targets: Any, *, extractor: Any, sources: Any) -> NeuronSelector:
-        found.update(method=self.method, picker=self.picker, targets=targets, extractor=extractor)
+    def fitted(self: NeuronSelector, targets: Any, *, extractor: Any, **more: Any) -> NeuronSelector:
+        found.update(more, method=self.method, picker=self.picker, targets=targets, extractor=extractor)
         return self
 
     def write_store(pool: Dataset, extractor: Any, folder: Path, **more: Any) -> None:

@@ -543,6 +543,12 @@ def test_a_control_picks_as_many_rows(budget: dict[str, Any], kept: dict[str, An
     assert everything == SelectConfig(method="full", out=Path("c"), **same)
 
 
+def test_a_control_leaves_avoided_exemplars_out_and_avoids_nothing() -> None:
+    config = SelectConfig(**SELECT, avoid=("c=z",), avoid_weight=0.5, k=3)
+    made = control_config(config, "random", Path("c"), picked=7)
+    assert made == SelectConfig(pool="p", target=("a=x", "b=y", "c=z"), method="random", out=Path("c"), k=3)
+
+
 def test_names_of_data() -> None:
     assert named_specs([], "data") == {}
     assert named_specs(["a=x.jsonl", "folder/b.v2.jsonl", "org/c@main:config:split", "bundled:gsm8k"], "data") == {

@@ -62,6 +62,23 @@ def test_a_capability_brings_its_method(config: SelectConfig, tmp_path: Path) ->
         select(explicit)
 
 
+def test_a_capability_brings_what_it_avoids(config: SelectConfig, tmp_path: Path) -> None:
+    given = {"avoid": (f"u={tmp_path / 'u.jsonl'}",), "avoid_weight": 0.5}
+    same = {name: getattr(config, name) for name in ("target", "model", "sae")}
+    said: list[str] = []
+    fit(FitConfig(**same, **given, out=tmp_path / "cap"), say=said.append)
+    assert said == [f"mona capability of t (5 exemplars), avoiding u (weight 0.5) -> {tmp_path / 'cap'}"]
+    alone = select(replace(config, **given))
+    by_capability = replace(config, target=(f"capability:{tmp_path / 'cap'}",), out=tmp_path / "again")
+    found = select(by_capability)
+    assert found.indices.tolist() == alone.indices.tolist() != select(config).indices.tolist()
+    assert found.provenance.avoided == alone.provenance.avoided and found.provenance.avoided is not None
+    with pytest.raises(NeuronSelectError, match="avoid='u': the target is a capability, which brings what it avoids"):
+        select(replace(by_capability, **given))
+    with pytest.raises(NeuronSelectError, match="avoid='u': scores are measured by the whole pool"):
+        select(replace(by_capability, streaming=True))
+
+
 def test_a_control_leaves_out_what_a_capability_would(config: SelectConfig, tmp_path: Path) -> None:
     same = {name: getattr(config, name) for name in ("model", "sae")}
     rows(40).select([3]).to_json(tmp_path / "leak.jsonl")
@@ -118,14 +135,20 @@ def test_a_seed_goes_to_methods_that_have_one(config: SelectConfig) -> None:
         ({"target": ("!",)}, "name it: NAME="),
         ({"target": ("t={u}", "t={u}")}, "is the name of two"),
         ({"target": ("capability:x", "t={u}")}, "a capability is used alone"),
+        ({"avoid": ("t=x",)}, "avoid='t': is the name of a target, too; avoid another one"),
+        ({"avoid": ("u=x",), "method": "random"}, "avoid='u': random scores rows without a target"),
+        ({"avoid": ("u=capability:x",)}, "avoid='capability:x': is fitted already, by itself; give the rows to avoid"),
+        ({"avoid": ("{u}",), "streaming": True}, "avoid='u': scores are measured by the whole pool's mean and spread"),
+        ({"avoid": ("u=x", "u=y")}, "avoid='u': is the name of two"),
+        ({"avoid": ("u=nowhere.jsonl",)}, "avoid='nowhere.jsonl'"),
     ],
 )  # fmt: skip
 def test_what_can_be_known_is_refused_before_a_model_is_loaded(
     change: dict[str, Any], message: str, config: SelectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(NeuronFeatureExtractor, "from_options", lambda *a, **b: pytest.fail("a model was loaded"))
-    if "target" in change:
-        change = change | {"target": tuple(one.format(u=tmp_path / "u.jsonl") for one in change["target"])}
+    for name in {"target", "avoid"} & change.keys():
+        change = change | {name: tuple(one.format(u=tmp_path / "u.jsonl") for one in change[name])}
     with pytest.raises(NeuronSelectError, match=message):
         select(replace(config, **change))
     assert not config.out.exists()

@@ -26,7 +26,7 @@ EVERY = [(command, name) for command, kind in CONFIGS.items() for name in option
 # Values of options that not every text or number is a value of.
 _OF = {"ratio": 0.25, "shard": "1/3", "method_option": {"metric": "cosine", "times": 2.5, "on": True}}
 # Options that belong to another one.
-_WITH = {"weight": {"aggregate": "weighted"}}
+_WITH = {"weight": {"aggregate": "weighted"}, "avoid_weight": {"avoid": ("a=x y",)}}
 
 
 def other(option: Option) -> Any:

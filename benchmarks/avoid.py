@@ -1,0 +1,187 @@
+"""Does ``--avoid`` keep a model from getting worse at another task? The demo's recipe, four sets of rows, three seeds.
+
+    python benchmarks/avoid.py --work FOLDER --out benchmarks/avoid.json
+
+Fine-tuning on rows picked for GSM8K makes MBPP worse (docs/benchmarks.md). ``recipes/tiny_mona.yaml`` is run, with 40 steps, on
+rows picked for gsm8k, for gsm8k with mbpp avoided at the default weight 1, for both as targets, and at random (drawn anew for
+each seed, without the exemplars of either task). Other things are equal: base, number of rows, steps, learning rate. Losses are on
+the recipe's 200 held-out answers of each task; answers whose question is in any set of rows are removed for all.
+
+What counts as right, written before the first run (``verdict``). All differences are within a seed; intervals are Student's t
+over the three seeds, 95 %. They say how sure a difference is for these rows and answers, not for others.
+
+- There is something to mend if the interval of (mbpp after gsm8k picks - mbpp before) lies above 0.
+- A set of rows mends it if the interval of (mbpp after gsm8k picks - mbpp after these rows) lies above 0, and the mean gain on
+  gsm8k is at least half of what gsm8k picks gain. If the gain is less, it mends at too high a price.
+- It makes it worse if that interval lies below 0. Otherwise nothing is shown.
+
+Before that, ``picks`` compares the rule of ``--avoid`` with the plain difference of standardised scores: the share of picked rows
+from sources that count as right for the target, and for the avoided target, by method, in both directions.
+
+A run that was stopped goes on: signals and adapters stay in ``--work``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import machine, plain_logging, write_json
+from datasets import Dataset
+
+from hf_neuronselect import NeuronSelector
+from hf_neuronselect.core import bundled as places
+from hf_neuronselect.core.folders import TRAINING_RECORD
+from hf_neuronselect.core.recipes import read_recipe
+from hf_neuronselect.pipelines import bundled
+from hf_neuronselect.rows.load import load_rows
+from hf_neuronselect.selection.avoid import standardised
+from hf_neuronselect.store.store import FeatureStore, write_store
+from hf_neuronselect.training.config import TrainConfig
+from hf_neuronselect.training.evaluation import BASE, evaluate_models
+from hf_neuronselect.training.models import base_source
+from hf_neuronselect.training.sft import train_adapter
+
+logger = logging.getLogger("avoid")
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "recipes" / "tiny_mona.yaml"
+WANTED, UNWANTED = "gsm8k", "mbpp"
+PLAIN, AVOID, BOTH, RANDOM = "gsm8k", "gsm8k, avoiding mbpp", "gsm8k and mbpp", "random"
+RATIO, STEPS, SEEDS = 0.05, 40, (0, 1, 2)
+T95 = 4.303  # two-sided, 2 degrees of freedom
+METHODS = ("mona", "hidden", "bm25")
+
+
+def with_interval(values: np.ndarray) -> dict[str, float]:
+    """Mean of the seeds and its 95 % interval."""
+    mean, half = float(values.mean()), float(T95 * values.std(ddof=1) / np.sqrt(len(values)))
+    return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+
+
+def verdict(losses: Mapping[str, Mapping[str, np.ndarray]], base: Mapping[str, float], arm: str) -> dict[str, Any]:
+    """Whether an arm's rows mend what gsm8k picks do to mbpp: see above.
+
+    Args:
+        losses: arm -> data -> loss by seed. base: data -> loss of the untouched model.
+    """
+    rise = with_interval(losses[PLAIN][UNWANTED] - base[UNWANTED])
+    mended = with_interval(losses[PLAIN][UNWANTED] - losses[arm][UNWANTED])
+    gain = with_interval(base[WANTED] - losses[arm][WANTED])
+    kept = gain["mean"] / float(np.mean(base[WANTED] - losses[PLAIN][WANTED]))
+    if rise["low"] <= 0:
+        word = "nothing to mend"
+    elif mended["low"] > 0:
+        word = "mends" if kept >= 0.5 else "mends at too high a price"
+    else:
+        word = "makes it worse" if mended["high"] < 0 else "nothing is shown"
+    return {"rise": rise, "mended": mended, "gain": gain, "gain_kept": round(kept, 3), "verdict": word}
+
+
+def picks(pool: Dataset, targets: Mapping[str, Dataset], store: FeatureStore, extractor: Any) -> list[dict[str, Any]]:
+    """Sources of the picks: without ``--avoid``, with it, and by the plain difference."""
+    related, source = places.related_sources(), np.asarray(pool["source"])
+    found = []
+    for method in METHODS:
+        for one, other in ((WANTED, UNWANTED), (UNWANTED, WANTED)):
+
+            def select(target: str, avoid: str | None, method: str = method) -> Any:
+                avoided = None if avoid is None else {avoid: targets[avoid]}
+                selector = NeuronSelector(method).fit({target: targets[target]}, avoid=avoided, extractor=extractor)
+                return selector.select(pool, ratio=RATIO, features=store)
+
+            plain, less = select(one, None), select(one, other)
+            raw = plain.scores.column("score").to_numpy(zero_copy_only=False)
+            lost = less.scores.column(f"avoided_{other}").to_numpy(zero_copy_only=False)
+            free = np.asarray([why is None for why in less.scores.column("excluded").to_pylist()])
+            difference = np.where(free, standardised(raw) - standardised(lost), -np.inf)
+            rows = {"plain": plain.indices, "avoid": less.indices,
+                    "difference": np.argsort(-difference, kind="stable")[: len(less)]}  # fmt: skip
+            for rule, indices in rows.items():
+                shares = {name: round(float(np.isin(source[indices], related[of]).mean()), 3)
+                          for name, of in (("right", one), ("avoided", other))}  # fmt: skip
+                found.append({"method": method, "target": one, "avoided_target": other, "rule": rule, **shares})
+    return found
+
+
+def arms(
+    pool: Dataset, targets: Mapping[str, Dataset], store: FeatureStore, extractor: Any, seed: int
+) -> dict[str, Any]:
+    """Row numbers of each set of rows; only random ones depend on the seed."""
+    wanted, both = {WANTED: targets[WANTED]}, {name: targets[name] for name in (WANTED, UNWANTED)}
+    fitted = {
+        PLAIN: NeuronSelector("mona").fit(wanted, extractor=extractor),
+        AVOID: NeuronSelector("mona").fit(wanted, avoid={UNWANTED: targets[UNWANTED]}, extractor=extractor),
+        BOTH: NeuronSelector("mona").fit(both, extractor=extractor),
+    }
+    found = {arm: one.select(pool, ratio=RATIO, features=store).indices for arm, one in fitted.items()}
+    return found | {RANDOM: NeuronSelector("random", seed=seed).fit(both).select(pool, ratio=RATIO).indices}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for signals and adapters")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "avoid.json")
+    args = parser.parse_args()
+    plain_logging(logger)
+    warnings.simplefilter("ignore")
+    started, spent = time.perf_counter(), time.process_time()
+    recipe = read_recipe(RECIPE)
+    settings = {key: value for key, value in dict(recipe["train"]).items() if key not in ("controls", "save_steps")}
+    settings |= {"max_steps": STEPS, "save_strategy": "no", "disable_tqdm": True}
+    length = int(recipe["select"]["max_length"])
+    pool, targets = bundled.pool(), bundled.targets()
+    extractor = bundled.extractor(features=("mona", "hidden"), max_length=length)
+    write_store(pool, extractor, args.work / "store", pool_about={})
+    store = FeatureStore(args.work / "store")
+    sources = picks(pool, targets, store, extractor)
+    logger.info("picks compared: %.0f s", time.perf_counter() - started)
+
+    adapters: dict[str, Path] = {}
+    rows: dict[str, np.ndarray] = {}
+    for seed in SEEDS:
+        for arm, indices in arms(pool, targets, store, extractor, seed).items():
+            name = f"{arm}, seed {seed}"
+            folder = args.work / name.replace(", ", "-").replace(" ", "_")
+            if not (folder / TRAINING_RECORD).is_file():
+                picked = pool.select(indices).flatten_indices()
+                train_adapter(picked, folder, TrainConfig.from_section(settings | {"seed": seed}))
+                logger.info("%s: %.0f s", name, time.perf_counter() - started)
+            adapters[name], rows[name] = folder, indices
+    trained = pool.select(np.unique(np.concatenate(list(rows.values())))).flatten_indices()
+    held_out = {name: load_rows(str(ROOT / "recipes" / "data" / f"{name}_held_out.jsonl")).data
+                for name in (WANTED, UNWANTED)}  # fmt: skip
+    found = evaluate_models(base_source(None), adapters, held_out, trained=[trained], max_length=length)
+    by_model = {(row.model, row.data): row.value for row in found}
+    base = {name: by_model[BASE, name] for name in held_out}
+    losses = {
+        arm: {name: np.asarray([by_model[f"{arm}, seed {seed}", name] for seed in SEEDS]) for name in held_out}
+        for arm in (PLAIN, AVOID, BOTH, RANDOM)
+    }
+    source = np.asarray(pool["source"])
+    write_json(args.out, {
+        "machine": machine(torch.device("cpu")), "recipe": RECIPE.name, "settings": settings, "ratio": RATIO, "seeds": SEEDS,
+        "pool": len(pool), "rows": {name: len(indices) for name, indices in rows.items()},
+        "held_out": {row.data: {"rows": row.rows, "taken_out": row.taken_out} for row in found if row.model == BASE},
+        "picks": sources, "base": base,
+        "losses": {arm: {name: {"by_seed": values.tolist(), **with_interval(values)} for name, values in of.items()}
+                   for arm, of in losses.items()},
+        "common_rows": {arm: len(np.intersect1d(rows[f"{PLAIN}, seed 0"], rows[f"{arm}, seed 0"])) for arm in losses},
+        "sources": {arm: dict(sorted(zip(*(part.tolist() for part in np.unique(
+            source[rows[f"{arm}, seed 0"]], return_counts=True)), strict=True), key=lambda one: -one[1])[:6])
+            for arm in losses},
+        "verdicts": {arm: verdict(losses, base, arm) for arm in (AVOID, BOTH, RANDOM)},
+        "wall_seconds": round(time.perf_counter() - started), "cpu_seconds": round(time.process_time() - spent),
+    })  # fmt: skip
+    logger.info("%s", json.dumps({arm: verdict(losses, base, arm)["verdict"] for arm in (AVOID, BOTH, RANDOM)}))
+
+
+if __name__ == "__main__":
+    main()
