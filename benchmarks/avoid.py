@@ -2,7 +2,7 @@
 
     python benchmarks/avoid.py --work FOLDER --out benchmarks/avoid.json
 
-Fine-tuning on rows picked for GSM8K makes MBPP worse (docs/benchmarks.md). ``recipes/tiny_mona.yaml`` is run, with 40 steps, on
+Fine-tuning on rows picked for GSM8K makes MBPP worse (docs/benchmarks.md). ``recipes/tiny_mona.yaml`` is run, with 30 steps, on
 rows picked for gsm8k, for gsm8k with mbpp avoided at the default weight 1, for both as targets, and at random (drawn anew for
 each seed, without the exemplars of either task). Other things are equal: base, number of rows, steps, learning rate. Losses are on
 the recipe's 200 held-out answers of each task; answers whose question is in any set of rows are removed for all.
@@ -15,7 +15,7 @@ over the three seeds, 95 %. They say how sure a difference is for these rows and
   gsm8k is at least half of what gsm8k picks gain. If the gain is less, it mends at too high a price.
 - It makes it worse if that interval lies below 0. Otherwise nothing is shown.
 
-Before that, ``picks`` compares the rule of ``--avoid`` with the plain difference of standardised scores: the share of picked rows
+``picks`` compares the rule of ``--avoid`` with the plain difference of standardised scores: the share of picked rows
 from sources that count as right for the target, and for the avoided target, by method, in both directions.
 
 A run that was stopped goes on: signals and adapters stay in ``--work``.
@@ -55,7 +55,7 @@ ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "tiny_mona.yaml"
 WANTED, UNWANTED = "gsm8k", "mbpp"
 PLAIN, AVOID, BOTH, RANDOM = "gsm8k", "gsm8k, avoiding mbpp", "gsm8k and mbpp", "random"
-RATIO, STEPS, SEEDS = 0.05, 40, (0, 1, 2)
+RATIO, STEPS, SEEDS = 0.05, 30, (0, 1, 2)
 T95 = 4.303  # two-sided, 2 degrees of freedom
 METHODS = ("mona", "hidden", "bm25")
 
@@ -85,7 +85,7 @@ def verdict(losses: Mapping[str, Mapping[str, np.ndarray]], base: Mapping[str, f
     return {"rise": rise, "mended": mended, "gain": gain, "gain_kept": round(kept, 3), "verdict": word}
 
 
-def picks(pool: Dataset, targets: Mapping[str, Dataset], store: FeatureStore, extractor: Any) -> list[dict[str, Any]]:
+def picks(pool: Dataset, targets: Mapping[str, Dataset], store: FeatureStore) -> list[dict[str, Any]]:
     """Sources of the picks: without ``--avoid``, with it, and by the plain difference."""
     related, source = places.related_sources(), np.asarray(pool["source"])
     found = []
@@ -94,7 +94,7 @@ def picks(pool: Dataset, targets: Mapping[str, Dataset], store: FeatureStore, ex
 
             def select(target: str, avoid: str | None, method: str = method) -> Any:
                 avoided = None if avoid is None else {avoid: targets[avoid]}
-                selector = NeuronSelector(method).fit({target: targets[target]}, avoid=avoided, extractor=extractor)
+                selector = NeuronSelector(method).fit({target: targets[target]}, avoid=avoided)
                 return selector.select(pool, ratio=RATIO, features=store)
 
             plain, less = select(one, None), select(one, other)
@@ -117,9 +117,9 @@ def arms(
     """Row numbers of each set of rows; only random ones depend on the seed."""
     wanted, both = {WANTED: targets[WANTED]}, {name: targets[name] for name in (WANTED, UNWANTED)}
     fitted = {
-        PLAIN: NeuronSelector("mona").fit(wanted, extractor=extractor),
-        AVOID: NeuronSelector("mona").fit(wanted, avoid={UNWANTED: targets[UNWANTED]}, extractor=extractor),
-        BOTH: NeuronSelector("mona").fit(both, extractor=extractor),
+        PLAIN: NeuronSelector("mona").fit(wanted),
+        AVOID: NeuronSelector("mona").fit(wanted, avoid={UNWANTED: targets[UNWANTED]}),
+        BOTH: NeuronSelector("mona").fit(both),
     }
     found = {arm: one.select(pool, ratio=RATIO, features=store).indices for arm, one in fitted.items()}
     return found | {RANDOM: NeuronSelector("random", seed=seed).fit(both).select(pool, ratio=RATIO).indices}
@@ -141,20 +141,20 @@ def main() -> None:
     extractor = bundled.extractor(features=("mona", "hidden"), max_length=length)
     write_store(pool, extractor, args.work / "store", pool_about={})
     store = FeatureStore(args.work / "store")
-    sources = picks(pool, targets, store, extractor)
-    logger.info("picks compared: %.0f s", time.perf_counter() - started)
+    targets = {name: targets[name].map(extractor, batched=True) for name in (WANTED, UNWANTED)}
+    logger.info("signals: %.0f s", time.perf_counter() - started)
 
     adapters: dict[str, Path] = {}
     rows: dict[str, np.ndarray] = {}
-    for seed in SEEDS:
-        for arm, indices in arms(pool, targets, store, extractor, seed).items():
-            name = f"{arm}, seed {seed}"
-            folder = args.work / name.replace(", ", "-").replace(" ", "_")
-            if not (folder / TRAINING_RECORD).is_file():
-                picked = pool.select(indices).flatten_indices()
-                train_adapter(picked, folder, TrainConfig.from_section(settings | {"seed": seed}))
-                logger.info("%s: %.0f s", name, time.perf_counter() - started)
-            adapters[name], rows[name] = folder, indices
+    found_rows = {seed: arms(pool, targets, store, seed) for seed in SEEDS}
+    for arm, seed in [(arm, seed) for arm in (PLAIN, AVOID, RANDOM, BOTH) for seed in SEEDS]:
+        name, indices = f"{arm}, seed {seed}", found_rows[seed][arm]
+        folder = args.work / name.replace(", ", "-").replace(" ", "_")
+        if not (folder / TRAINING_RECORD).is_file():
+            picked = pool.select(indices).flatten_indices()
+            train_adapter(picked, folder, TrainConfig.from_section(settings | {"seed": seed}))
+            logger.info("%s: %.0f s", name, time.perf_counter() - started)
+        adapters[name], rows[name] = folder, indices
     trained = pool.select(np.unique(np.concatenate(list(rows.values())))).flatten_indices()
     held_out = {name: load_rows(str(ROOT / "recipes" / "data" / f"{name}_held_out.jsonl")).data
                 for name in (WANTED, UNWANTED)}  # fmt: skip
@@ -170,7 +170,7 @@ def main() -> None:
         "machine": machine(torch.device("cpu")), "recipe": RECIPE.name, "settings": settings, "ratio": RATIO, "seeds": SEEDS,
         "pool": len(pool), "rows": {name: len(indices) for name, indices in rows.items()},
         "held_out": {row.data: {"rows": row.rows, "taken_out": row.taken_out} for row in found if row.model == BASE},
-        "picks": sources, "base": base,
+        "picks": picks(pool, targets, store), "base": base,
         "losses": {arm: {name: {"by_seed": values.tolist(), **with_interval(values)} for name, values in of.items()}
                    for arm, of in losses.items()},
         "common_rows": {arm: len(np.intersect1d(rows[f"{PLAIN}, seed 0"], rows[f"{arm}, seed 0"])) for arm in losses},
