@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+
 from ..core.errors import NeuronSelectError
 from ..core.options import opt
 from ..signals.columns import RowBatch
