@@ -42,6 +42,7 @@ K = 192
 BLOCK_TOKENS = {"1B": 4096, "8B": 2048, "70B": 768}
 REPEATS = 5
 CHECKPOINTS, WARMUP_SHARE, LORA_RANK, PROJECTED = 4, 0.05, 128, 8192  # LESS, arXiv 2402.04333
+SKETCH_BYTES, ADAM_BYTES, BANDWIDTH = 16, 12, 2e12  # moved for a coordinate: gradient, bucket, sign; moments and step
 RATING_PROMPTS, RATING_TOKENS = 5, 120  # SelectIT, arXiv 2402.16705; the tokens of a rating prompt are our count
 
 
@@ -174,13 +175,24 @@ def flops_a_row(shape: Shape, tokens: float, length: float) -> dict[str, float]:
     # The backward pass of a frozen weight is one product (the input's gradient), not two; LoRA's own are small.
     trained = 2 * whole + 3 * 2 * shape.lora * tokens
     rated = tokens + RATING_TOKENS
+    less = WARMUP_SHARE * 4 * trained + CHECKPOINTS * trained
     return {
         "mona": forward(shape.blocks - 1) + tokens * 2 * shape.d * shape.latents,
         "nait": whole,
         "RDS+": whole,
-        "LESS": WARMUP_SHARE * 4 * trained + CHECKPOINTS * (trained + 2 * shape.lora * PROJECTED),
+        "LESS": less + CHECKPOINTS * 14 * shape.lora,
+        "LESS, dense projection": less + CHECKPOINTS * 2 * shape.lora * PROJECTED,
+        "GIST": WARMUP_SHARE * trained + trained + 4 * shape.lora,
         "SelectIT": RATING_PROMPTS * forward(shape.blocks, rated, length + RATING_TOKENS),
     }  # fmt: skip
+
+
+def moving_seconds(shape: Shape) -> dict[str, float]:
+    """Seconds a row that a GPU spends on memory for the sketch, which computes next to nothing."""
+    return {
+        "LESS": CHECKPOINTS * shape.lora * (SKETCH_BYTES + ADAM_BYTES) / BANDWIDTH,
+        "GIST": shape.lora * SKETCH_BYTES / BANDWIDTH,
+    }
 
 
 def bytes_a_row(shape: Shape, found: dict[str, float], drift: float) -> dict[str, float]:
@@ -193,7 +205,9 @@ def bytes_a_row(shape: Shape, found: dict[str, float], drift: float) -> dict[str
         "nait": 4 * shape.blocks * shape.d * drift,
         "nait, one capability": 4.0 * shape.blocks,
         "RDS+": 4.0 * shape.d,
-        "LESS": 2.0 * PROJECTED * CHECKPOINTS,
+        "LESS": (2.0 * PROJECTED + 4) * CHECKPOINTS,
+        "LESS, dense projection": (2.0 * PROJECTED + 4) * CHECKPOINTS,
+        "GIST": 2.0 * PROJECTED + 4,
         "SelectIT": 4.0,
     }
 
@@ -235,9 +249,11 @@ def page(result: dict[str, Any]) -> str:
         f"nonzero; NAIT drifts compress to {result['drift_ratio']:.2f} of their float32 bytes. MoNA's nonzeros at K = {K} "
         "are estimated from the share of distinct latents in the bundled SAE.",
         "- *Counted*: operations of each method, following its paper, 2 per weight and token. LESS: a warm-up on 5 % for 4 epochs, then "
-        "one forward and backward pass per row at each of 4 checkpoints, and a projection of the LoRA gradient to 8,192. SelectIT: 5 "
+        f"one forward and backward pass per row at each of 4 checkpoints, and a CountSketch of the LoRA gradient to 8,192, which moves "
+        f"{SKETCH_BYTES + ADAM_BYTES} bytes a coordinate with Adam's step and {SKETCH_BYTES} without; or the paper's dense projection, if it is not a sketch. GIST: one "
+        "epoch, one checkpoint, no Adam. The warm-up is counted by row of the pool. SelectIT: 5 "
         f"rating prompts per row, {RATING_TOKENS} tokens each, one model (the paper uses several). RDS+ and NAIT: one forward pass.",
-        f"- *Assumed*: a GPU sustains {rate / 1e12:,.0f} TFLOP/s in bf16 ({assumed['reason']}), costs ${price:.2f} an hour, and extraction "
+        f"- *Assumed*: a GPU sustains {rate / 1e12:,.0f} TFLOP/s in bf16 ({assumed['reason']}) and moves {BANDWIDTH / 1e12:.0f} TB/s, costs ${price:.2f} an hour, and extraction "
         f"takes {over['mona']:.2f} (mona) and {over['nait']:.2f} (nait) times its floor ({assumed['over_floor_reason']}). For your own figures: "
         "`python benchmarks/scale.py --flops 5e14 --dollars 2`.",
         "",
@@ -250,7 +266,8 @@ def page(result: dict[str, Any]) -> str:
         ]  # fmt: skip
         kept = result["bytes_a_row"][name]
         for method, flops in result["flops_a_row"][name].items():
-            hours = [flops * rows * over.get(method, 1.0) / rate / 3600 for rows in ROWS]
+            each = flops * over.get(method, 1.0) / rate + moving_seconds(SHAPES[name]).get(method, 0.0)
+            hours = [each * rows / 3600 for rows in ROWS]
             cells = [human(flops, ("flop", "kflop", "Mflop", "Gflop", "Tflop", "Pflop"))]
             cells += [f"{h:,.0f}" if h >= 100 else f"{h:.3g}" for h in hours] + [f"{h * price:,.0f}" for h in hours]
             cells += _sizes(kept[method])
@@ -269,7 +286,8 @@ def _sizes(each: float) -> list[str]:
 def _peers_lines(result: dict[str, Any]) -> list[str]:
     ours, less = result["flops_a_row"]["8B"]["mona"], result["flops_a_row"]["8B"]["LESS"]
     return [
-        f"LESS needs {less / ours:.1f} times MoNA's operations at 8B, whatever the quality of either implementation; "
+        f"LESS needs {less / ours:.1f} times MoNA's operations at 8B, whatever the quality of either implementation, and "
+        f"{result['flops_a_row']['8B']['LESS, dense projection'] / ours:.1f} times with a dense projection; "
         "`benchmarks/peers.json` has both timed on the bundled model. For a new target LESS needs the gradients of its "
         "exemplars, the other methods a forward pass over them; scoring stored rows is one sweep (`benchmarks/scoring.json`).",
     ]  # fmt: skip
@@ -289,6 +307,7 @@ def main() -> None:
         result = measured_result(args.pool, args.store)
     else:
         result = json.loads(args.out.read_text())
+        result |= counted(result["rows"], result["drift_ratio"])
     extraction = json.loads((Path(__file__).parent / "extraction_float32.json").read_text())
     result["assumed"] = {
         "sustained_flops": args.flops,
@@ -319,10 +338,16 @@ def measured_result(pool: Path, store: Path) -> dict[str, Any]:
         logger.info("%s: %s", name, measured[name])
     drift = drift_ratio()
     return {
-        "machine": about, "rows": found, "measured": measured, "drift_ratio": drift,
+        "machine": about, "rows": found, "measured": measured, "drift_ratio": drift, **counted(found, drift),
+    }  # fmt: skip
+
+
+def counted(found: dict[str, float], drift: float) -> dict[str, Any]:
+    """Operations and bytes of each model and method."""
+    return {
         "flops_a_row": {name: flops_a_row(s, found["tokens"], found["length"]) for name, s in SHAPES.items()},
         "bytes_a_row": {name: bytes_a_row(s, found, drift) for name, s in SHAPES.items()},
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":
