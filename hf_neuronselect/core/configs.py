@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import NeuronSelectError
-from .options import Dtype, ExtractionOptions, Options, opt
+from .options import AUTO, Dtype, ExtractionOptions, Options, opt
 from .spread import Spread
 
 POOL_HELP = "File, folder, Hub id org/name[@revision][:config[:split]], or bundled:pool."
@@ -136,6 +136,13 @@ class SelectConfig(TargetOptions, PickOptions, ExtractionOptions, HubOptions):
 
     pool: str = opt(help=POOL_HELP)
     out: Path = opt(help="Selection folder to write.", moves=False)
+    held_out: str | None = opt(
+        None, "Held-out rows of the target: with ratio auto, short trainings choose by their loss."
+    )
+    train: dict[str, Any] = opt(
+        default_factory=dict, help="Key of TRL's SFTConfig or of LoRA, for held_out; default 50 steps; repeatable.",
+        metavar="KEY=VALUE",
+    )  # fmt: skip
     features: Path | None = opt(None, "Feature store of this pool: no forward pass over it.", moves=False)
     streaming: bool = opt(False, "Read the pool as a stream; memory is O(selected).", moves=False)
     messages: bool = opt(
@@ -145,6 +152,15 @@ class SelectConfig(TargetOptions, PickOptions, ExtractionOptions, HubOptions):
         True, "Show beginnings of rows in the card and the report.", flag="examples/no-examples", moves=False
     )
     push_to_hub: str | None = opt(None, "Dataset repository to push the selection to.", moves=False)
+
+    def check(self) -> None:
+        super().check()
+        if self.held_out is not None and self.ratio != AUTO:
+            raise NeuronSelectError("chooses a ratio by training: add --ratio auto, or remove it", option="held_out",
+                                    value=self.held_out)  # fmt: skip
+        if self.train and self.held_out is None:
+            raise NeuronSelectError("is for trainings that choose the ratio: add --held-out ROWS", option="train",
+                                    value=next(iter(self.train)))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -196,6 +196,16 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShortRun:
+    """A training on the best rows of a pool, and the loss of held-out answers after it, in nats a token."""
+
+    share: float
+    rows: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class AutoRatio:
     """How ``ratio="auto"`` was resolved.
 
@@ -203,6 +213,7 @@ class AutoRatio:
         ratio: what is kept, in (0, 1].
         estimates: proxy -> the share it names. absent: proxy -> why it names none.
         shares: shares of the pool that were looked at, ascending. curves: proxy -> its value at each of them.
+        runs: trainings that decided, in their order, if there were any. settings: TRL's keys that they had.
     """
 
     ratio: float
@@ -210,12 +221,17 @@ class AutoRatio:
     absent: dict[str, str] = field(default_factory=dict)
     shares: tuple[float, ...] = ()
     curves: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    runs: tuple[ShortRun, ...] = ()
+    settings: dict[str, Value] | None = None
 
     @property
     def line(self) -> str:
         """In one line: the ratio and what names it."""
-        named = [f"{name} {share:g}" for name, share in self.estimates.items()]
-        return f"{self.ratio:g}, estimated by {', '.join(named)}"
+        named = ", ".join(f"{name} {share:g}" for name, share in self.estimates.items())
+        if not self.runs:
+            return f"{self.ratio:g}, estimated by {named}"
+        last = [f"{run.loss:.3f} at {run.share:g}" for run in self.runs if run.steps == self.runs[-1].steps]
+        return f"{self.ratio:g}, by the held-out loss of short trainings ({', '.join(last)}); scores alone: {named}"
 
 
 # -------------------------------------------------------------------------------------- what came of it

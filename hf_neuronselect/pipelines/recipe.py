@@ -87,6 +87,8 @@ def control_config(config: SelectConfig, method: str, out: Path, picked: int) ->
         k=k,
         max_tokens=max_tokens,
         threshold=None,
+        held_out=None,
+        train={},
         features=None if chosen.signals else config.features,
         push_to_hub=None,
         out=out,

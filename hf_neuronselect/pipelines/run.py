@@ -320,7 +320,7 @@ def _scoring_model(select: SelectConfig | None, given: TrainingRows | None) -> t
 
 def _read_by(config: SelectConfig) -> list[str]:
     """The content of all that decides a selection: rows, models, stored signals, saved capabilities."""
-    found = [_rows(config.pool, config.streaming)]
+    found = [_rows(config.pool, config.streaming), *([_rows(config.held_out)] if config.held_out else [])]
     named = [*named_specs(config.target, "target").values(), *named_specs(config.avoid, "avoid").values()]
     for spec in named:
         if spec.startswith(CAPABILITY):

@@ -72,6 +72,12 @@ def prepare(config: SelectConfig, *, like: Job | None = None) -> Job:
     if config.ratio == AUTO:
         several = len(capability.targets if capability else specs) if chosen.method.needs_target else 1
         check_auto(chosen.method, several, config.streaming)
+    if config.held_out is not None:
+        from .auto_train import check_short_runs  # heavy
+
+        if capability is not None and config.model is None:
+            raise NeuronSelectError("name the model that is trained: --model", option="held_out", value=config.held_out)
+        check_short_runs(config)
     texts = config.columns.values()
     rows = like.rows if like else load_rows(config.pool, streaming=config.streaming, texts=texts)
     check_whole(rows.data, avoid or (capability.avoided if capability else ()))
@@ -88,6 +94,10 @@ def prepare(config: SelectConfig, *, like: Job | None = None) -> Job:
 def finish(config: SelectConfig, job: Job, *, say: Say = quiet, note: Say = quiet) -> Selection:
     """Select, write and push, and say so."""
     selection = job.select(config)
+    if config.held_out is not None:
+        from .auto_train import by_short_runs  # heavy
+
+        selection = by_short_runs(selection, config, note)
     selection.save_pretrained(config.out, messages=config.messages, examples=config.examples)
     report(selection, config, say=say, note=note)
     if config.push_to_hub is not None:

@@ -26,7 +26,8 @@ EVERY = [(command, name) for command, kind in CONFIGS.items() for name in option
 # Values of options that not every text or number is a value of.
 _OF = {"ratio": 0.25, "shard": "1/3", "method_option": {"metric": "cosine", "times": 2.5, "on": True}}
 # Options that belong to another one.
-_WITH = {"weight": {"aggregate": "weighted"}, "avoid_weight": {"avoid": ("a=x y",)}}
+_WITH: dict[str, dict[str, Any]] = {"weight": {"aggregate": "weighted"}, "avoid_weight": {"avoid": ("a=x y",)}}
+_OF_SELECT = {"held_out": {"ratio": "auto"}, "train": {"ratio": "auto", "held_out": "held.jsonl"}}
 
 
 def other(option: Option) -> Any:
@@ -71,4 +72,5 @@ def needed(command: str, name: str) -> dict[str, Any]:
     values = {one.name: other(one) for one in options_of(CONFIGS[command]).values() if one.required}
     if command == "evaluate" and name not in ("data", "tasks"):
         values["data"] = ("held.jsonl",)
-    return {key: value for key, value in (values | _WITH.get(name, {})).items() if key != name}
+    beside = _WITH.get(name, {}) | (_OF_SELECT.get(name, {}) if command == "select" else {})
+    return {key: value for key, value in (values | beside).items() if key != name}

@@ -21,7 +21,7 @@ class Line:
     Attributes:
         value: not the default; ``{files}`` and ``{commit}`` are filled in. beside: options set in both runs.
         changes: what differs from the run without it: ``scores``, ``picks``, ``identity`` (a number may not move on
-            this machine) or ``nothing``.
+            this machine), ``record`` (a training decides whether picks do) or ``nothing``.
         record: path in ``selection.json``, and what is there. printed: words of the card's command.
         hub: whether it needs the Hub.
     """
@@ -38,6 +38,7 @@ NAIT, HIDDEN, FREE = {"method": "nait"}, {"method": "hidden"}, {"k": None}
 TWO = {"target": ("t={files}/t.jsonl", "u={files}/u.jsonl")}
 EMBEDDED = {"method": "encoder", "encoder": "{files}/embedder"}
 ADAPTED = {"method": "llm2vec", "mntp_adapter": "{files}/mntp", "sae": None}
+ESTIMATED = {"pool": "{files}/many.jsonl", "k": None, "ratio": "auto"}
 PUSHED = {"push_to_hub": "me/rows"}
 
 
@@ -63,6 +64,9 @@ LINES = {
     "k": Line(7, "picks", ("budget", {"k": 7}), ("--k", "7"), FREE),
     "threshold": Line(0.2, "picks", ("budget", {"threshold": 0.2}), ("--threshold", "0.2"), FREE),
     "max_tokens": Line(90, "picks", ("budget", {"max_tokens": 90}), ("--max-tokens", "90"), FREE),
+    "held_out": Line("{files}/u.jsonl", "record", ("auto.settings", {"max_steps": 50, "seed": 0}), ("--ratio",), ESTIMATED),
+    "train": Line({"max_steps": "4"}, "record", ("auto.settings", {"max_steps": 4, "seed": 0}), ("--ratio",),
+                  ESTIMATED | {"held_out": "{files}/u.jsonl"}),
     "source_share": Line(0.3, "picks", ("spread.source_share", 0.3), ("--source-share", "0.3")),
     "source_column": Line("id", "picks", ("spread.source_column", "id"), ("--source-column", "id"), {"source_share": 0.3}),
     "drop_near_copies": Line(True, "picks", ("spread.drop_near_copies", True), ("--drop-near-copies",),
