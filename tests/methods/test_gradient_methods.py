@@ -246,6 +246,15 @@ def test_a_store_keeps_16_kb_a_row_and_checkpoint(folder: str, tmp_path: Path) -
     assert scored(made, features=FeatureStore(tmp_path / "store")).tolist() == scored(made).tolist()
 
 
+def test_two_processes_make_the_same_store(folder: str, tmp_path: Path) -> None:
+    made = selector(folder, "less")
+    signals = made.extractor.with_features(made.method.signals)
+    for number in (1, 2):
+        write_store(POOL, signals, tmp_path / str(number), pool_about={}, shard_rows=8, num_workers=number)
+    one, two = (scored(made, features=FeatureStore(tmp_path / str(number))) for number in (1, 2))
+    assert one.tolist() == two.tolist()
+
+
 # ------------------------------------------------------------------------------------------ bad input
 def refused(run: Any) -> str:
     with pytest.raises(NeuronSelectError) as caught:
