@@ -26,6 +26,7 @@ from . import (  # noqa: F401 (imported to register themselves)
     llm2vec,
     longest,
     matched_random,
+    mates,
     mona,
     nag,
     nait,

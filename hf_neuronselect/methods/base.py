@@ -50,6 +50,7 @@ class Method(ABC):
         not_saved: why what :meth:`fit` keeps is never saved, as words after "it"; "" where it is.
         judges_others: whether it can score rows that are not in the pool it has observed.
         grades: whether a score says how good a row is; False of controls, whose scores are draws, places or lengths.
+        fits_once: whether a fit is too dear for comparisons to repeat it on resampled exemplars.
     """
 
     name: ClassVar[str]
@@ -65,6 +66,7 @@ class Method(ABC):
     not_saved: ClassVar[str] = ""
     judges_others: ClassVar[bool] = True
     grades: ClassVar[bool] = True
+    fits_once: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for option in options_of(type(self)).values():

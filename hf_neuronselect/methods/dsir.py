@@ -15,7 +15,7 @@ from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.options import opt
 from ..signals.columns import RowBatch, SparseRows
 from .base import PoolMethod, Scorer, Target, register_method
-from .random import uniform
+from .random import gumbel
 
 BUCKETS = 10_000
 MOST = 100_000 * BUCKETS
@@ -104,8 +104,7 @@ class Dsir(PoolMethod):
             ngrams = hashed(rows["words"])
             weights, _ = products(ngrams, table)
             if self.gumbel:
-                chance = np.maximum(uniform(self.seed, rows.index), 2.0**-54)
-                weights -= np.log(-np.log(chance))[:, None]
+                weights += gumbel(self.seed, rows.index)[:, None]
             weights[_words(ngrams) < self.min_words] = np.nan
             return {name: np.ascontiguousarray(weights[:, i]) for i, name in enumerate(targets)}
 

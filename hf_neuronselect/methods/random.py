@@ -33,6 +33,14 @@ def uniform(seed: int, rows: np.ndarray) -> np.ndarray:
     return (bits >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
+def gumbel(seed: int, rows: np.ndarray) -> np.ndarray:
+    """Standard Gumbel noise for each row number, ``-log(-log u)``: float64 ``[n]``.
+
+    Rows with the largest ``log w + noise`` are a draw without replacement by the weights w.
+    """
+    return -np.log(-np.log(np.maximum(uniform(seed, rows), 2.0**-54)))
+
+
 def _splitmix64(x: np.ndarray) -> np.ndarray:
     """A bijection of 64-bit numbers that looks random (Steele et al., OOPSLA 2014)."""
     with np.errstate(over="ignore"):

@@ -270,9 +270,9 @@ def _costs(selection: Selection) -> dict[str, Any]:
 
 
 def _resampled(job: Job, target: str, config: CompareConfig) -> list[np.ndarray]:
-    """Picks with exemplars drawn again, with replacement: none for methods without a target, or that refuse so few."""
-    data = job.targets[target].data
-    if not config.resamples or not job.chosen.method.needs_target or not isinstance(data, Dataset):
+    """Picks with exemplars drawn again, with replacement: none of methods without a target, fitted once, or that refuse so few."""
+    data, method = job.targets[target].data, job.chosen.method
+    if not config.resamples or not method.needs_target or method.fits_once or not isinstance(data, Dataset):
         return []
     draw = np.random.default_rng(config.seed)
     selector = job.chosen.selector()

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.provenance import CapabilityRecord, TargetRecord
+from ..core.ranks import spearman
 from ..methods.base import Method, Scorer, Target
 from ..pickers.base import row_scores
 from ..signals.columns import RowBatch
@@ -146,18 +147,6 @@ class Doubts:
             f"the scores of {self.method.name} follow the rows' length (rank correlation {correlation:.2f}): compare with "
             f"{control} before you believe them"
         ]
-
-
-def spearman(one: np.ndarray, other: np.ndarray) -> float:
-    """Rank correlation, ties shared; 0 where one of them is constant."""
-    a, b = _ranks(one), _ranks(other)
-    spread = float(a.std() * b.std()) if len(a) else 0.0
-    return float(np.mean((a - a.mean()) * (b - b.mean())) / spread) if spread > 0 else 0.0
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[where]
 
 
 def _half(name: str, i: int) -> str:

@@ -40,6 +40,7 @@ from . import (  # noqa: F401 (registers the signals and engines)
     intervention,
     judge,
     loss,
+    probe,
     rating,
     text,
 )

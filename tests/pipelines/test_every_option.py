@@ -181,7 +181,9 @@ def hashes(files: Path) -> dict[str, Path]:
     }
     found |= {
         f"content:{model_hash(files / name)}": files / name
-        for name in ("model", "model-2", "moe", "mntp", "mntp-2", "reward", "reward-2", "unieval", "unieval-2")
+        for kind in ("model", "moe", "mntp", "reward", "unieval", "embedder")
+        for name in (kind, f"{kind}-2")
+        if (files / name).is_dir()
     }
     found |= {f"content:{sae_hash(files / name)}": files / name for name in ("sae", "sae-2")}
     found |= {f"content:{encoder_hash(files / name)}": files / name for name in ("embedder", "embedder-2")}
@@ -356,6 +358,7 @@ VALUES = {("nait", "candidate"): "last", ("random", "seed"): 11, ("dsir", "min_w
           ("selectit", "model_3"): "{files}/model-2", ("deita", "quality_scorer"): "{files}/model-2",
           ("deita", "complexity_scorer"): "{files}/model", ("instruction-mining", "reward"): "{files}/reward-2",
           ("instruction-mining", "unieval"): "{files}/unieval-2", ("gist", "directions"): 1,
+          ("mates", "regressor"): "{files}/embedder-2", ("mates", "epochs"): 2,
           **{(name, option): value for name in ("less", "gist")
              for option, value in (("warm_up", 0.3), ("batch", 3), ("rate", 0.05))}}  # fmt: skip
 # Options that a method cannot do without.
@@ -370,6 +373,7 @@ OF: dict[Any, dict[str, str]] = {
     "instruction-mining": {"reward": "{files}/reward", "unieval": "{files}/unieval"},
     "less": {"warm_up": "0.5", "batch": "2", "rate": "0.01"},
     "gist": {"warm_up": "0.5", "batch": "2", "rate": "0.01"},
+    "mates": {"regressor": "{files}/embedder", "probes": "10", "epochs": "1"},
 }
 NEEDS = {"routing": {"model": "{files}/moe", "sae": None}, "encoder": {"encoder": "{files}/embedder"},
          "llm2vec": {"mntp_adapter": "{files}/mntp"}}  # fmt: skip

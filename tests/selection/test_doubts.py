@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_neuronselect import Method, NeuronSelector, NeuronSelectWarning, register_method
+from hf_neuronselect.core.ranks import spearman
 from hf_neuronselect.methods import METHODS, make_method
 from hf_neuronselect.methods.base import Target
 from hf_neuronselect.selection.doubts import (
@@ -25,7 +26,6 @@ from hf_neuronselect.selection.doubts import (
     _join_columns,
     _take_columns,
     _Thinned,
-    spearman,
 )
 from hf_neuronselect.signals.columns import RowBatch
 
