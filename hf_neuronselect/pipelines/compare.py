@@ -168,6 +168,7 @@ def _draws(job: Job, config: CompareConfig, folder: Path | None) -> list[tuple[S
         if seed != config.seed:
             assert job.extractor is not None
             again = _job(job.chosen.with_seed(seed), job.rows, job.targets, job.extractor)
+            again.prepare(job.extractor)
             again.store, again.marks = job.store, job.marks
             job = again
         before = None if folder is None or found else made_before(job, config, folder)

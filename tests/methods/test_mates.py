@@ -15,6 +15,7 @@ from encoders import write_encoder
 from tiny import chat, rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning
+from hf_neuronselect.core.configs import CompareConfig
 from hf_neuronselect.core.provenance import SourceRecord
 from hf_neuronselect.methods import make_method
 from hf_neuronselect.methods.mates import BERT, TEMPERATURE, Mates
@@ -23,6 +24,7 @@ from hf_neuronselect.models.loading import causal_lm_of
 from hf_neuronselect.models.pin import pin_named
 from hf_neuronselect.models.probe import Prober
 from hf_neuronselect.models.regressor import Regressor
+from hf_neuronselect.pipelines.compare import compare
 from hf_neuronselect.rows.answers import AnswerEncoder
 from hf_neuronselect.rows.leakage import exact_key
 from hf_neuronselect.rows.load import conversations_of
@@ -304,3 +306,32 @@ def test_preparing_reads_no_row(lm: NeuronFeatureExtractor, pool: Dataset, encod
     ready = prepared(method, pool, SourceRecord(), lm)
     assert "_probes" not in ready.__dict__ and ready == method
     assert len(ready.exemplar_signals[0].probes.rows) == len(pool), "200 are asked for"  # type: ignore[index, union-attr]
+
+
+def test_comparisons_fit_it_once_a_target(
+    tiny_folder: Path, pool: Dataset, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.to_json(tmp_path / "pool.jsonl")
+    for seed, name in enumerate("ab", 1):
+        rows(6, seed=seed).to_json(tmp_path / f"{name}.jsonl")
+    learned = []
+    usual = Regressor.learn
+
+    def learn(self: Regressor, *given: Any, **more: Any) -> float:
+        learned.append(given)
+        return usual(self, *given, **more)
+
+    monkeypatch.setattr(Regressor, "learn", learn)
+    found = compare(
+        CompareConfig.from_mapping(
+            {
+                "pool": str(tmp_path / "pool.jsonl"), "target": [f"{name}={tmp_path}/{name}.jsonl" for name in "ab"],
+                "model": str(tiny_folder / "model"), "methods": f"mates(regressor={encoder},probes=12,epochs=1),random",
+                "k": 8, "related": {"a": "s1", "b": "s2"}, "resamples": 3, "draws": 3, "out": str(tmp_path / "out"),
+            }
+        )
+    )  # fmt: skip
+    assert not found.failed and len(learned) == 2
+    lines = [line for line in found.lines if line.method.startswith("mates")]
+    assert [line.stand_in for line in lines] == ["tiny-encoder"] * 2
+    assert all(len(found.samples[label, target]) == 3 for label, target in found.samples if label.startswith("mates"))
