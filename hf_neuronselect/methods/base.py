@@ -106,6 +106,13 @@ class Method(ABC):
         """
         return self
 
+    def further_signals(self, exemplars: RowBatch) -> tuple[Signal, ...]:
+        """Signals that :meth:`fit` needs besides, which depend on all exemplars: :attr:`exemplar_signals` are there.
+
+        They are computed before the fit; exemplars without one are left out.
+        """
+        return ()
+
     def fit(self, exemplars: RowBatch) -> Target:
         """What to keep of a target's exemplars (all of them usable, at least one)."""
         return {}

@@ -33,6 +33,9 @@ class EachExemplar(PoolMethod):
     def observes(self) -> bool:
         return self.of.observes
 
+    def further_signals(self, exemplars: RowBatch) -> tuple[Signal, ...]:
+        return self.of.further_signals(exemplars)
+
     def fit(self, exemplars: RowBatch) -> Target:
         fitted = [self.of.fit(exemplars.take(np.asarray([i]))) for i in range(len(exemplars))]
         return {f"{i}/{name}": array for i, one in enumerate(fitted) for name, array in one.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -47,27 +48,13 @@ class Igds(Method):
     top_k: int = opt(1, "Features kept.", minimum=1)
     answer_tokens: int = opt(256, "Longest generated answer.", unit="tokens", minimum=1)
 
-    @property
-    def _gains(self) -> FeatureGains:
-        from ..signals.intervention import FeatureGains  # torch is loaded only where rows are computed
-
-        return FeatureGains(self.measure, self.answer_tokens)
-
-    @property
-    def exemplar_signals(self) -> tuple[FeatureGains, ...]:  # type: ignore[override]
-        return (self._gains,)
-
     def check(self) -> None:
         super().check()
         if self.tau > 1:
             raise NeuronSelectError("is a share of the exemplars, at most 1", option="tau", value=self.tau)
 
-    def fit(self, exemplars: RowBatch) -> Target:
-        """The features kept, best first.
-
-        Returns:
-            ``features`` int64 ``[k]``; ``gain`` float64 ``[k]``, their deltas; ``share`` float64 ``[k]``, of the exemplars in
-            which each is active.
+    def further_signals(self, exemplars: RowBatch) -> tuple[FeatureGains, ...]:
+        """The gains of the features that are recalled.
 
         Raises:
             NeuronSelectError: fewer than 2 exemplars, or no feature is active in enough of them.
@@ -77,25 +64,45 @@ class Igds(Method):
                 "features that exemplars share need at least 2 of them; 10 to 100 are usual", option="target",
                 value=f"{len(exemplars)} usable row(s)",
             )  # fmt: skip
-        active = exemplars.sparse(self._gains.name)
-        features, place, count = np.unique(active.indices, return_inverse=True, return_counts=True)
-        # A feature that is not active in an exemplar has a_f = 0 there, and so the gain 0.
-        gain = np.bincount(place, weights=active.values, minlength=len(features)) / len(exemplars)
+        return (self._gains(self._recalled(exemplars).tolist()),)
+
+    def _gains(self, features: Sequence[int] = ()) -> FeatureGains:
+        from ..signals.intervention import FeatureGains  # torch is loaded only where rows are computed
+
+        return FeatureGains(self.measure, self.answer_tokens, features)
+
+    def _recalled(self, exemplars: RowBatch) -> np.ndarray:
+        """Features that are active in at least tau of the exemplars, ascending."""
+        features, count = np.unique(exemplars.sparse("prompt_latents").indices, return_counts=True)
         share = count / len(exemplars)
-        recalled = np.flatnonzero(share >= self.tau - 1e-9)
+        recalled = features[share >= self.tau - 1e-9]
         if not len(recalled):
             raise NeuronSelectError(
                 f"no feature is active at the prompt's end in so many exemplars (the most: {share.max(initial=0):.0%}); "
                 "lower it", option="tau", value=self.tau,
             )  # fmt: skip
-        order = recalled[np.argsort(-gain[recalled], kind="stable")][: self.top_k]
-        if gain[order[0]] <= 0:
+        return recalled
+
+    def fit(self, exemplars: RowBatch) -> Target:
+        """The features kept, best first.
+
+        Returns:
+            ``features`` int64 ``[k]``; ``gain`` float64 ``[k]``, their mean gains.
+        """
+        measured = exemplars.sparse(self._gains().name)
+        # A feature that is not active in an exemplar has a_f = 0 there, and so the gain 0.
+        features, place = np.unique(measured.indices, return_inverse=True)
+        gain = np.bincount(place, weights=measured.values, minlength=len(features)) / len(exemplars)
+        kept = np.isin(features, self._recalled(exemplars))  # a part of the exemplars may recall others
+        features, gain = features[kept], gain[kept]
+        best = np.argsort(-gain, kind="stable")[: self.top_k]
+        if not (gain[best[:1]] > 0).any():
             warnings.warn(
-                f"doubling none of the {len(recalled)} features that the exemplars share improves the model's answers "
+                f"doubling none of the {len(features)} features that the exemplars share improves the model's answers "
                 f"(measure={self.measure}): the best is kept, and may have nothing to do with the task; try another measure "
                 "or SAE", NeuronSelectWarning, stacklevel=2,
             )  # fmt: skip
-        return {"features": features[order].astype(np.int64), "gain": gain[order], "share": share[order]}
+        return {"features": features[best].astype(np.int64), "gain": gain[best]}
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         latents = rows.sparse("prompt_latents")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from datasets import Dataset, IterableDataset
 
 from ..core.cost import Cost
@@ -13,8 +14,9 @@ from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.progress import track
 from ..core.provenance import SourceRecord, TargetRecord
 from ..methods.base import Method, Target
+from ..rows.formats import Row
 from ..rows.leakage import Leakage
-from ..signals.base import signals_of
+from ..signals.base import Signal, signals_of
 from ..signals.columns import RowBatch
 from .doubts import Halves, fit_watched
 from .reader import Reader, column_names
@@ -44,6 +46,7 @@ def fit_target(
         NeuronSelectError: none can be used, or signals are missing or of another extraction.
     """
     parts: list[RowBatch] = []
+    raw: list[Row] = []  # of a stream, which may run only once
     leakage, rows, reasons = Leakage(), 0, []
     total = len(data) if isinstance(data, Dataset) else None
     with track(f"exemplars of {name}", total, brief=True) as progress:
@@ -51,16 +54,21 @@ def fit_target(
             rows += len(batch)
             reasons += [skip for skip in batch.skips if skip]
             parts.append(batch.rows.only_usable())
+            raw += batch.raw or ()
             leakage |= Leakage.of(batch.conversations)
             progress.done(len(batch))
-    usable = sum(len(part) for part in parts)
+    exemplars = RowBatch.join(parts)
+    if len(exemplars) and (further := method.further_signals(exemplars)):
+        again = data if isinstance(data, Dataset) else Dataset.from_list(raw, features=data.features)
+        exemplars, more = _with_signals(exemplars, again.select(exemplars.index), further, reader)
+        reasons += more
+    usable = len(exemplars)
     if usable == 0:
         raise NeuronSelectError(
             f"no exemplar can be used ({reasons[0]}); give others", option=reader.option, value=name
         )
     if usable < rows:
         _warn(name, f"{rows - usable} of {rows} exemplars are left out ({reasons[0]}); mend or remove them")
-    exemplars = RowBatch.join(parts)
     fitted, doubts = fit_watched(method, exemplars)
     for doubt in doubts:
         _warn(name, doubt)
@@ -72,6 +80,20 @@ def fit_target(
         halves=Halves.of(name, method, exemplars) if scorable else {},
         cost=reader.cost(),
     )
+
+
+def _with_signals(
+    rows: RowBatch, data: Dataset, signals: Sequence[Signal], reader: Reader
+) -> tuple[RowBatch, list[str]]:
+    """Rows with more signals, those that have all of them, and why others have not."""
+    reading = replace(reader, names=signals, optional=(), expect={})
+    found = list(reading.read(data, bare=True))
+    more = RowBatch.join([batch.rows for batch in found])
+    kept = np.flatnonzero(more.usable)
+    both = rows.take(kept)
+    return RowBatch(both.index, both.usable, {**both.columns, **more.take(kept).columns}), [
+        skip for batch in found for skip in batch.skips if skip
+    ]
 
 
 def _has(rows: RowBatch, signals: Sequence[str]) -> bool:

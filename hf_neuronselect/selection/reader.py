@@ -110,7 +110,7 @@ class Reader:
         NeuronSelectError: signals missing and no extractor; signals of another extraction or of other rows; no rows.
     """
 
-    names: Sequence[str]
+    names: Sequence[str | Signal]
     extractor: NeuronFeatureExtractor | None
     expect: dict[str, str]
     option: str = "pool"

@@ -37,7 +37,7 @@ _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
 
 
 class FeatureGains(Signal):
-    """Gain of each SAE feature that is active at a row's last prompt token (IGDS, arXiv 2604.25167): sparse, zeros kept.
+    """Gains of some SAE features, where they are active at a row's last prompt token (IGDS, arXiv 2604.25167): sparse.
 
     ``gain_f = m(h + a_f W_dec[f]) - m(h)``: the model answers the prompt with the vector ``a_f W_dec[f]`` added to the
     SAE's site at every token from the last of the prompt on, ``a_f`` being the activation there. ``m`` compares what it says
@@ -47,6 +47,7 @@ class FeatureGains(Signal):
 
     Args:
         measure: a name of :data:`MEASURES`, or ``loss``. answer_tokens: how long a generated answer may be.
+        latents: the features. The columns have one name for all sets of features.
     """
 
     engine = "intervention"
@@ -54,16 +55,21 @@ class FeatureGains(Signal):
     stored = False
     reads = ("top_k_features",)
 
-    def __init__(self, measure: str, answer_tokens: int) -> None:
+    def __init__(self, measure: str, answer_tokens: int, latents: Sequence[int]) -> None:
         self.measure, self.answer_tokens = measure, 0 if measure == LOSS else answer_tokens
+        self.latents = sorted(latents)
         self.name = f"gains_on_{digest([self.measure, self.answer_tokens])}"
 
     def types(self, extraction: Extraction) -> dict[str, pa.DataType]:
         return {f"{self.name}_indices": pa.list_(pa.int32()), f"{self.name}_values": pa.list_(pa.float32())}
 
     def numbers(self, extraction: Extraction) -> Mapping[str, Any]:
-        own = {"sae": extraction.sae_state(), "site": extraction.sae_site}
-        return {**super().numbers(extraction), **own, "measure": self.measure, "answer_tokens": self.answer_tokens}
+        return {**self.of_one(extraction), "latents": self.latents}
+
+    def of_one(self, extraction: Extraction) -> dict[str, Any]:
+        """What moves the gain of one feature, whichever are asked for beside it."""
+        sae = {"sae": extraction.sae_state(), "site": extraction.sae_site}
+        return {**super().numbers(extraction), **sae, "measure": self.measure, "answer_tokens": self.answer_tokens}
 
 
 def words_in_common(said: str, wanted: str) -> float:
@@ -112,17 +118,35 @@ class Prompted:
         return hashlib.blake2b(lengths.encode() + self.input_ids.tobytes(), digest_size=16).hexdigest()
 
 
-@register_engine
-class InterventionEngine(Engine):
-    """Answers each row's prompt once for every feature, all in one batch."""
+@dataclass(frozen=True)
+class Known:
+    """What is known of a row, and kept in a file.
 
-    name = "intervention"
+    Attributes:
+        active: latents that are active at the prompt's last token. gains: of those that were asked for so far.
+    """
+
+    active: list[int]
+    gains: dict[int, float]
 
     @classmethod
-    def pin(cls, extraction: Extraction, signals: Sequence[Signal], token: str | bool | None) -> Extraction:
-        if extraction.sae is not None:
-            decoding_sae(extraction.sae, extraction.options.layer)
-        return extraction
+    def read(cls, file: Path) -> Known | None:
+        """From a file; None if there is none, or it is damaged."""
+        try:
+            found = json.loads(file.read_bytes())
+            return cls(found["active"], {int(latent): float(gain) for latent, gain in found["gains"].items()})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def text(self) -> str:
+        return json.dumps({"active": self.active, "gains": self.gains})
+
+
+@register_engine
+class InterventionEngine(Engine):
+    """Answers each row's prompt once for every feature, all in one batch, and keeps what that gained."""
+
+    name = "intervention"
 
     @classmethod
     def state(cls, extraction: Extraction) -> Mapping[str, Any]:
@@ -160,6 +184,8 @@ class InterventionEngine(Engine):
 
     # ------------------------------------------------------------------------------------ computing
     def load(self, signals: Sequence[Signal], rank: int | None = None) -> None:
+        assert self.extraction.sae is not None
+        decoding_sae(self.extraction.sae, self.extraction.options.layer)
         causal_lm_of(self.extraction.spec, place_of(self.extraction, rank))
 
     def compute(self, given: Sequence[Prompted], signals: Sequence[Signal], rank: int | None = None) -> Computed:
@@ -176,32 +202,34 @@ class InterventionEngine(Engine):
 
     def folder(self, signal: FeatureGains) -> Path:
         """Where gains are kept, a file a row."""
-        moves = [VERSION, self.state(self.extraction), signal.numbers(self.extraction)]
+        moves = [VERSION, self.state(self.extraction), signal.of_one(self.extraction)]
         length = f"-{signal.answer_tokens}" if signal.answer_tokens else ""
         return cache_dir() / "gains" / f"{signal.measure}{length}-{digest(moves)}"
 
     def _row(
         self, one: Prompted, signal: FeatureGains, folder: Path, rank: int | None
     ) -> tuple[np.ndarray, np.ndarray, str]:
-        """Active latents, ascending, their gains, and why there are none."""
+        """Active latents of those asked for, ascending, their gains, and why there are none."""
         latents, gains = np.zeros(0, np.int32), np.zeros(0, np.float32)
         if one.skip:
             return latents, gains, one.skip
         if signal.measure == "number" and last_number(one.text) is None:
             return latents, gains, "error: the answer has no number to compare with; use measure=words"
         file = folder / f"{one.key}.json"
-        kept = _kept(file)
-        if kept is None:
+        known = Known.read(file)
+        if known is None or set(signal.latents) & set(known.active) - known.gains.keys():
             try:
-                kept = self._gains(one, signal, rank)
+                known = self._measured(one, signal, known, rank)
             except FloatingPointError:
                 return latents, gains, "error: NaN or infinite activations; try dtype float32"
             folder.mkdir(parents=True, exist_ok=True)
-            put(file, json.dumps(kept))
+            put(file, known.text())
         progress.advance(len(one.prompt) + len(one.answer))
-        return np.asarray(kept["latents"], np.int32), np.asarray(kept["gains"], np.float32), ""
+        found = [latent for latent in signal.latents if latent in known.active]
+        return np.asarray(found, np.int32), np.asarray([known.gains[latent] for latent in found], np.float32), ""
 
-    def _gains(self, one: Prompted, signal: FeatureGains, rank: int | None) -> dict[str, list[Any]]:
+    def _measured(self, one: Prompted, signal: FeatureGains, known: Known | None, rank: int | None) -> Known:
+        """What is known of a row, with the gains of the features asked for."""
         extraction, options = self.extraction, self.extraction.options
         assert extraction.sae is not None
         model = causal_lm_of(extraction.spec, place_of(extraction, rank))
@@ -209,20 +237,31 @@ class InterventionEngine(Engine):
         steered = SteeredModel(model, decoder.site, one.prompt)
         encoder = sae_on(extraction.sae, options.layer, steered.state.device, options.dtype)
         one_row = torch.zeros(1, dtype=torch.int64, device=steered.state.device)
-        active = encoder.sum_rows(steered.state.float()[None], one_row, 1, options.top_k_features)[0]
-        latents = active.nonzero().flatten()
-        vectors = active[latents, None] * decoder.directions(latents, steered.state)
-        vectors = torch.cat([torch.zeros_like(vectors[:1]), vectors])  # first, the model as it is
-        batch_tokens = _BATCH_TOKENS if options.batch_tokens == "auto" else int(options.batch_tokens)
+        activation = encoder.sum_rows(steered.state.float()[None], one_row, 1, options.top_k_features)[0]
+        if not torch.isfinite(activation).all():
+            raise FloatingPointError("activations")
+        active = activation.nonzero().flatten().tolist()
+        gains = dict(known.gains) if known is not None else {}
+        if missing := sorted(set(signal.latents) & set(active) - gains.keys()):
+            latents = torch.tensor(missing, device=activation.device)
+            vectors = activation[latents, None] * decoder.directions(latents, steered.state)
+            vectors = torch.cat([torch.zeros_like(vectors[:1]), vectors])  # first, the model as it is
+            found = self._quality(one, signal, model, steered, vectors)
+            if not np.isfinite(found).all():
+                raise FloatingPointError("losses")
+            gains |= dict(zip(missing, (found[1:] - found[0]).tolist(), strict=True))
+        return Known(active, gains)
+
+    def _quality(
+        self, one: Prompted, signal: FeatureGains, model: Any, steered: SteeredModel, vectors: torch.Tensor
+    ) -> np.ndarray:
+        """How good the answer is under each vector, larger is better: float64 ``[F]``."""
+        asked = self.extraction.options.batch_tokens
+        batch_tokens = _BATCH_TOKENS if asked == "auto" else int(asked)
         if signal.measure == LOSS:
-            found = -steered.losses(vectors, one.answer, batch_tokens)
-        else:
-            said = steered.answers(vectors, self._most(one, signal), self._ends(model), batch_tokens)
-            found = np.asarray([MEASURES[signal.measure](text, one.text) for text in self._texts(said)])
-        gains = found[1:] - found[0]
-        if not np.isfinite(gains).all():
-            raise FloatingPointError("gains")
-        return {"latents": latents.tolist(), "gains": gains.tolist()}
+            return -steered.losses(vectors, one.answer, batch_tokens)
+        said = steered.answers(vectors, self._most(one, signal), self._ends(model), batch_tokens)
+        return np.asarray([MEASURES[signal.measure](text, one.text) for text in self._texts(said)])
 
     def _texts(self, answers: Sequence[np.ndarray]) -> list[str]:
         return [str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)) for ids in answers]
@@ -237,12 +276,3 @@ class InterventionEngine(Engine):
         given = getattr(model.generation_config, "eos_token_id", None)
         ids = [self.tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])]
         return np.asarray(sorted({one for one in ids if one is not None}), dtype=np.int64)
-
-
-def _kept(file: Path) -> dict[str, list[Any]] | None:
-    """Gains that were kept; None if there are none, or the file is damaged."""
-    try:
-        found = json.loads(file.read_bytes())
-        return found if len(found["latents"]) == len(found["gains"]) else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None

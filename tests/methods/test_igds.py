@@ -52,7 +52,7 @@ def extractor_for(selector: NeuronSelector, folder: Path, **options: Any) -> Neu
 
 def gains(folder: Path, data: Dataset, measure: str = "loss", **options: Any) -> list[dict[int, float]]:
     """Each row's gains by latent; none of a row that is left out."""
-    signal = FeatureGains(measure, LONGEST)
+    signal = FeatureGains(measure, LONGEST, range(LATENTS))
     found = make_extractor(folder, features=[signal], **options)(data[:])
     pairs = zip(found[f"{signal.name}_indices"], found[f"{signal.name}_values"], strict=True)
     return [dict(zip(indices.tolist(), values.tolist(), strict=True)) for indices, values in pairs]
@@ -149,7 +149,6 @@ def test_features_and_scores_are_the_references(measure: str, tiny_folder: Path,
     target = selector.targets["t"]
     assert target["features"].tolist() == best
     np.testing.assert_allclose(target["gain"], [mean[f] for f in best], rtol=1e-3, atol=2e-5)
-    np.testing.assert_allclose(target["share"], [share[f] for f in best])
     expected = [reference.at_end(messages)[best].sum() for messages in pool["messages"]]
     selection = selector.select(pool)
     assert len(selection) == 30, "the paper's half"
@@ -160,7 +159,7 @@ def test_features_and_scores_are_the_references(measure: str, tiny_folder: Path,
 
 def test_explained_by_its_features(tiny_folder: Path) -> None:
     selector = igds()
-    target = {"features": np.asarray([4, 9]), "gain": np.asarray([0.5, 0.25]), "share": np.asarray([1.0, 0.9])}
+    target = {"features": np.asarray([4, 9]), "gain": np.asarray([0.5, 0.25])}
     columns = {
         "prompt_latents_indices": [np.asarray([1, 4, 9], np.int32), np.asarray([2], np.int32)],
         "prompt_latents_values": [np.asarray([7, 1, 3], np.float16), np.asarray([5], np.float16)],
@@ -208,7 +207,7 @@ def test_the_first_answer_counts(tiny_folder: Path) -> None:
 def test_rows_without_prompt_or_answer_are_left_out(tiny_folder: Path) -> None:
     data = [chat("a", "b")[:1], chat("a" * 30, "b"), chat("add", "two")]
     data = Dataset.from_list([{"messages": messages} for messages in data])
-    signal = FeatureGains("number", LONGEST)
+    signal = FeatureGains("number", LONGEST, range(LATENTS))
     options: dict[str, Any] = {"max_length": 30}
     found = make_extractor(tiny_folder, features=["prompt_latents", signal], **options)(data[:])
     cut = "error: no answer token within max_length=30"
@@ -249,6 +248,28 @@ def test_a_kill_costs_one_exemplar(tiny_folder: Path, home: Path, monkeypatch: p
     whole = igds(measure="loss").fit({"t": EXEMPLARS}, extractor=extractor).targets["t"]
     for name, array in found.items():
         np.testing.assert_array_equal(whole[name], array)
+
+
+def test_only_features_that_are_asked_for_are_tried(
+    tiny_folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    losses = SteeredModel.losses
+
+    def counted(self: SteeredModel, vectors: torch.Tensor, *given: Any) -> np.ndarray:
+        tried.append(len(vectors) - 1)
+        return losses(self, vectors, *given)
+
+    monkeypatch.setattr(SteeredModel, "losses", counted)
+    extractor = make_extractor(tiny_folder, features=["prompt_latents"])
+    active = [set(row.tolist()) for row in extractor(EXEMPLARS[:])["prompt_latents_indices"]]
+    share = Counter(latent for row in active for latent in row)
+    for tau, before in ((0.8, 1.01), (0.5, 0.8), (0.8, 0.5)):
+        tried.clear()
+        igds(measure="loss", tau=tau).fit({"t": EXEMPLARS}, extractor=extractor)
+        new = {latent for latent, count in share.items() if tau <= count / len(EXEMPLARS) < before}
+        assert sum(tried) == (sum(len(row & new) for row in active) if tau < before else 0)
+        assert tau > before or sum(tried) > 0
 
 
 def test_kept_gains_belong_to_their_options(tiny_folder: Path, tmp_path: Path) -> None:
@@ -294,21 +315,24 @@ def test_refused(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(NeuronSelectError, match="needs a sparse autoencoder"):
         extractor_for(selector, tiny_folder, sae=None)
     with pytest.raises(NeuronSelectError, match="gains_on_.* needs a sparse autoencoder"):
-        NeuronFeatureExtractor.from_pretrained(str(tiny_folder / "model"), features=[FeatureGains("loss", 1)])
+        NeuronFeatureExtractor.from_pretrained(str(tiny_folder / "model"), features=[FeatureGains("loss", 1, [0])])
     bare, across = tmp_path / "bare", tmp_path / "across"
     for folder in (bare, across):
         shutil.copytree(tiny_folder, folder)
     tensors = load_file(bare / "sae" / "layers.2" / "sae.safetensors")
     save_file({name: one for name, one in tensors.items() if name != "W_dec"}, bare / "sae/layers.2/sae.safetensors")
     with pytest.raises(NeuronSelectError, match=r"no decoder \(W_dec\)"):
-        extractor_for(selector, bare)
+        selector.fit({"t": EXEMPLARS}, extractor=extractor_for(selector, bare))
     cfg = across / "sae" / "layers.2" / "cfg.json"
     cfg.write_text(json.dumps(json.loads(cfg.read_text()) | {"transcode": True}))
     with pytest.raises(NeuronSelectError, match=r"is a transcoder: its latents write elsewhere than layers\.2"):
-        extractor_for(selector, across)
+        selector.fit({"t": EXEMPLARS}, extractor=extractor_for(selector, across))
     held = load_sae(tiny_folder / "sae" / "layers.2")
+    made = NeuronFeatureExtractor.from_model(
+        tiny_model("llama"), tiny_tokenizer(), sae=held, features=selector.signals, value_dtype="float32"
+    )
     with pytest.raises(NeuronSelectError, match="an SAE in memory is not read for its decoder: pass its folder"):
-        NeuronFeatureExtractor.from_model(tiny_model("llama"), tiny_tokenizer(), sae=held, features=selector.signals)
+        selector.fit({"t": EXEMPLARS}, extractor=made)
     extractor = extractor_for(selector, tiny_folder)
     with pytest.raises(NeuronSelectError, match=r"target='1 usable row\(s\)': .*need at least 2"):
         selector.fit({"t": EXEMPLARS.select([0])}, extractor=extractor)
@@ -376,3 +400,32 @@ def test_compared_beside_others(tiny_folder: Path, tmp_path: Path, pool: Dataset
     (folder,) = (cache_dir() / "gains").iterdir()
     assert len(list(folder.iterdir())) == len(EXEMPLARS)
     assert len(found.samples["igds(measure=loss,tau=0.3)", "t"]) == 3
+
+
+def test_exemplars_that_cannot_be_measured_are_left_out(tiny_folder: Path) -> None:
+    """They are none of the features' exemplars either, and exemplars may be a stream."""
+    given = [
+        {"messages": chat(f"add {i}?", text)} for i, text in enumerate(["7", "is", "5 + 7", "12", "sky", "#### 3"])
+    ]
+    data = Dataset.from_list(given)
+    selector = igds(measure="number", tau=0.1)
+    extractor = extractor_for(selector, tiny_folder)
+    with pytest.warns(NeuronSelectWarning, match=r"2 of 6 exemplars are left out \(error: the answer has no number"):
+        selector.fit({"t": data}, extractor=extractor)
+    assert selector.exemplars["t"].used == 4
+    kept = igds(measure="number", tau=0.1).fit({"t": data.select([0, 2, 3, 5])}, extractor=extractor)
+    stream = igds(measure="number", tau=0.1).fit({"t": data.to_iterable_dataset()}, extractor=extractor)
+    for name, array in selector.targets["t"].items():
+        np.testing.assert_array_equal(stream.targets["t"][name], array)
+    assert stream.exemplars["t"].used == 4 and set(kept.targets["t"]) == {"features", "gain"}
+
+
+def test_each_exemplar_chooses_by_its_best_of_the_shared_features(tiny_folder: Path, pool: Dataset) -> None:
+    selector = igds(measure="loss", picker="round-robin", top_k=1)
+    selector.fit({"t": EXEMPLARS}, extractor=extractor_for(selector, tiny_folder))
+    of_all = gains(tiny_folder, EXEMPLARS)
+    share = Counter(latent for row in of_all for latent in row)
+    for i, row in enumerate(of_all):
+        recalled = {latent: gain for latent, gain in row.items() if share[latent] >= 0.5 * len(EXEMPLARS)}
+        assert selector.targets["t"][f"{i}/features"].tolist() == [max(recalled, key=lambda one: recalled[one])]
+    assert len(selector.select(pool, k=6)) == 6

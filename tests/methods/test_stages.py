@@ -20,13 +20,17 @@ from hf_neuronselect import (
     NeuronFeatureExtractor,
     NeuronSelectError,
     NeuronSelector,
+    NeuronSelectWarning,
     PoolMethod,
+    Signal,
     register_method,
 )
 from hf_neuronselect.core.options import opt
 from hf_neuronselect.methods import METHODS
 from hf_neuronselect.methods.base import Target
+from hf_neuronselect.rows.formats import Conversation
 from hf_neuronselect.signals.columns import RowBatch
+from hf_neuronselect.signals.text import TextSignal
 
 
 @pytest.fixture
@@ -205,6 +209,40 @@ def test_scores_per_exemplar_are_picked_in_turns(
     np.testing.assert_allclose(selection.scores.column("score").to_numpy(), table.max(axis=1), rtol=1e-5)
     with pytest.raises(NeuronSelectError, match="order that needs the whole pool"):
         NeuronSelector("nearest").fit({"t": target}, extractor=extractor).select(pool.to_iterable_dataset(), k=3)
+
+
+class Repeated(TextSignal):
+    """A row's text, so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.name, self.times = "repeated", times
+
+    def of(self, conversation: Conversation) -> str:
+        return conversation.content() * self.times
+
+
+@dataclass(frozen=True)
+class Further(Method):
+    """Keeps of each exemplar a text that depends on how many there are."""
+
+    name = "further"
+    signals = ("text",)
+
+    def further_signals(self, exemplars: RowBatch) -> tuple[Signal, ...]:
+        return (Repeated(len(exemplars)),)
+
+    def fit(self, exemplars: RowBatch) -> Target:
+        assert [len(text) for text in exemplars["text"]] == [len(text) // 3 for text in exemplars["repeated"]]
+        return {"lengths": np.asarray([len(text) for text in exemplars["repeated"]])}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_signals_that_depend_on_all_exemplars(registered: None, stream: bool) -> None:
+    register_method(Further)
+    data = Dataset.from_dict({"text": ["ab", "", "abcd", "a"]})
+    with pytest.warns(NeuronSelectWarning, match="1 of 4 exemplars are left out"):
+        selector = NeuronSelector("further").fit({"t": data.to_iterable_dataset() if stream else data})
+    assert selector.targets["t"]["lengths"].tolist() == [6, 12, 3]
 
 
 # ---------------------------------------------------------------------------------------- prepare
