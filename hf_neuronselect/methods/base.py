@@ -48,6 +48,7 @@ class Method(ABC):
         libraries: packages of the extra ``rivals`` that it needs.
         source_option: the option that names rows or a selection; ``NAME:VALUE`` in the place of a name sets it.
         not_saved: why what :meth:`fit` keeps is never saved, as words after "it"; "" where it is.
+        scores_by_row: whether it scores rows that it has observed by their numbers alone, so that no signal is read again.
         judges_others: whether it can score rows that are not in the pool it has observed.
         grades: whether a score says how good a row is; False of controls, whose scores are draws, places or lengths.
         fits_once: whether a fit is too dear for comparisons to repeat it on resampled exemplars.
@@ -64,6 +65,7 @@ class Method(ABC):
     libraries: ClassVar[tuple[str, ...]] = ()
     source_option: ClassVar[str] = ""
     not_saved: ClassVar[str] = ""
+    scores_by_row: ClassVar[bool] = False
     judges_others: ClassVar[bool] = True
     grades: ClassVar[bool] = True
     fits_once: ClassVar[bool] = False
@@ -130,6 +132,16 @@ class Method(ABC):
         Called once for a pool: what is the same for all batches is computed here.
         """
         return lambda rows: {name: self.score(rows, target) for name, target in targets.items()}
+
+    def drawn(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Scores with what chance adds to them, by the option ``seed``; float64 ``[n]`` or ``[n, exemplars]``.
+
+        What :meth:`scorer` returns does not depend on the seed then, so that another draw needs no other scores.
+
+        Args:
+            rows: numbers of the rows, int64 ``[n]``, by which chance is keyed.
+        """
+        return scores
 
     def forecast(self, rows: int, targets: Mapping[str, Target]) -> str:
         """How long scoring so many rows takes, in a sentence; "" where it is not worth saying."""

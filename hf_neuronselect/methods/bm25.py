@@ -8,7 +8,7 @@ import re
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
@@ -32,6 +32,14 @@ _UNSPACED = (
 )
 
 
+class Numbers(dict[str, int]):
+    """Terms by number; one that is looked up for the first time gets the next."""
+
+    def __missing__(self, term: str) -> int:
+        self[term] = number = len(self)
+        return number
+
+
 @dataclass
 class Documents:
     """Rows of the pool as numbers of their terms.
@@ -40,7 +48,7 @@ class Documents:
         known: term -> its number. terms: numbers of each row's terms, in their order. rows: the rows' numbers.
     """
 
-    known: dict[str, int] = field(default_factory=dict)
+    known: Numbers = field(default_factory=Numbers)
     terms: list[list[int]] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
 
@@ -60,6 +68,7 @@ class Bm25(PoolMethod):
     signals = ("words",)
     libraries = ("bm25s",)
     judges_others = False
+    scores_by_row = True
 
     queries: Literal["mean", "max"] = opt("mean", "A row's score over the exemplars: their mean, or the best.")
     stop_words: Literal["none", "english"] = opt("none", "english: leave out its most common words.")
@@ -69,7 +78,7 @@ class Bm25(PoolMethod):
 
     def terms(self, text: str) -> list[str]:
         """The words of a text that count."""
-        found = list(terms_of(text, 2 if self.unspaced == "pairs" else 1))
+        found = terms_of(text, 2 if self.unspaced == "pairs" else 1)
         if self.stop_words == "english":
             common = _english()
             found = [term for term in found if term not in common]
@@ -104,9 +113,7 @@ class Bm25(PoolMethod):
         return Documents()
 
     def observe(self, state: Documents, rows: RowBatch) -> None:
-        known = state.known
-        for text in rows["words"]:
-            state.terms.append([known.setdefault(term, len(known)) for term in self.terms(text)])
+        state.terms += (list(map(state.known.__getitem__, self.terms(text))) for text in rows["words"])
         state.rows += rows.index.tolist()
 
     def finish(self, state: Documents, targets: Mapping[str, Target]) -> Mapping[str, Target]:
@@ -117,7 +124,7 @@ class Bm25(PoolMethod):
         known = {_hashed(term): number for term, number in state.known.items()}
         rows, index = np.asarray(state.rows, np.int64), bm25s.BM25(method="lucene", k1=K1, b=B, dtype="float64")
         if known:
-            index.index((state.terms, state.known), show_progress=False)
+            index.index((state.terms, dict(state.known)), show_progress=False)
         found = {}
         for name, target in targets.items():
             queries = np.split(target["terms"], np.cumsum(target["lengths"])[:-1])
@@ -138,27 +145,28 @@ class Bm25(PoolMethod):
         return target["scores"][np.searchsorted(target["rows"], rows.index)]
 
 
-def terms_of(text: str, unit: int = 2) -> Iterator[str]:
+def terms_of(text: str, unit: int = 2) -> list[str]:
     """The words of a text; runs of a script without spaces as overlapping parts of ``unit`` characters.
 
     A character is a letter with the marks that follow it.
     """
-    text = unicodedata.normalize("NFKC", text).casefold()
+    text = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
     if text.isascii():
-        yield from _ASCII.findall(text)
-        return
+        return _ASCII.findall(text)
     word, runs, letter = _patterns()
+    terms: list[str] = []
     for found in word.findall(text):
         if found.isascii():
-            yield found
+            terms.append(found)
             continue
         for run in runs.findall(found):
             if not run[0]:
-                yield run[1]
+                terms.append(run[1])
                 continue
             letters = letter.findall(run[0])
             for i in range(max(1, len(letters) - unit + 1)):
-                yield "".join(letters[i : i + unit])
+                terms.append("".join(letters[i : i + unit]))
+    return terms
 
 
 @lru_cache

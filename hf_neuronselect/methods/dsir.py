@@ -103,12 +103,16 @@ class Dsir(PoolMethod):
         def score(rows: RowBatch) -> dict[str, np.ndarray]:
             ngrams = hashed(rows["words"])
             weights, _ = products(ngrams, table)
-            if self.gumbel:
-                weights += gumbel(self.seed, rows.index)[:, None]
             weights[_words(ngrams) < self.min_words] = np.nan
             return {name: np.ascontiguousarray(weights[:, i]) for i, name in enumerate(targets)}
 
         return score
+
+    def drawn(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """With Gumbel noise, the same for all exemplars."""
+        if not self.gumbel:
+            return scores
+        return (scores.T + gumbel(self.seed, rows)).T
 
 
 def hashed(texts: Sequence[str] | np.ndarray) -> SparseRows:

@@ -26,7 +26,7 @@ class EachExemplar(PoolMethod):
     of: Method
 
     def __post_init__(self) -> None:
-        for name in ("name", "signals", "exemplar_signals", "judges_others"):
+        for name in ("name", "signals", "exemplar_signals", "judges_others", "scores_by_row"):
             object.__setattr__(self, name, getattr(self.of, name))
 
     @property
@@ -72,6 +72,9 @@ class EachExemplar(PoolMethod):
             }
 
         return each
+
+    def drawn(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return self.of.drawn(scores, rows)
 
     def forecast(self, rows: int, targets: Mapping[str, Target]) -> str:
         return self.of.forecast(rows, _apart(targets))

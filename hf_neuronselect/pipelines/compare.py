@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,14 @@ from datasets import Dataset
 
 from ..core import bundled
 from ..core.configs import CAPABILITY, CompareConfig
-from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..core.errors import NeuronSelectError
 from ..core.folders import COMPARISON, COMPARISON_EXEMPLARS, COMPARISON_STORE, SELECTION_RECORD
-from ..core.progress import untracked
-from ..core.provenance import Budget
 from ..core.spread import Spread
 from ..core.writing import reserve
 from ..methods import Method
 from ..rows.load import BUNDLED, Rows, load_rows
-from ..selection.apart import picks_apart
 from ..selection.marks import mark_pool
+from ..selection.record import mean_length
 from ..selection.selection import Selection
 from ..signals.extractor import NeuronFeatureExtractor
 from .compare_train import check_training, train_all
@@ -35,6 +32,7 @@ from .job import Job, check_rows, share_pass
 from .measures import RowFacts, shares_of
 from .methods import Chosen, methods_of
 from .parts import Say, extractor_of, load_named, named_specs, quiet
+from .together import Together, budget_of, resampled
 
 
 def compare(config: CompareConfig, *, say: Say = quiet, note: Say = quiet) -> Comparison:
@@ -102,6 +100,8 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bo
                 read = with_signals(part, chosen, extractor, stores.get(name))
                 job = _job(chosen, rows, {name: read}, extractor)
                 job.fit()
+                if name in related and not (config.draws > 1 and chosen.draws):
+                    job.samples = resampled(job, config)
                 jobs[chosen.label, name] = job
     failures.check(jobs)
     started = time.perf_counter()
@@ -117,20 +117,21 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bo
     facts = RowFacts(rows.data, config)
     if sources is not None:
         found.sources["", ""] = shares_of(sources, np.arange(len(sources)))
-    for name in targets:
-        right = np.isin(sources, related[name]) if sources is not None and name in related else None
-        for chosen in methods:
+    right = {name: np.isin(sources, of) for name, of in related.items()} if sources is not None else {}
+    for chosen in methods:
+        together = Together({name: jobs[chosen.label, name] for name in targets if (chosen.label, name) in jobs})
+        for name in targets:
             line = Line(chosen.label, name)
-            if (chosen.label, name) in jobs:
+            if name in together.jobs:
                 with failures.noted(chosen.label, name):
                     folder = config.out / slug(chosen.label) / name if keep else None
-                    job = jobs[chosen.label, name]
-                    draws = _draws(job, config, folder)
-                    line = _measured(found, job, name, draws, right, facts, config)
+                    picked = _picked(together, name, config, folder)
+                    line = _measured(found, together, name, picked, right.get(name), facts, config)
                     if sources is not None:
-                        found.sources[chosen.label, name] = shares_of(sources, draws[0][0].indices)
-            found.lines.append(replace(line, reason=failures.reason(chosen.label, name)))
-            note(found.lines[-1].short())
+                        found.sources[chosen.label, name] = shares_of(sources, picked.first.indices)
+            line = replace(line, reason=failures.reason(chosen.label, name))
+            found.add(line, list(targets))
+            note(line.short())
             if keep:
                 found.write(config.out)
     failures.check(found.selections)
@@ -158,26 +159,37 @@ def _job(chosen: Chosen, rows: Rows, targets: Mapping[str, Rows], extractor: Neu
     return Job(chosen, rows, targets, extractor=extractor.with_features(chosen.signals))
 
 
-def _draws(job: Job, config: CompareConfig, folder: Path | None) -> list[tuple[Selection, float]]:
-    """Selections and seconds: one, or one a seed. The first is kept in a folder, or taken from there."""
+@dataclass(frozen=True)
+class Picked:
+    """What a method picks for a target.
+
+    Attributes:
+        first: the selection. draws: its rows, and those of other seeds. seconds: scoring and picking of the first.
+    """
+
+    first: Selection
+    draws: list[np.ndarray]
+    seconds: float
+
+
+def _picked(together: Together, name: str, config: CompareConfig, folder: Path | None) -> Picked:
+    """The selection, kept in a folder or taken from there, and the rows of further draws."""
+    job = together.jobs[name]
     if job.chosen.keeps_all:
         config = replace(config, ratio=None, k=None, threshold=None, max_tokens=None)
-    found: list[tuple[Selection, float]] = []
-    for seed in range(config.seed, config.seed + (config.draws if job.chosen.draws else 1)):
+    first = None if folder is None else made_before(job, config, folder)
+    if first is not None:
+        seconds = first.provenance.timing.seconds
+    else:
+        job.sweep = together.sweep
         started = time.perf_counter()
-        if seed != config.seed:
-            assert job.extractor is not None
-            again = _job(job.chosen.with_seed(seed), job.rows, job.targets, job.extractor)
-            again.prepare(job.extractor)
-            again.store, again.marks = job.store, job.marks
-            job = again
-        before = None if folder is None or found else made_before(job, config, folder)
-        selection = before or job.select(config)
-        timing = selection.provenance.timing
-        found.append((selection, timing.seconds if before else time.perf_counter() - started))
-        if folder is not None and before is None and len(found) == 1:
-            selection.save_pretrained(folder)
-    return found
+        first = job.select(config)
+        seconds = together.seconds + time.perf_counter() - started
+        if folder is not None:
+            first.save_pretrained(folder)
+    seeds = range(config.seed + 1, config.seed + (config.draws if job.chosen.draws else 1))
+    draws = [first.indices, *(together.draw(name, seed, config) for seed in seeds)]
+    return Picked(first, draws, seconds)
 
 
 def made_before(job: Job, config: CompareConfig, folder: Path) -> Selection | None:
@@ -189,7 +201,7 @@ def made_before(job: Job, config: CompareConfig, folder: Path) -> Selection | No
     except NeuronSelectError:  # damaged: made again
         return None
     made, selector = selection.provenance, job.fit()
-    budget = _budget(job, config)
+    budget = budget_of(job, config)
     sources = {name: rows.source for name, rows in job.targets.items()}
     same = (
         made.pool.commit is not None
@@ -208,43 +220,44 @@ def made_before(job: Job, config: CompareConfig, folder: Path) -> Selection | No
 
 
 def _measured(
-    found: Comparison, job: Job, target: str, draws: Sequence[tuple[Selection, float]], right: np.ndarray | None,
-    facts: RowFacts, config: CompareConfig,
+    found: Comparison, together: Together, target: str, picked: Picked, right: np.ndarray | None, facts: RowFacts,
+    config: CompareConfig,
 ) -> Line:  # fmt: skip
     """The line of a method on a target; its selection and the samples of its precision go into the comparison.
 
     Args:
         right: bool ``[N]``, rows from related sources.
     """
-    chosen, first = job.chosen, draws[0][0]
+    chosen, first, draws = together.jobs[target].chosen, picked.first, picked.draws
     found.selections[chosen.label, target] = first
     others = (one for (_, of), one in found.selections.items() if of == target)
     reference, texture = next(others), facts.of(first.indices)
-    tokens = [selection.provenance.tokens for selection, _ in draws]
+    lengths = first.scores.column("n_tokens").to_numpy()  # float64 with NaN where a length is not known
     line = Line(
         method=chosen.label,
         target=target,
         rows=len(first),
-        overlap=float(np.mean([jaccard(reference.indices, selection.indices) for selection, _ in draws])),
-        picked_tokens=_mean([part.selected_mean for part in tokens]),
-        pool_tokens=tokens[0].pool_mean,
+        overlap=float(np.mean([jaccard(reference.indices, rows) for rows in draws])),
+        picked_tokens=_mean([mean_length(lengths[rows][lengths[rows] >= 0]) for rows in draws]),
+        pool_tokens=first.provenance.tokens.pool_mean,
         answers=texture.answers,
         pool_answers=facts.whole.answers,
         mtld=texture.mtld,
         pool_mtld=facts.whole.mtld,
         near_copies=texture.near_copies,
-        seconds=float(np.mean([seconds for _, seconds in draws])),
+        seconds=picked.seconds,
         draws=len(draws),
         stand_in=chosen.method.stand_in(found.extractor.extraction),
         **_costs(first),
     )
     if right is None:
         return line
-    shares = [float(right[selection.indices].mean()) for selection, _ in draws]
-    samples = shares if len(draws) > 1 else [float(right[rows].mean()) for rows in _resampled(job, target, config)]
+    shares = [float(right[rows].mean()) for rows in draws]
+    again = [float(right[rows].mean()) for rows in together.resamples(target, config)]
+    samples = shares if len(draws) > 1 else again
     found.samples[chosen.label, target] = np.asarray(samples)
     low, high = np.percentile(samples, [LOW, HIGH]).tolist() if len(samples) > 1 else (None, None)
-    recall = float(np.mean([right[selection.indices].sum() for selection, _ in draws])) / max(1, int(right.sum()))
+    recall = float(np.mean([right[rows].sum() for rows in draws])) / max(1, int(right.sum()))
     return replace(
         line, precision=float(np.mean(shares)), low=low, high=high, recall=recall, base_rate=float(right.mean())
     )
@@ -268,30 +281,6 @@ def _costs(selection: Selection) -> dict[str, Any]:
         "requests": sum(requests) if requests else None,
         "money": sum(money) if money else None,
     }
-
-
-def _resampled(job: Job, target: str, config: CompareConfig) -> list[np.ndarray]:
-    """Picks with exemplars drawn again, with replacement: none of methods without a target, fitted once, or that refuse so few."""
-    data, method = job.targets[target].data, job.chosen.method
-    if not config.resamples or not method.needs_target or method.fits_once or not isinstance(data, Dataset):
-        return []
-    draw = np.random.default_rng(config.seed)
-    selector = job.chosen.selector()
-    assert isinstance(job.rows.data, Dataset)
-    with warnings.catch_warnings(), untracked():
-        warnings.simplefilter("ignore", NeuronSelectWarning)
-        try:
-            samples = {str(i): data.select(draw.integers(0, len(data), len(data))) for i in range(config.resamples)}
-            selector.fit(samples, extractor=job.extractor)
-        except NeuronSelectError:
-            return []
-        selector.leakage = job.fit().leakage
-        return list(picks_apart(selector, job.rows.data, _budget(job, config), config, job.store, job.marks).values())
-
-
-def _budget(job: Job, config: CompareConfig) -> Budget:
-    asked = (config.ratio, config.k, config.threshold, config.max_tokens)
-    return job.chosen.method.default_budget if asked == (None,) * 4 else Budget(*asked)
 
 
 def _related(config: CompareConfig, specs: Mapping[str, str]) -> dict[str, list[str]]:

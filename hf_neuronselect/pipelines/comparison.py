@@ -171,6 +171,10 @@ class Comparison:
     store: FeatureStore | None = None
     pass_seconds: float = 0.0
 
+    def add(self, line: Line, targets: Sequence[str]) -> None:
+        """Add a line; lines are in the order of targets, then of methods."""
+        self.lines = sorted([*self.lines, line], key=lambda one: targets.index(one.target))
+
     @property
     def failed(self) -> list[Line]:
         """Methods that did not run."""

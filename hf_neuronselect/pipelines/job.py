@@ -12,6 +12,7 @@ from ..core.configs import CAPABILITY, KeepOptions, PickOptions, TargetOptions
 from ..core.errors import NeuronSelectError
 from ..core.options import RowOptions
 from ..methods import Method
+from ..methods.base import Target
 from ..rows.formats import row_format
 from ..rows.load import Rows
 from ..selection.avoid import check_avoided
@@ -19,6 +20,7 @@ from ..selection.library import load_capability
 from ..selection.marks import Marks
 from ..selection.selection import Selection
 from ..selection.selector import NeuronSelector
+from ..selection.sweep import Sweep
 from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, write_store
@@ -34,7 +36,8 @@ class Job:
         targets: exemplars by name. capability: a fitted selector used instead of exemplars.
         avoided: exemplars of targets whose score is taken off, times ``avoid_weight``.
         store: has the pool's signals. extractor: computes those that are missing.
-        marks: the pool's leaks and duplicates, if several jobs share them.
+        marks: the pool's leaks and duplicates, if several jobs share them. sweep: the pool's scores, likewise.
+        samples: targets fitted on resampled exemplars.
     """
 
     chosen: Chosen
@@ -46,6 +49,8 @@ class Job:
     marks: Marks | None = None
     avoided: Mapping[str, Rows] = field(default_factory=dict)
     avoid_weight: float = 1.0
+    sweep: Sweep | None = None
+    samples: list[Target] = field(default_factory=list)
     selector: NeuronSelector = field(init=False)
     fitted: bool = field(init=False, default=False)
 
@@ -61,6 +66,16 @@ class Job:
             self.selector = self.chosen.selector()
         if self.capability is not None:  # a control leaves out the same rows
             self.selector.leakage, self.selector.capability = self.capability.leakage, self.capability.capability
+
+    def again(self, chosen: Chosen) -> Job:
+        """The same job by the method with another seed; what it prepared for the pool is found."""
+        made = Job(
+            chosen, self.rows, self.targets, store=self.store, marks=self.marks, avoided=self.avoided,
+            avoid_weight=self.avoid_weight,
+        )  # fmt: skip
+        assert self.extractor is not None
+        made.prepare(self.extractor)
+        return made
 
     def prepare(self, extractor: NeuronFeatureExtractor) -> None:
         """Do the method's work on the pool, and keep an extractor of the signals that it then reads."""
@@ -100,6 +115,7 @@ class Job:
             features=self.store,
             source=self.rows.source,
             marks=self.marks,
+            sweep=self.sweep,
         )
 
 
@@ -186,7 +202,9 @@ def share_pass(jobs: Sequence[Job], folder: Path, *, say: Say = quiet) -> None:
     signals: list[Signal] = []
     for job in sharing:
         whole = signals_of(job.chosen.method.signals)
-        signals += whole if _held(whole, extractor, folder) else job.fit().compact_signals() or whole
+        # smaller signals are of one target's exemplars, not of those drawn again
+        smaller = () if job.samples or _held(whole, extractor, folder) else job.fit().compact_signals()
+        signals += smaller or whole
     rows = sharing[0].rows
     assert isinstance(rows.data, Dataset)
     shard_rows = min(4096, max(256, len(rows.data) // 16))  # a kill costs one shard

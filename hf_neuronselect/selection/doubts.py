@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeAlias, TypeVar
 
@@ -62,6 +62,7 @@ class Doubts:
 
     Args:
         method: the one that scores. halves: target -> its halves, of targets that were fitted here.
+        watched: targets that are watched; None: all.
 
     Attributes:
         hits: target -> share of held-out exemplars that score above the pool's top 5 %.
@@ -69,6 +70,7 @@ class Doubts:
 
     method: Method
     halves: Mapping[str, Halves] = field(default_factory=dict)
+    watched: Collection[str] | None = None
     hits: dict[str, float] = field(default_factory=dict)
     _held: dict[str, np.ndarray] = field(default_factory=dict)
     _scores: _Thinned[Columns] = field(default_factory=lambda: _Thinned(MOST_SCORES, _take_columns, _join_columns))
@@ -89,7 +91,8 @@ class Doubts:
         """Take note of usable rows of the pool, and of their scores for targets and halves."""
         if not self.method.needs_target:
             return
-        values = {name: row_scores(np.asarray(found, dtype=np.float64)) for name, found in scores.items()}
+        kept = scores if self.watched is None else [*self.watched, *self.targets]
+        values = {name: row_scores(np.asarray(scores[name], dtype=np.float64)) for name in kept}
         self._scores.add({**values, "": np.asarray(n_tokens, dtype=np.float64)}, len(rows))
         if type(self.method).doubts is not Method.doubts:
             self._rows.add(rows, len(rows))

@@ -80,15 +80,18 @@ class Tally:
             why = f"none of the {self.rows} rows can be selected ({why}{first}); give others"
             raise NeuronSelectError(why, option="pool")
 
-    def add(self, scored: Scored, batch: Batch) -> None:
-        tokens = int(scored.n_tokens[scored.n_tokens > 0].sum())
+    def count(self, scored: Scored) -> None:
+        """Count rows, and those that are left out."""
         self.rows += len(scored.index)
-        self.tokens += tokens
-        self.read_seconds += batch.seconds
+        self.tokens += int(scored.n_tokens[scored.n_tokens > 0].sum())
         self.truncated += int(scored.truncated.sum())
         for code, count in zip(*np.unique(scored.excluded, return_counts=True), strict=True):
             if code:
                 self.excluded[EXCLUDED[code]] += int(count)
+
+    def add(self, scored: Scored, batch: Batch) -> None:
+        self.count(scored)
+        self.read_seconds += batch.seconds
         for i, skip in enumerate(batch.skips):
             if skip.startswith("error") and len(self.reasons) < _NAMED_ERRORS:
                 self.reasons.append(f"row {int(scored.index[i])}: {skip.removeprefix('error: ')}")
@@ -135,17 +138,21 @@ def scan(
     doubts: Doubts | None = None,
     marks: Marks | None = None,
     compared: Sequence[str] = (),
+    *,
+    raw: bool = False,
 ) -> Iterator[Scored]:
     """Score every row of ``data``, in order. ``excluded`` says why a row cannot be selected.
 
     Args:
         doubts: watches the scores. marks: leaks and duplicates of all rows, if they were looked for before.
-        compared: signals whose columns are passed on.
+        compared: signals whose columns are passed on. raw: give scores without what a method's seed adds.
     """
     marker, position = Marker(), 0
     kept = [column for signal in signals_of(compared) for column in column_names(signal)]
     doubts = doubts or Doubts(method)
     fitted = observe_pool(data, reader, method, {**targets, **doubts.targets}, tally)
+    if method.scores_by_row:
+        reader.names = compared
     score = method.scorer(fitted)
     doubts.start(score)
     total = len(data) if isinstance(data, Dataset) else None
@@ -161,8 +168,7 @@ def scan(
                 known = (
                     _marks(marker, batch, free, leakage, exclude) if marks is None else marks[position : position + n]
                 )
-                excluded[free & known.duplicate & ("duplicate" in exclude)] = _DUPLICATE
-                excluded[free & known.leak & ("leak" in exclude)] = _LEAK
+                leave_out(excluded, known, exclude)
             usable = np.flatnonzero(batch.rows.usable)
             scores = {name: np.full(n, np.nan) for name in targets}
             if len(usable):
@@ -172,8 +178,8 @@ def scan(
                 for name in targets:
                     scores[name] = np.full((n, *found[name].shape[1:]), np.nan)
                     scores[name][usable] = found[name]
-            for values in scores.values():
-                excluded[(excluded == 0) & ~np.isfinite(row_scores(values))] = _NULL
+                    scores[name] = scores[name] if raw else method.drawn(scores[name], batch.rows.index)
+            excluded = without_scores(excluded, scores)
             scored = Scored(
                 batch.rows.index, scores, batch.n_tokens, batch.truncated, excluded, batch.raw,
                 RowBatch(batch.rows.index, batch.rows.usable, {name: batch.rows.columns[name] for name in kept}),
@@ -183,6 +189,21 @@ def scan(
             position += n
             progress.done(n)
             yield scored
+
+
+def leave_out(excluded: np.ndarray, marks: Marks, exclude: Sequence[str]) -> None:
+    """Set the codes of rows that are duplicates or leaks, where these are left out."""
+    free = excluded == 0
+    excluded[free & marks.duplicate & ("duplicate" in exclude)] = _DUPLICATE
+    excluded[free & marks.leak & ("leak" in exclude)] = _LEAK
+
+
+def without_scores(excluded: np.ndarray, scores: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+    """The codes again, with those of rows that have no score by these scores, and by no others."""
+    found = np.where(excluded == _NULL, 0, excluded).astype(np.int8)
+    for values in (scores or {}).values():
+        found[(found == 0) & ~np.isfinite(row_scores(values))] = _NULL
+    return found
 
 
 def _marks(marker: Marker, batch: Batch, free: np.ndarray, leakage: Leakage, exclude: Sequence[str]) -> Marks:

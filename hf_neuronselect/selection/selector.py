@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -47,13 +48,14 @@ from .fitting import fit_target
 from .marks import Marks
 from .reader import Reader, own_columns
 from .record import extraction_record, method_record, selection_record
-from .scan import Tally, scan
+from .scan import Scored, Tally, scan
 from .scores import PoolScores
 from .scoring import Scoring
 from .selection import Selection
 from .spread import check_spread
 from .stages import check_compared, opened, prepared, spooled
 from .stream import check_free, select_from_stream, stream_budget
+from .sweep import Sweep
 
 Data: TypeAlias = Dataset | IterableDataset
 TARGET_NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -272,6 +274,7 @@ class NeuronSelector(Scoring, PushToHub):
         features: FeatureStore | None = None,
         source: SourceRecord | None = None,
         marks: Marks | None = None,
+        sweep: Sweep | None = None,
     ) -> Selection:
         """Select the best rows of a pool.
 
@@ -288,7 +291,7 @@ class NeuronSelector(Scoring, PushToHub):
             extractor: default the one given to :meth:`fit`.
             features: a store of this pool's signals: the model does not run over it.
             source: where the pool came from; default what its cache files tell.
-            marks: the pool's leaks and duplicates, of several selections (:func:`~hf_neuronselect.selection.marks.mark_pool`).
+            marks, sweep: the pool's leaks and duplicates, and its scores, of several selections (``mark_pool``, ``sweep_pool``).
 
         Returns:
             A :class:`Selection`; never bare indices.
@@ -314,19 +317,23 @@ class NeuronSelector(Scoring, PushToHub):
         if marks is not None and isinstance(pool, Dataset) and len(marks) != len(pool):
             raise NeuronSelectError(f"marks of {len(marks)} rows, the pool has {len(pool)}", option="marks")
         extractor = extractor or self.extractor
-        tally = Tally()
+        tally, against = Tally(), self.scored_against
         held = None  # rows that the heaps of a stream hold
         if isinstance(pool, IterableDataset):
             held = stream_budget(pool, budget, list(self.targets), aggregate, self.picker)
         known, several = source or source_of(pool) or SourceRecord(), len(self.targets) > 1
         reader = self._reader(extractor, features, needs_rows=bool(exclude) and marks is None)
         reader.name = known.id
-        method, compared = opened(self.method, self.picker, pool, known, reader, auto)
         estimate = None
-        doubts = Doubts(method, self.halves if reader.whole(pool.column_names or []) else {})
-        with spooled(method, pool, reader):
-            against = self.scored_against
-            found = scan(pool, reader, method, against, self.leakage, exclude, tally, doubts, marks, compared)
+        with contextlib.ExitStack() as open_until_scored:
+            if sweep is not None:
+                found: Iterable[Scored] = [sweep.rows(against, self.scored_by, exclude, marks, tally)]
+                doubts, compared = sweep.doubts, sweep.compared
+            else:
+                method, compared = opened(self.method, self.picker, pool, known, reader, auto)
+                doubts = Doubts(method, self.halves if reader.whole(pool.column_names or []) else {})
+                open_until_scored.enter_context(spooled(method, pool, reader))
+                found = scan(pool, reader, method, against, self.leakage, exclude, tally, doubts, marks, compared)
             if isinstance(pool, Dataset):
                 rows = extractor.extraction.options if extractor else None
                 scored = PoolScores.of(
@@ -337,8 +344,7 @@ class NeuronSelector(Scoring, PushToHub):
                 if auto:
                     estimate = estimate_ratio(scored, self.method, next(iter(self.targets.values())), compared)
                     budget = Budget(ratio=estimate.ratio)
-                dataset, indices, table = scored.choose(budget)
-                selection = Selection(dataset, indices, table, selector=self, choose=scored.choose)
+                selection = Selection(*scored.choose(budget), selector=self, choose=scored.choose)
             else:
                 picks = select_from_stream(pool, found, budget, list(self.targets), aggregate, held, of_kept)
                 tally.check(bool(picks.kept))
@@ -361,7 +367,7 @@ class NeuronSelector(Scoring, PushToHub):
             lengths=selection.picked_lengths(),
             selected=len(selection),
             cost=self.cost.merge(Cost(score_seconds=round(tally.score_seconds, 6))),
-            passes=reader.cost(),
+            passes=reader.cost() if sweep is None else sweep.passes,
         )
         return selection
 

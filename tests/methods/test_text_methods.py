@@ -63,7 +63,7 @@ def scored(name: str, pool: Sequence[str], exemplars: Sequence[str], size: int =
     for part in parts:
         method.observe(state, part)
     score = method.scorer(method.finish(state, targets))
-    return np.concatenate([score(part)["t"] for part in parts])
+    return np.concatenate([method.drawn(score(part)["t"], part.index) for part in parts])
 
 
 def texts(rows: Sequence[str]) -> Dataset:

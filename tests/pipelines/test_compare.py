@@ -23,6 +23,9 @@ from hf_neuronselect import (
 )
 from hf_neuronselect.cli.compare import _run
 from hf_neuronselect.core.configs import CompareConfig, ExtractConfig, SelectConfig
+from hf_neuronselect.methods import dsir
+from hf_neuronselect.methods.bm25 import Bm25
+from hf_neuronselect.methods.dsir import Dsir
 from hf_neuronselect.pipelines.compare import compare
 from hf_neuronselect.pipelines.comparison import Comparison, Line, slug
 from hf_neuronselect.pipelines.extract import extract
@@ -147,6 +150,68 @@ def test_intervals_are_of_fits_on_exemplars_drawn_again(options: dict[str, Any],
         assert [line.low, line.high] == np.percentile(wanted, [5, 95]).tolist()
     assert len(found.samples["longest", "a"]) == 0  # it has no exemplars
     assert ("mona", "b") not in found.samples  # nothing is right for b
+
+
+def test_a_pool_is_scored_once_for_all_targets_draws_and_resamples(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And every pick is the one that a selection alone makes."""
+    observed: list[tuple[str, int]] = []
+    for kind in (Bm25, Dsir):
+        before = kind.observe
+        monkeypatch.setattr(kind, "observe", lambda method, state, rows, before=before: (
+            observed.append((method.name, len(rows))), before(method, state, rows)))  # fmt: skip
+    scored: list[int] = []
+    hashes = dsir.hashed
+    monkeypatch.setattr(dsir, "hashed", lambda texts: scored.append(len(texts)) or hashes(texts))
+    related = {"a": "s1", "b": "s0,s2"}
+    config = CompareConfig(**options, methods="bm25,dsir", k=8, draws=3, resamples=3, related=related,
+                           out=tmp_path / "out")  # fmt: skip
+    found = compare(config)
+    assert observed == [("bm25", 60), ("dsir", 60)]
+    assert scored.count(60) == 2, "observed and scored once, for two targets and three seeds"
+    monkeypatch.undo()
+    pool, sources = rows(60), np.asarray(rows(60)["source"])
+    targets = {"a": rows(6, seed=1), "b": rows(5, seed=2)}
+    for name, exemplars in targets.items():
+        right = np.isin(sources, related[name].split(","))
+        for seed in range(3):
+            alone = NeuronSelector("dsir", seed=seed).fit({name: exemplars}).select(pool, k=8)
+            assert found.samples["dsir", name][seed] == right[alone.indices].mean()
+            if seed == 0:
+                assert found.selections["dsir", name].indices.tolist() == alone.indices.tolist()
+        wanted = NeuronSelector("bm25").fit({name: exemplars}).select(pool, k=8)
+        assert found.selections["bm25", name].indices.tolist() == wanted.indices.tolist()
+        draw = np.random.default_rng(0)
+        for i in range(3):
+            again = NeuronSelector("bm25").fit(
+                {name: exemplars.select(draw.integers(0, len(exemplars), len(exemplars)))}
+            )
+            again.leakage = Leakage.of(formats_of(exemplars))
+            assert found.samples["bm25", name][i] == right[again.select(pool, k=8).indices].mean()
+
+
+@pytest.mark.parametrize(
+    "method", ["nait", "nait-contrast", "rds-plus", "bm25 + global-max", "ifd", "hidden + diverse(cosine=0.5)"]
+)
+def test_targets_scored_together_are_those_scored_alone(method: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Also with projections in the place of vectors, observed pools, scores for each exemplar and pickers that compare rows."""
+    name, _, picker = method.partition(" + ")
+    found = compared(
+        options, tmp_path / "out", methods=f"{name},longest", picker=picker or None, related={"a": "s1"}, resamples=2
+    )
+    assert not found.failed
+    extractor = found.extractor
+    for target, exemplars in (("a", rows(6, seed=1)), ("b", rows(5, seed=2))):
+        selector = NeuronSelector(name, picker=picker or None)
+        alone = selector.fit({target: exemplars}, extractor=extractor.with_features(selector.signals)).select(
+            rows(60), k=8
+        )
+        made = found.selections[method, target]
+        assert made.indices.tolist() == alone.indices.tolist()
+        assert made.provenance.counts == alone.provenance.counts
+        assert made.provenance.targets[target].doubts == alone.provenance.targets[target].doubts
+    assert len(found.samples[method, "a"]) == (0 if name == "ifd" else 2)
 
 
 def test_exemplars_are_read_for_methods_with_a_target_alone(
@@ -351,7 +416,7 @@ def test_run_again_it_makes_only_what_is_missing(
     monkeypatch.setattr(Job, "select", select)
     with pytest.raises(KeyboardInterrupt):
         compared(options, tmp_path / "out", methods="mona,hidden", k=8)
-    assert made == [("mona", "a"), ("hidden", "a")]
+    assert made == [("mona", "a"), ("mona", "b")]
     assert len((tmp_path / "out" / "compare.csv").read_text().splitlines()) == 3, "what is done so far"
 
     def again(**more: Any) -> list[tuple[str, str]]:
@@ -365,10 +430,10 @@ def test_run_again_it_makes_only_what_is_missing(
     monkeypatch.setattr(
         Job, "select", lambda job, o: made.append((job.chosen.label, next(iter(job.targets)))) or before(job, o)
     )
-    assert again() == [("mona", "b"), ("hidden", "b")]
+    assert again() == [("hidden", "a"), ("hidden", "b")]
     assert again() == []
     assert again(methods="hidden,mona,nait") == [("nait", "a"), ("nait", "b")]
-    assert again(k=9) == [("mona", "a"), ("hidden", "a"), ("mona", "b"), ("hidden", "b")]
+    assert again(k=9) == [("mona", "a"), ("mona", "b"), ("hidden", "a"), ("hidden", "b")]
     other = (options["target"][0], options["target"][1].replace("b.jsonl", "a.jsonl"))
     assert again(k=9, options={"target": other}) == [("mona", "b"), ("hidden", "b")]
     scores = tmp_path / "out" / "mona" / "a" / "scores.parquet"
