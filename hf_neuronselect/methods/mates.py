@@ -100,6 +100,7 @@ class Mates(Method):
     paper = "arXiv:2406.06046"
     signals = ("row_key",)
     default_budget = Budget(ratio=0.20)
+    not_saved = "predicts the rows of one pool"
     judges_others = False
     fits_once = True
 

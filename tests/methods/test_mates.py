@@ -15,7 +15,7 @@ from encoders import write_encoder
 from tiny import chat, rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning
-from hf_neuronselect.core.configs import CompareConfig
+from hf_neuronselect.core.configs import CompareConfig, FitConfig
 from hf_neuronselect.core.provenance import SourceRecord
 from hf_neuronselect.methods import make_method
 from hf_neuronselect.methods.mates import BERT, TEMPERATURE, Mates
@@ -25,6 +25,7 @@ from hf_neuronselect.models.pin import pin_named
 from hf_neuronselect.models.probe import Prober
 from hf_neuronselect.models.regressor import Regressor
 from hf_neuronselect.pipelines.compare import compare
+from hf_neuronselect.pipelines.fit import fit
 from hf_neuronselect.rows.answers import AnswerEncoder
 from hf_neuronselect.rows.leakage import exact_key
 from hf_neuronselect.rows.load import conversations_of
@@ -211,20 +212,22 @@ def test_equal_rows_and_rows_that_cannot_be_read(
     np.testing.assert_array_equal(scores[62:], scores[:5])
 
 
-def test_it_is_saved_without_the_regressor(
+def test_a_fit_to_one_pool_is_not_saved(
     lm: NeuronFeatureExtractor, pool: Dataset, target: Dataset, encoder: str, tmp_path: Path
 ) -> None:
     selector = fitted(lm, pool, target, regressor=encoder)
-    picks = selector.select(pool, k=9)
-    selector.save_pretrained(tmp_path / "cap")
     assert selector.method.sources() == {"regressor": SourceRecord.of(pin_named(encoder, "regressor"))}
-    text = (tmp_path / "cap" / "config.json").read_text()
+    wanted = "method='mates': predicts the rows of one pool"
+    with pytest.raises(NeuronSelectError, match=wanted):
+        selector.save_pretrained(tmp_path / "cap")
+    selector.select(pool, k=9).save_pretrained(tmp_path / "picked")
+    assert not (tmp_path / "picked" / "capability").exists()
+    text = (tmp_path / "picked" / "selection.json").read_text()
     assert '"regressor": "tiny-encoder"' in text and encoder not in text
-    assert (tmp_path / "cap" / "capability.safetensors").stat().st_size < 60 * 40
-    other = make_method("mates", {"regressor": encoder, "probes": 12, "epochs": 1})
-    again = NeuronSelector(other)
-    again.targets = NeuronSelector.from_pretrained(tmp_path / "cap").targets
-    assert again.select(pool, k=9, extractor=lm).indices.tolist() == picks.indices.tolist()
+    target.to_json(tmp_path / "t.jsonl")
+    options = {"target": f"t={tmp_path}/t.jsonl", "method": "mates", "method_option": {"regressor": encoder}}
+    with pytest.raises(NeuronSelectError, match=f"{wanted}, so it is never saved; give the exemplars to select"):
+        fit(FitConfig.from_mapping({**options, "out": str(tmp_path / "out")}))
 
 
 def test_weak_predictions_are_warned_of(
