@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import compare, demo, evaluate, export, extract, fit, push, run, sae, select, train
+from . import compare, demo, evaluate, explain, export, extract, fit, push, run, sae, select, train
 from .flags import say
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ for name, module in {
     "fit": fit,
     "extract": extract,
     "compare": compare,
+    "explain": explain,
     "train": train,
     "run": run,
     "evaluate": evaluate,

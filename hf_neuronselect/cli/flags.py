@@ -105,7 +105,9 @@ def _flag(option: Option, flag: str | None) -> Any:
     on, off = (flag, "") if flag else option.flags
     if option.kind is bool:
         return Annotated[bool | None, typer.Option(f"{on}/{off}" if off else on, help=_help(option))]
-    kind = list[str] if option.repeated or option.pairs else str
+    kind: Any = list[str] if option.repeated or option.pairs else str
+    if option.several:
+        kind = tuple[(str,) * option.several]  # type: ignore[misc]
     return Annotated[kind | None, typer.Option(on, metavar=_metavar(option), help=_help(option))]
 
 

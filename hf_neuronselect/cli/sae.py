@@ -1,8 +1,8 @@
-"""``neuronselect sae train``, ``sae find`` and ``sae inspect``."""
+"""``neuronselect sae train``, ``sae find``, ``sae label`` and ``sae inspect``."""
 
 import typer
 
-from ..core.configs import SaeFindConfig, SaeInspectConfig, SaeTrainConfig
+from ..core.configs import SaeFindConfig, SaeInspectConfig, SaeLabelConfig, SaeTrainConfig
 from .flags import command, note, say
 
 app = typer.Typer(help="Train, find or look at a sparse autoencoder.", no_args_is_help=True, rich_markup_mode=None)
@@ -27,6 +27,13 @@ def _find(config: SaeFindConfig) -> None:
     find_sae(config, say=say)
 
 
+def _label(config: SaeLabelConfig) -> None:
+    from ..pipelines.labels import label_sae
+
+    label_sae(config, say=say, note=note)
+
+
 app.command("find")(command(SaeFindConfig, _find, arguments=["model"]))
+app.command("label")(command(SaeLabelConfig, _label))
 app.command("train")(command(SaeTrainConfig, _train, section="sae"))
 app.command("inspect")(command(SaeInspectConfig, _inspect, arguments=["sae"]))

@@ -264,6 +264,35 @@ class DemoConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExplainConfig(Options):
+    """Say why a selection has a row, why it has not another, or why one beats another. Give one of --row, --why-not, --contrast."""
+
+    folder: str = opt(help="Selection: folder, or data set on the Hub.")
+    row: int | None = opt(None, "Place in the selection, 0 is the best: why it has its score.", minimum=0)
+    why_not: int | None = opt(None, "Number of a row in the pool, 0 is the first: why it was not selected.", minimum=0)
+    contrast: tuple[int, int] | None = opt(
+        None, "Two places in the selection: why the first scores higher.", metavar="A B", minimum=0
+    )
+    target: str | None = opt(
+        None, "Which of several targets, NAME; with its exemplars, NAME=ROWS, those that have a feature are told."
+    )
+    top: int = opt(10, "Parts of the score that are told.", minimum=1)
+    features: Path | None = opt(
+        None,
+        "Feature store of the pool: how rare a feature is and where else it fires; then the model is for tokens alone.",
+    )
+    pool: str | None = opt(None, "The pool, for texts of rows that were not selected; default where it came from.")
+    model: str | None = opt(None, "Folder of the model, where it is not on the Hub.")
+    sae: str | None = opt(None, "Folder of the SAE, where it is not on the Hub.")
+    device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps.")
+
+    def check(self) -> None:
+        super().check()
+        if sum(one is not None for one in (self.row, self.why_not, self.contrast)) != 1:
+            raise NeuronSelectError("give one of --row, --why-not and --contrast")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig(Options):
     """Run a recipe: select, train, evaluate, push. Finished steps are skipped when it is run again."""
 
@@ -374,6 +403,24 @@ class SaeTrainConfig(Options):
             raise NeuronSelectError("give latents or expansion_factor, not both", option="latents", value=self.latents)
         if not self.layer:
             raise NeuronSelectError("name a block at least", option="layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaeLabelConfig(Options):
+    """Label an SAE's features by the words they fire on, and say how well the labels predict that. No other model is asked."""
+
+    pool: str = opt(help=POOL_HELP)
+    model: str | None = opt(None, "Causal LM; default the bundled one and its SAE.")
+    revision: str | None = opt(None, "Branch, tag or commit of the model.")
+    sae: str = opt("auto", "Sparse autoencoder: folder, org/repo, org/repo/folder or auto.")
+    sae_revision: str | None = opt(None, "Branch, tag or commit of the SAE.")
+    layer: int = opt(-2, "0-based block; negative counts from the end.")
+    tokens: int = opt(1_000_000, "Tokens that are read, of random rows.", unit="tokens", minimum=1)
+    max_length: int = opt(256, "Tokens kept of a row.", unit="tokens", minimum=1)
+    dtype: Dtype = opt("auto", "The model's weights and activations.")
+    device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps.")
+    seed: int = opt(0, "Seed of the rows' order.", minimum=0)
+    out: Path | None = opt(None, "File of the labels; default in the cache, where explain finds them.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,13 @@ class Option:
 
     @property
     def repeated(self) -> bool:
-        return get_origin(self.kind) is tuple
+        return get_origin(self.kind) is tuple and not self.several
+
+    @property
+    def several(self) -> int:
+        """How many values one flag takes, of a tuple of that length; else 0."""
+        parts = get_args(self.kind) if get_origin(self.kind) is tuple else (...,)
+        return 0 if parts[-1] is ... else len(parts)
 
     @property
     def pairs(self) -> bool:
@@ -108,6 +114,11 @@ class Option:
         """
         if value is None and self.optional:
             return None
+        if self.several:
+            given = list(value) if isinstance(value, (list, tuple)) else [value]
+            if len(given) != self.several:
+                raise _error(self, f"{self.several} values are needed", value)
+            return tuple(_scalar(kind, one, self) for kind, one in zip(get_args(self.kind), given, strict=True))
         if self.repeated:
             if isinstance(value, Mapping):  # {name: rows} says what [name=rows] does
                 value = [f"{name}={one}" for name, one in value.items()]
@@ -303,6 +314,8 @@ def flag_words(kind: type, values: Mapping[str, Any]) -> list[str]:
             words += [off] if off else []
         elif option.pairs:
             words += [word for key, one in value.items() for word in (on, f"{key}={_text(one)}")]
+        elif option.several and value is not None:
+            words += [on, *map(_text, value)]
         elif option.repeated:
             words += [word for one in value for word in (on, _text(one))]
         elif value is not None:

@@ -3,58 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
-import torch
 
-from ..core.errors import NeuronSelectError
-from ..models.batching import TokenBatch
-from ..rows.formats import Conversation
-from ..signals.activations import Mona
 from ..signals.columns import SparseRows
-from ..signals.extractor import NeuronFeatureExtractor
 
 COLOURS = ("#1f6feb", "#d4572a")
-
-
-def feature_tokens(
-    extractor: NeuronFeatureExtractor, conversation: Conversation, latents: Sequence[int], *, top: int = 3
-) -> dict[int, list[str]]:
-    """Find the tokens of one row on which each SAE latent is strongest.
-
-    Returns:
-        latent -> up to ``top`` different tokens, strongest first; an empty list if it never fires.
-    """
-    engine = extractor.forward
-    backbone, sae = engine.loaded([Mona()])
-    if sae is None:
-        raise NeuronSelectError("tokens of latents need an extractor with an SAE", option="sae")
-    sample = engine.read([conversation], ())[0]
-    if sample.skip:
-        return {latent: [] for latent in latents}
-    batch = TokenBatch.of([sample], 0, backbone.device)
-    seen: list[np.ndarray] = []
-
-    def observe(hidden: torch.Tensor) -> None:
-        values, indices = sae.encode(hidden[0], extractor.extraction.options.top_k_features)
-        if indices is not None:
-            values = values.new_zeros(len(values), sae.num_latents).scatter_(1, indices, values)
-        seen.append(values[:, list(latents)].float().cpu().numpy())
-
-    backbone.run(batch, [(sae.site, observe)])
-    found: dict[int, list[str]] = {}
-    for column, latent in enumerate(latents):
-        words: dict[str, None] = {}
-        strengths = seen[0][:, column]
-        for position in np.argsort(-strengths, kind="stable"):
-            if strengths[position] <= 0 or len(words) == top:
-                break
-            word = engine.tokenizer.decode([int(sample.input_ids[position])])
-            if "\ufffd" not in word:  # skip parts of a multi-byte character
-                words[word.strip() or "␣"] = None
-        found[latent] = list(words)
-    return found
 
 
 def _dense(rows: SparseRows, width: int) -> np.ndarray:

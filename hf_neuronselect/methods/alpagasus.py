@@ -12,6 +12,7 @@ from ..core.options import opt
 from ..core.provenance import Budget, SourceRecord
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
+from .why import Why
 
 if TYPE_CHECKING:
     from ..models.judge import JudgeSpec
@@ -92,3 +93,8 @@ class AlpaGasus(Method):
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         return rows[self.signals[0].name].astype(np.float64)
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        mark = float(self.score(row, target)[0])
+        said = "gave no mark that can be read" if np.isnan(mark) else f"gave {mark:g} of 5"
+        return Why(f"{self._spec.name} {said} for {self.ask}")

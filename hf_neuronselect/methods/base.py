@@ -17,6 +17,7 @@ from ..core.provenance import Budget, SourceRecord
 from ..core.registry import Registry
 from ..pickers.base import Picker
 from ..signals.columns import RowBatch
+from .why import Why
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -52,6 +53,7 @@ class Method(ABC):
         judges_others: whether it can score rows that are not in the pool it has observed.
         grades: whether a score says how good a row is; False of controls, whose scores are draws, places or lengths.
         fits_once: whether a fit is too dear for comparisons to repeat it on resampled exemplars.
+        tells_exemplars: whether :meth:`explain` has more to say where the exemplars are at hand.
     """
 
     name: ClassVar[str]
@@ -69,6 +71,7 @@ class Method(ABC):
     judges_others: ClassVar[bool] = True
     grades: ClassVar[bool] = True
     fits_once: ClassVar[bool] = False
+    tells_exemplars: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for option in options_of(type(self)).values():
@@ -171,12 +174,14 @@ class Method(ABC):
         """
         return []
 
-    def explain(self, rows: RowBatch, target: Target) -> list[dict[str, np.ndarray]]:
-        """Per row, the parts of its score: equally long arrays, largest ``share`` first.
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """Why one row has its score.
 
-        Methods that cannot say return an empty list.
+        Args:
+            row: a single usable row, with its number in the pool. target: as :meth:`scorer` gets it.
+            exemplars: those the target was fitted on, where they are at hand.
         """
-        return []
+        return Why(f"{self.name} gives no parts of its score")
 
 
 class PoolMethod(Method):

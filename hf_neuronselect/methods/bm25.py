@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 import sys
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +21,7 @@ from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.options import opt
 from ..signals.columns import RowBatch
 from .base import PoolMethod, Target, register_method
+from .why import Why
 
 K1, B = 1.5, 0.75
 LONG = 20
@@ -117,7 +120,9 @@ class Bm25(PoolMethod):
         state.rows += rows.index.tolist()
 
     def finish(self, state: Documents, targets: Mapping[str, Target]) -> Mapping[str, Target]:
-        """``rows``, ascending, and their ``scores``."""
+        """``rows``, ascending, and their ``scores``; the ``known`` words' hashes and in how many rows each is (``frequency``);
+        ``size``: how many rows, and their mean length.
+        """
         import bm25s
 
         logging.getLogger("bm25s").setLevel(logging.INFO)  # it says each step otherwise
@@ -125,6 +130,12 @@ class Bm25(PoolMethod):
         rows, index = np.asarray(state.rows, np.int64), bm25s.BM25(method="lucene", k1=K1, b=B, dtype="float64")
         if known:
             index.index((state.terms, dict(state.known)), show_progress=False)
+        lengths = [len(terms) for terms in state.terms]
+        about_pool = {  # what a score is explained by
+            "known": np.asarray(list(known), np.uint64),
+            "frequency": np.diff(index.scores["indptr"]) if known else np.zeros(0, np.int64),
+            "size": np.asarray([len(lengths), sum(lengths) / max(1, len(lengths))]),
+        }
         found = {}
         for name, target in targets.items():
             queries = np.split(target["terms"], np.cumsum(target["lengths"])[:-1])
@@ -138,11 +149,47 @@ class Bm25(PoolMethod):
                 )
             table = [index.get_scores_from_ids(query) if query else np.zeros(len(rows)) for query in numbers]
             scores = np.mean(table, axis=0) if self.queries == "mean" else np.max(table, axis=0)
-            found[name] = {"rows": rows, "scores": scores}
+            found[name] = {**target, "rows": rows, "scores": scores, **about_pool}
         return found
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         return target["scores"][np.searchsorted(target["rows"], rows.index)]
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """What each word of the row adds: ``idf tf / (tf + k1 (1 - b + b length / mean length))`` an exemplar that has it."""
+        words = self.terms(row["words"][0])
+        counts, own = Counter(words), {_hashed(word): word for word in words}
+        frequency = dict(zip(target["known"].tolist(), target["frequency"].tolist(), strict=True))
+        documents, mean_length = target["size"].tolist()
+
+        def weight(word: str, seen: int) -> float:
+            rare = math.log(1 + (documents - seen + 0.5) / (seen + 0.5))
+            return rare * counts[word] / (counts[word] + K1 * (1 - B + B * len(words) / mean_length))
+
+        queries = [
+            query.tolist() for query in np.split(target["terms"], np.cumsum(target["lengths"])[:-1]) if len(query)
+        ]
+        tables: list[dict[str, float]] = []
+        for query in queries:
+            tables.append({})
+            for term in query:
+                if term in own and term in frequency:
+                    tables[-1][own[term]] = tables[-1].get(own[term], 0.0) + weight(own[term], frequency[term])
+        best = self.queries == "max"
+        if best:
+            tables = [max(tables, key=lambda table: sum(table.values()))]
+        parts: dict[str, float] = {}
+        for table in tables:
+            for word, amount in table.items():
+                parts[word] = parts.get(word, 0.0) + amount / len(tables)
+        says = f"{sum(parts.values()):.4g} = the weights of {len(parts)} words that it shares with " + (
+            "the best exemplar" if best else f"exemplars, averaged over {len(tables)} exemplars"
+        )
+        facts = {
+            "times": np.asarray([counts[word] for word in parts], np.float64),
+            "rows with it": np.asarray([frequency[_hashed(word)] for word in parts], np.float64),
+        }
+        return Why.of(says, "word", list(parts.values()), names=list(parts), facts=facts)
 
 
 def terms_of(text: str, unit: int = 2) -> list[str]:

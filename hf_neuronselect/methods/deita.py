@@ -12,6 +12,7 @@ from ..core.options import opt
 from ..core.provenance import Budget, SourceRecord
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
+from .why import Why
 
 if TYPE_CHECKING:
     from ..core.sources import Source
@@ -87,3 +88,10 @@ class Deita(Method):
         products = quality.values.astype(np.float64) * complexity.values.astype(np.float64)
         of_row = np.repeat(np.arange(len(rows)), np.diff(quality.indptr))
         return np.bincount(of_row, weights=products, minlength=len(rows))
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """Each turn's complexity times quality, which add up to the score."""
+        quality, complexity = (row.sparse(signal.name).values.astype(np.float64) for signal in self.signals)
+        products = quality * complexity
+        says = f"{products.sum():.4g} = the sum over {len(products)} turns of complexity times quality"
+        return Why.of(says, "turn", products, facts={"complexity": complexity, "quality": quality})

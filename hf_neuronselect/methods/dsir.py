@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +17,7 @@ from ..core.options import opt
 from ..signals.columns import RowBatch, SparseRows
 from .base import PoolMethod, Scorer, Target, register_method
 from .random import gumbel
+from .why import Why
 
 BUCKETS = 10_000
 MOST = 100_000 * BUCKETS
@@ -113,6 +115,21 @@ class Dsir(PoolMethod):
         if not self.gumbel:
             return scores
         return (scores.T + gumbel(self.seed, rows)).T
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """What each word and pair of words adds to the sum; the noise is beside it."""
+        words = _WORD_PUNCT.findall(row["words"][0].lower())
+        counts = Counter([*words, *map(" ".join, zip(words, words[1:], strict=False))])
+        times = np.asarray(list(counts.values()), np.float64)
+        ratios = np.asarray([target["log_ratio"][bucket(ngram)] for ngram in counts])
+        total = float((times * ratios).sum())
+        says = (
+            f"{total:.4g} = the sum over {len(counts)} words and pairs of words of log(exemplars' share / pool's share)"
+        )
+        if self.gumbel:
+            says += f"; {float(gumbel(self.seed, row.index)[0]):+.4g} was drawn"
+        facts = {"times": times, "log ratio": ratios}
+        return Why.of(says, "n-gram", times * ratios, names=list(counts), facts=facts)
 
 
 def hashed(texts: Sequence[str] | np.ndarray) -> SparseRows:

@@ -11,6 +11,7 @@ import numpy as np
 from ..pickers.base import row_scores
 from ..signals.columns import RowBatch
 from .base import Method, PoolMethod, Scorer, Target
+from .why import Why
 
 if TYPE_CHECKING:
     from ..signals.base import Signal
@@ -75,6 +76,18 @@ class EachExemplar(PoolMethod):
 
     def drawn(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return self.of.drawn(scores, rows)
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """Why the nearest exemplar is near, or how near each is where that says more."""
+        scores = self.scorer({"target": target})(row)["target"][0]
+        best = int(np.nanargmax(scores))
+        own = _apart({"target": target})[f"target/{best}"]
+        taken = None if exemplars is None else exemplars.take(np.asarray([best]))
+        found = self.of.explain(row, own, taken)
+        says = f"exemplar {best} of {len(scores)} is nearest; "
+        if found.signal or found.moves is not None or found.names:
+            return found.prefixed(says)
+        return Why.of(f"{says}its score is {scores[best]:.4f}", "exemplar", np.nan_to_num(scores))
 
     def forecast(self, rows: int, targets: Mapping[str, Target]) -> str:
         return self.of.forecast(rows, _apart(targets))

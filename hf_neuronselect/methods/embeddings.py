@@ -9,11 +9,14 @@ import numpy as np
 
 from ..signals.columns import RowBatch
 from .base import Method, Scorer, Target
+from .why import Why
 
 
 @dataclass(frozen=True)
 class EmbeddingMethod(Method):
     """Cosine of a row's embedding to the mean of the exemplars'."""
+
+    tells_exemplars = True
 
     def fit(self, exemplars: RowBatch) -> Target:
         """``prototype``: float64 ``[width]``."""
@@ -33,6 +36,21 @@ class EmbeddingMethod(Method):
             return {name: found[:, i] for i, name in enumerate(targets)}
 
         return score
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """Each exemplar's share of the cosine to their mean: ``x . e_i / (n |x| |mean|)``, which add up to it."""
+        score = float(self.score(row, target)[0])
+        says = f"the cosine to the exemplars' mean is {score:.4f}"
+        if exemplars is None:
+            return Why(f"{says}; which exemplar is nearest can be said where the exemplars are given")
+        centre = target.get("centre", 0.0)
+        own = row.dense(self.signals[0]).astype(np.float64)[0] - centre
+        others = exemplars.dense(self.signals[0]).astype(np.float64) - centre
+        scale = np.linalg.norm(own) * np.linalg.norm(target["prototype"] - centre) * len(others)
+        parts = others @ own / scale if scale > 0 else np.zeros(len(others))
+        near = cosines(own[None], others)[0]
+        says = f"{says}; exemplar {exemplars.index[near.argmax()]} is nearest (cosine {near.max():.4f})"
+        return Why.of(says, "exemplar", parts, ids=exemplars.index, facts={"cosine": near})
 
 
 def cosines(rows: np.ndarray, others: np.ndarray) -> np.ndarray:

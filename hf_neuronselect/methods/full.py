@@ -7,6 +7,7 @@ import numpy as np
 from ..core.provenance import Budget
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
+from .why import Why
 
 
 @register_method
@@ -20,3 +21,6 @@ class Full(Method):
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         return np.zeros(len(rows))
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        return Why("every row scores 0 and is kept")

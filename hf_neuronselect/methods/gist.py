@@ -11,6 +11,7 @@ from ..core.options import opt
 from ..signals.columns import RowBatch
 from .base import Target, register_method
 from .warmed import WarmedMethod, units
+from .why import Why
 
 MOST = 300
 """Exemplars that the directions are found from."""
@@ -28,6 +29,7 @@ class Gist(WarmedMethod):
 
     name = "gist"
     paper = "arXiv:2602.18584"
+    tells_exemplars = True
 
     directions: int = opt(50, "Singular vectors kept, at most.", minimum=1)
 
@@ -54,3 +56,18 @@ class Gist(WarmedMethod):
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         (signal,) = self.signals
         return units(rows.dense(str(getattr(signal, "name", signal))) @ target["basis"].T) @ target["mean"]
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """Each exemplar's share of the cosine, which add up to it."""
+        score = float(self.score(row, target)[0])
+        says = f"{score:.4g} = the cosine to the exemplars' mean gradient, within {len(target['mean'])} directions of theirs"
+        if exemplars is None:
+            return Why(f"{says}; which exemplar is nearest can be said where the exemplars are given")
+        (of_row,), (of_exemplars,) = self.signals, self.exemplar_signals
+        own = units(row.dense(str(getattr(of_row, "name", of_row))) @ target["basis"].T)[0]
+        norms = exemplars[of_exemplars.norm].astype(np.float64)  # type: ignore[union-attr]
+        others = (self.gradients(exemplars, of_exemplars) * norms[:, None]) @ target["basis"].T
+        near = units(others) @ own
+        says += f"; exemplar {exemplars.index[near.argmax()]} is nearest ({near.max():.4g})"
+        parts = others @ own / (len(others) * np.linalg.norm(others.mean(axis=0)))
+        return Why.of(says, "exemplar", parts, ids=exemplars.index, facts={"cosine": near})

@@ -10,6 +10,7 @@ import numpy as np
 from ..core.options import opt
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
+from .why import Why
 
 
 @register_method
@@ -30,3 +31,7 @@ class GradientNorm(Method):
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         norms = rows["gradient_norm"].astype(np.float64)
         return norms if self.first == "large" else -norms
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        norm = float(row["gradient_norm"][0])
+        return Why(f"the norm of the row's gradient is {norm:.4g}, and {self.first} ones come first; no target counts")

@@ -10,6 +10,7 @@ import numpy as np
 from ..core.options import opt
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
+from .why import Why
 
 
 @register_method
@@ -39,3 +40,13 @@ class Ifd(Method):
         else:
             ratio = np.divide(given, alone, out=np.full(len(rows), np.nan), where=alone > 0)
         return np.where(ratio <= 1, ratio, np.nan)
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """The two losses."""
+        given, alone = (float(row[name][0]) for name in self.signals)
+        score = float(self.score(row, target)[0])
+        value = "none: above 1, the question does not help" if np.isnan(score) else f"{score:.4f}"
+        return Why(
+            f"{value}; the answer's loss is {given:.4f} nats a token with its question and {alone:.4f} without"
+            + (" (their perplexities are divided)" if self.ratio == "ppl" else "")
+        )

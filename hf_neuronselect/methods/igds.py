@@ -14,6 +14,7 @@ from ..core.options import opt
 from ..core.provenance import Budget
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
+from .why import Why
 
 if TYPE_CHECKING:
     from ..signals.intervention import FeatureGains
@@ -110,21 +111,10 @@ class Igds(Method):
         kept = np.isin(latents.indices, target["features"])
         return np.bincount(of_row, weights=np.where(kept, latents.values.astype(np.float64), 0), minlength=len(rows))
 
-    def explain(self, rows: RowBatch, target: Target) -> list[dict[str, np.ndarray]]:
-        """Each kept feature's activation ``value``, its gain on the exemplars, and its share of the row's score."""
-        latents, found = rows.sparse("prompt_latents"), []
-        gains = dict(zip(target["features"].tolist(), target["gain"].tolist(), strict=True))
-        for i in range(len(latents)):
-            indices, values = latents.row(i)
-            kept = np.flatnonzero(np.isin(indices, target["features"]))
-            order = kept[np.argsort(-values[kept].astype(np.float64), kind="stable")]
-            value = values[order].astype(np.float64)
-            found.append(
-                {
-                    "latent": indices[order],
-                    "value": value,
-                    "gain": np.asarray([gains[int(one)] for one in indices[order]]),
-                    "share": value / max(value.sum(), np.finfo(float).tiny),
-                }
-            )
-        return found
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """The features kept: their activations at the prompt's end, which add up to the score, and their gains."""
+        own = dict(zip(*(part.tolist() for part in row.sparse("prompt_latents").row(0)), strict=True))
+        values = np.asarray([own.get(int(feature), 0.0) for feature in target["features"]], np.float64)
+        says = f"{values.sum():.4g} = the activations at the prompt's end of the {len(values)} features that help most"
+        facts = {"gain": target["gain"], "exemplars with it": target["share"]}
+        return Why.of(says, "feature", values, ids=target["features"], facts=facts)

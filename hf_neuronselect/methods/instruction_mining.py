@@ -16,6 +16,7 @@ from ..core.options import opt
 from ..core.provenance import SourceRecord
 from ..signals.columns import RowBatch
 from .base import PoolMethod, Target, register_method
+from .why import Why
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -134,6 +135,22 @@ class InstructionMining(PoolMethod):
         at = np.searchsorted(target["rows"], rows.index)
         length = rows["n_answer_tokens"].astype(np.float64)
         return -(1.0694 - 0.1498 * reward + 8.257e-5 * length - 0.9350 * target["distance"][at])
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """What each indicator adds to minus the predicted log loss."""
+        reward = float(self._values("reward", row)[0, 0])
+        if self.version == "v3":
+            und, nat, coh = self._values("unieval", row)[0].tolist()
+            facts = {"reward": reward, "und": und, "nat": nat, "coh": coh}
+            parts = [0.0078 * reward, -0.4421 * und, 0.3212 * nat, 0.1520 * coh]
+        else:
+            at = int(np.searchsorted(target["rows"], row.index)[0])
+            length, near = float(row["n_answer_tokens"][0]), float(target["distance"][at])
+            facts = {"reward": reward, "length": length, "knn_6": near}
+            parts = [0.1498 * reward, -8.257e-5 * length, 0.9350 * near]
+        score = float(self.score(row, target)[0])
+        says = f"{score:.4g} = minus the log loss that the rule predicts: what its indicators add, and a constant"
+        return Why.of(says, "indicator", parts, names=list(facts), facts={"value": np.asarray(list(facts.values()))})
 
     def _values(self, option: str, rows: RowBatch) -> np.ndarray:
         if option in self._indicators:

@@ -9,6 +9,7 @@ import numpy as np
 from ..signals.columns import RowBatch
 from .base import Target, register_method
 from .warmed import WarmedMethod, units
+from .why import Why
 
 
 @register_method
@@ -24,6 +25,7 @@ class Less(WarmedMethod):
     name = "less"
     paper = "arXiv:2402.04333"
     adam = True
+    tells_exemplars = True
 
     def fit(self, exemplars: RowBatch) -> Target:
         """The exemplars' mean unit gradient at each checkpoint, float64 ``[checkpoints, dim]``, and the ``weights``."""
@@ -39,3 +41,21 @@ class Less(WarmedMethod):
             for signal, own in zip(self.signals, target["gradients"], strict=True)
         ]
         return np.stack(parts, axis=1) @ target["weights"]
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """Each exemplar's share or, without them, each checkpoint's; they add up to the score."""
+        own = [units(row.dense(str(getattr(signal, "name", signal))))[0] for signal in self.signals]
+        score = float(self.score(row, target)[0])
+        says = f"{score:.4g} = the mean cosine of the row's Adam step and the exemplars' gradients, over {len(own)} checkpoints"
+        if exemplars is None:
+            parts = [
+                weight * float(step @ mean)
+                for weight, step, mean in zip(target["weights"], own, target["gradients"], strict=True)
+            ]
+            return Why.of(says, "checkpoint", parts)
+        cosines = np.stack(
+            [self.gradients(exemplars, signal) @ step for signal, step in zip(self.exemplar_signals, own, strict=True)]
+        )
+        each = target["weights"] @ cosines
+        says += f"; exemplar {exemplars.index[each.argmax()]} is nearest ({each.max():.4g})"
+        return Why.of(says, "exemplar", each / len(each), ids=exemplars.index, facts={"cosine": each})

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
+from .why import Why
 
 
 @register_method
@@ -20,6 +21,9 @@ class Longest(Method):
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         return rows["n_tokens"].astype(np.float64)
 
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        return Why(f"the row has {int(row['n_tokens'][0])} tokens; nothing else counts")
+
 
 @register_method
 class Shortest(Method):
@@ -32,3 +36,6 @@ class Shortest(Method):
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         return -rows["n_tokens"].astype(np.float64)
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        return Why(f"the row has {int(row['n_tokens'][0])} tokens, and few count; nothing else does")

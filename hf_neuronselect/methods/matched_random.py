@@ -18,6 +18,7 @@ from ..core.provenance import Budget, Provenance, SourceRecord
 from ..signals.columns import RowBatch
 from .base import PoolMethod, Target, register_method
 from .random import uniform
+from .why import Why
 
 PARTS = 10
 FAR = 0.2
@@ -122,6 +123,15 @@ class MatchedRandom(PoolMethod):
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         place = np.minimum(np.searchsorted(target["rows"], rows.index), len(target["rows"]) - 1)
         return np.where(target["rows"][place] == rows.index, target["scores"][place], np.nan)
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        score = float(self.score(row, target)[0])
+        if np.isnan(score):
+            return Why("it was not drawn for a pick of the selection that is matched")
+        pick = round((1 - score) * len(target["rows"]))
+        return Why(
+            f"it was drawn for pick {pick} of the selection that is matched, which is about as long; its text does not count"
+        )
 
     def _check_pool(self, state: Lengths, last: int, rows: int) -> None:
         """Refuse a selection whose picks are not the rows of this pool.

@@ -22,6 +22,7 @@ from ..core.provenance import Budget, SourceRecord
 from ..signals.columns import RowBatch
 from .base import Method, Scorer, Target, register_method
 from .random import gumbel
+from .why import Why
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -280,3 +281,15 @@ class Mates(Method):
             return {name: -one + noise if self.draw == "gumbel" else -(one + noise) for name, one in scaled.items()}
 
         return score
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        key = row["row_key"][0]
+        at = np.flatnonzero(
+            (target["keys"] == np.asarray([int(key[:16], 16), int(key[16:], 16)], np.uint64)).all(axis=1)
+        )
+        change, rho = float(target["predicted"][at[0]]), float(target["spearman"][0])
+        return Why(
+            f"a regressor predicts from the row's text that a training step on it changes the exemplars' loss by {change:+.4g} "
+            f"(rank correlation with measured changes: {rho:.2f})"
+            + ("" if self.draw == "none" else "; by such changes rows are drawn")
+        )

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 
-from ..core.errors import NeuronSelectError
 from ..core.options import opt
 from ..signals.columns import RowBatch, SparseRows
 from .base import PoolMethod, Target, register_method
@@ -54,11 +53,3 @@ class Mona(SparsePrototypeMethod, PoolMethod):
     def rows_of(self, rows: RowBatch, target: Target) -> SparseRows:
         sparse = super().rows_of(rows, target)
         return above(sparse, target["centre"]) if "centre" in target else sparse
-
-    def explain(self, rows: RowBatch, target: Target) -> list[dict[str, np.ndarray]]:
-        if self.centre == "pool":
-            raise NeuronSelectError(
-                "the pool's mean, which a selection does not keep, is a part of each score; select with centre=none to see "
-                "the features", option="centre", value=self.centre,
-            )  # fmt: skip
-        return super().explain(rows, target)

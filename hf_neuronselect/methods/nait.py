@@ -14,6 +14,7 @@ from ..core.options import opt
 from ..core.provenance import Budget
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
+from .why import Moves, Why
 
 if TYPE_CHECKING:
     from ..signals.projection import Projection
@@ -154,15 +155,20 @@ class Nait(Method):
         drifts = self._drifts(rows.dense(self.signals[0]))
         return np.einsum("nld,ld->n", drifts, target["directions"])
 
-    def explain(self, rows: RowBatch, target: Target) -> list[dict[str, np.ndarray]]:
-        """Each block's projection ``value`` and its share of the sum of all blocks' absolute values, the largest first."""
-        parts = np.einsum("nld,ld->nl", self._drifts(rows.dense(self.signals[0])), target["directions"])
-        found = []
-        for own in parts:
-            order = np.argsort(-own, kind="stable")
-            share = own[order] / max(float(np.abs(own).sum()), np.finfo(float).tiny)
-            found.append({"layer": order, "value": own[order], "share": share})
-        return found
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """Each block's projection ``x_l . v_l``, which add up to the score, and the tokens whose states moved it."""
+        (compact,) = self.compact_signals([target])
+        if compact.name in row and self.signals[0] not in row:
+            parts, weights = row.dense(compact.name)[0].astype(np.float64), None
+        else:
+            vectors = row.dense(self.signals[0]).astype(np.float64)
+            parts, weights = (self._drifts(vectors)[0] * target["directions"]).sum(axis=1), target["directions"]
+            if self.normalize:
+                norms = np.linalg.norm(vectors[0], axis=1, keepdims=True)
+                weights = np.divide(weights, norms, out=np.zeros_like(weights), where=norms > 0)
+        says = f"{parts.sum():.4g} = the sum over {len(parts)} blocks of the drift along the exemplars' direction"
+        moves = None if weights is None else Moves(self.signals[0], weights)
+        return Why.of(says, "block", parts, moves=moves)
 
     def doubts(self, rows: RowBatch, target: Target) -> list[str]:
         """Whether the direction is the pool's own mean drift, which every row has."""

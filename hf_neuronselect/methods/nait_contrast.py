@@ -10,6 +10,7 @@ import numpy as np
 from ..core.provenance import Budget
 from ..signals.columns import RowBatch
 from .base import PoolMethod, Target, register_method
+from .why import Moves, Why
 
 CONTENT, ANSWER = "content_mean", "answer_mean"
 
@@ -82,6 +83,15 @@ class NaitContrast(PoolMethod):
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         vectors = _unit(rows.dense(CONTENT).astype(np.float64) - target["mean"])
         return np.einsum("nld,ld->n", vectors, target["directions"])
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """Each block's cosine, which add up to the score, and the tokens whose states moved it."""
+        away = row.dense(CONTENT)[0].astype(np.float64) - target["mean"]
+        norms = np.linalg.norm(away, axis=1, keepdims=True)
+        weights = np.divide(target["directions"], norms, out=np.zeros_like(away), where=norms > 0)
+        parts = (away * weights).sum(axis=1)
+        says = f"{parts.sum():.4g} = the sum over {len(parts)} blocks of the cosine to how the exemplars differ from the pool"
+        return Why.of(says, "block", parts, moves=Moves(CONTENT, weights, target["mean"]))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

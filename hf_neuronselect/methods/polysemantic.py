@@ -19,3 +19,4 @@ class Polysemantic(SparsePrototypeMethod):
     name = "polysemantic"
     paper = "arXiv:2503.15573 App. B.3"
     signals = ("polysemantic",)
+    unit = "neuron"

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from ..core.options import opt
 from ..signals.columns import RowBatch, SparseRows
 from .base import Method, Scorer, Target
+from .why import Why
 
 
 def prototype(rows: SparseRows) -> np.ndarray:
@@ -103,6 +104,9 @@ def similarity(rows: SparseRows, prototypes: Prototypes, metric: str) -> np.ndar
 class SparsePrototypeMethod(Method):
     """Similarity of a sparse signal to the mean of the exemplars' (MoNA and its comparison)."""
 
+    unit: ClassVar[str] = "feature"
+    tells_exemplars = True
+
     metric: Literal["jaccard", "cosine", "euclidean"] = opt("jaccard", "Similarity; jaccard is the paper's.")
 
     def fit(self, exemplars: RowBatch) -> Target:
@@ -125,21 +129,22 @@ class SparsePrototypeMethod(Method):
 
         return score
 
-    def explain(self, rows: RowBatch, target: Target) -> list[dict[str, np.ndarray]]:
-        """Each latent's share of the overlap ``sum min(z, z_target)``; the shares of a row sum to 1."""
-        sparse, proto, found = rows.sparse(self.signals[0]), target["prototype"], []
-        at_nonzeros = _gather(sparse, proto)
-        for i in range(len(sparse)):
-            latents, values = sparse.row(i)
-            of_target = at_nonzeros[sparse.indptr[i] : sparse.indptr[i + 1]]
-            overlap = np.minimum(values.astype(np.float64), of_target)
-            order = np.argsort(-overlap, kind="stable")[: int((overlap > 0).sum())]
-            found.append(
-                {
-                    "latent": latents[order],
-                    "value": values[order].astype(np.float64),
-                    "target": of_target[order],
-                    "share": overlap[order] / max(overlap.sum(), np.finfo(float).tiny),
-                }
-            )
-        return found
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """The units' shares of the sum that the similarity is made from (the numerator of eq. 8).
+
+        Jaccard: ``min(z, z_target)``; cosine: ``z z_target``. A distance has no such parts.
+        """
+        sparse, proto = self.rows_of(row, target), target["prototype"]
+        units, values = sparse.row(0)[0], sparse.values.astype(np.float64)
+        of_target = _gather(sparse, proto)
+        score = float(similarity(sparse, Prototypes([proto]), self.metric)[0, 0])
+        if self.metric == "euclidean":
+            return Why(f"minus the distance to the exemplars' mean, {-score:.4g}; a distance has no parts that add up")
+        amounts = np.minimum(values, of_target) if self.metric == "jaccard" else values * of_target
+        if self.metric == "jaccard":
+            union = values.sum() + proto.sum() - amounts.sum()
+            says = f"{score:.4f} = {amounts.sum():.4g} shared with the exemplars' mean / {union:.4g} in either"
+        else:
+            says = f"the cosine to the exemplars' mean is {score:.4f}"
+        facts = {"value": values, "target": of_target}
+        return Why.of(says, self.unit, amounts, ids=units, facts=facts, signal=str(self.signals[0]))

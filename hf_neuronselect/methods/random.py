@@ -9,6 +9,7 @@ import numpy as np
 from ..core.options import opt
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
+from .why import Why
 
 
 @register_method
@@ -24,6 +25,10 @@ class Random(Method):
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         return uniform(self.seed, rows.index)
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        drawn = float(self.score(row, target)[0])
+        return Why(f"{drawn:.4f} was drawn from seed {self.seed} and the row's number; its text does not count")
 
 
 def uniform(seed: int, rows: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
+from .why import Why
 
 
 @register_method
@@ -24,3 +25,10 @@ class Routing(Method):
         union = np.maximum(weights, proto).sum(axis=1)
         shared = np.minimum(weights, proto).sum(axis=1)
         return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """Each expert's share of the sum that the similarity is made from."""
+        weights, proto = row.dense("routing")[0].astype(np.float64), target["prototype"]
+        shared, union = np.minimum(weights, proto), np.maximum(weights, proto).sum()
+        says = f"{shared.sum() / max(union, 1e-30):.4f} = {shared.sum():.4g} shared with the exemplars' mean / {union:.4g} in either"
+        return Why.of(says, "expert", shared, facts={"value": weights, "target": proto})

@@ -9,6 +9,7 @@ import numpy as np
 from ..core.options import opt
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
+from .why import Why
 
 
 @register_method
@@ -32,3 +33,10 @@ class SaeDiversity(Method):
         sparse = rows.sparse("mona")
         of_row = np.repeat(np.arange(len(rows)), np.diff(sparse.indptr))
         return np.bincount(of_row, weights=sparse.values > self.strong, minlength=len(rows))
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """The features it has; which of them no row before it had, the picker alone knows."""
+        units, values = row.sparse("mona").row(0)
+        strong = values > self.strong
+        says = f"it has {int(strong.sum())} features; rows are taken by how many of theirs no row before them had"
+        return Why.of(says, "feature", np.where(strong, values, 0.0), ids=units, signal="mona")

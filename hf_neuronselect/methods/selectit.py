@@ -13,6 +13,7 @@ from ..core.options import opt
 from ..core.provenance import Budget, SourceRecord
 from ..signals.columns import RowBatch
 from .base import Method, Target, register_method
+from .why import Why
 
 if TYPE_CHECKING:
     from ..core.sources import Source
@@ -91,6 +92,16 @@ class SelectIt(Method):
         for weight, signal in zip(self.weights, self.signals, strict=True):
             found += weight * self._sentence(rows.dense(signal.name).reshape(len(rows), -1, RATINGS))
         return found
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """Each model's weighted part of the score."""
+        parts = [
+            weight * float(self._sentence(row.dense(signal.name).reshape(1, -1, RATINGS))[0])
+            for weight, signal in zip(self.weights, self.signals, strict=True)
+        ]
+        shares = row.dense(self.signals[0].name).reshape(-1, RATINGS)
+        rated = ", ".join(str(1 + int(one.argmax())) for one in shares)
+        return Why.of(f"{sum(parts):.4g}; the likeliest ratings behind the prompts are {rated}", "model", parts)
 
     def _sentence(self, stored: np.ndarray) -> np.ndarray:
         """One model's score of each row, from shares ``[n, prompts, 5]``."""

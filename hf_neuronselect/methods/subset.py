@@ -15,6 +15,7 @@ from ..core.options import opt
 from ..core.provenance import Budget, SourceRecord
 from ..signals.columns import RowBatch
 from .base import PoolMethod, Target, register_method
+from .why import Why
 
 if TYPE_CHECKING:
     from ..rows.load import Rows
@@ -93,3 +94,8 @@ class Subset(PoolMethod):
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         places = np.asarray([self._places.get(key, -1) for key in rows["row_key"]], np.float64)
         return np.where(places >= 0, 1 - places / len(self._places), np.nan)
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        place = self._places.get(row["row_key"][0], -1)
+        name = self._loaded.source.id
+        return Why(f"it is row {place} of {name}" if place >= 0 else f"it is no row of {name}")

@@ -14,6 +14,7 @@ from ..core.errors import NeuronSelectError
 from ..core.options import opt
 from ..signals.columns import RowBatch
 from .base import Method, Scorer, Target, register_method
+from .why import Why
 
 GZIP = 18
 """Bytes that gzip puts around the compressed data."""
@@ -68,6 +69,16 @@ class ZipFit(Method):
             return {name: table[:, of_target].mean(axis=1) for name, of_target in columns.items()}
 
         return score
+
+    def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
+        """Each exemplar's share of the mean."""
+        texts = _texts_of(target)
+        found = self._alignments(_encoded(row["words"])[0], texts, self._sizes(texts))
+        says = (
+            f"{found.mean():.4f} = the mean over {len(texts)} exemplars of how well the row compresses with each; exemplar "
+            f"{int(found.argmax())} is nearest ({found.max():.4f})"
+        )
+        return Why.of(says, "exemplar", found / len(found), facts={"alignment": found})
 
     def forecast(self, rows: int, targets: Mapping[str, Target]) -> str:
         every = list(dict.fromkeys(text for target in targets.values() for text in _texts_of(target)))

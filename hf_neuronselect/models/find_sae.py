@@ -137,7 +137,7 @@ class Published:
 
     Attributes:
         models: Hub ids of the model. folder: with ``{layer}``, and ``{l0}`` where a layer's folder names its mean L0.
-        l0: of each layer.
+        l0: of each layer. neuronpedia: where Neuronpedia shows its features, with ``{layer}``; "" if it does not.
     """
 
     models: tuple[str, ...]
@@ -147,6 +147,7 @@ class Published:
     format: str
     license: str
     l0: tuple[int, ...] = ()
+    neuronpedia: str = ""
 
     def by_layer(self) -> dict[int, str]:
         """The value of ``--sae`` for each layer."""
@@ -165,9 +166,18 @@ def catalogue() -> tuple[Published, ...]:
             layers += range(int(first), int(last or first) + 1)
         found.append(
             Published(tuple(entry["models"]), entry["repo"], entry["folder"], tuple(layers), entry["format"],
-                      entry["license"], tuple(entry.get("l0", ())))
+                      entry["license"], tuple(entry.get("l0", ())), entry.get("neuronpedia", ""))
         )  # fmt: skip
     return tuple(found)
+
+
+def feature_page(sae: Source, feature: int) -> str:
+    """Neuronpedia's page of a feature; "" where the SAE is not known there."""
+    for entry in catalogue():
+        layer = next((n for n, name in entry.by_layer().items() if entry.neuronpedia and name == sae.id), None)
+        if layer is not None:
+            return f"https://www.neuronpedia.org/{entry.neuronpedia.format(layer=layer)}/{feature}"
+    return ""
 
 
 def _lens(name: str) -> dict[tuple[str, str], dict[int, str]]:

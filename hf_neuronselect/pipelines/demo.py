@@ -17,9 +17,8 @@ from ..core.configs import CompareConfig, DemoConfig
 from ..core.folders import DEMO
 from ..core.options import AUTO
 from ..core.writing import put, reserve, writing
-from ..explain.pictures import activation_profiles, feature_tokens
+from ..explain.pictures import activation_profiles
 from ..explain.report import page, picture, table
-from ..rows.formats import read_row, row_format
 from ..rows.load import BUNDLED
 from ..selection.selection import Selection
 from ..signals.columns import RowBatch, SparseRows
@@ -145,23 +144,18 @@ def best_rows(
             it adds beyond an average row's.
     """
     found = []
-    fmt = row_format(["messages"])
+    explainer = selection.explainer(extractor=extractor)
     for i in range(min(rows, len(selection))):
-        features = selection.explain(i, top=len(usual))
-        overlap = sum(min(one["value"], one["target"]) for one in features)
-        average = {
-            int(one["latent"]): min(float(usual[int(one["latent"])]), one["target"]) / overlap for one in features
-        }
-        features = sorted(features, key=lambda one: average[int(one["latent"])] - one["share"])[:3]
-        row = selection.dataset[i]
-        tokens = feature_tokens(extractor, read_row(row, fmt), [int(one["latent"]) for one in features])
-        why = [
-            f"feature {latent}: {one['share']:.1%} of the overlap, {average[latent]:.1%} in an average row; on "
-            + ", ".join(map(repr, tokens[latent]))
-            for one in features
-            if (latent := int(one["latent"])) is not None
+        why, row = explainer.reasons(i), selection.dataset[i]
+        average = np.minimum(usual[why.ids], why.facts["target"]) / why.total
+        first = np.argsort(average - why.shares, kind="stable")[:3]
+        tokens = explainer.spots(i, why.ids[first].tolist())
+        told = [
+            f"feature {why.ids[at]}: {why.shares[at]:.1%} of the overlap, {average[at]:.1%} in an average row; on "
+            + ", ".join(str(spot) for spot in tokens.get(int(why.ids[at]), ()))
+            for at in first
         ]
-        found.append(BestRow(row["neuron_score"], row["source"], selection.excerpt(i, 300), why))
+        found.append(BestRow(row["neuron_score"], row["source"], selection.excerpt(i, 300), told))
     return found
 
 

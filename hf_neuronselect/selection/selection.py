@@ -28,11 +28,13 @@ from ..rows.load import conversations_of, with_messages
 from ..rows.media import with_bytes
 from ..signals.extractor import NeuronFeatureExtractor
 from .capability import Capability
-from .reader import Reader
 from .record import mean_length
 
 if TYPE_CHECKING:
+    from ..explain.explanation import Contrast, Explanation, WhyNot
+    from ..store.store import FeatureStore
     from .selector import NeuronSelector
+    from .why import Explainer
 
 
 class Selection(PushToHub):
@@ -43,6 +45,7 @@ class Selection(PushToHub):
         indices: int64, their numbers in the pool, in the same order.
         provenance: model, SAE, method, options, counts, timing, cost: what ``selection.json`` holds.
         selector: the fitted selector that made it; None only for a selection put together by hand.
+        pool, features: what it was selected from; None for a stream, or a selection read from disk.
     """
 
     provenance: Provenance
@@ -62,6 +65,8 @@ class Selection(PushToHub):
         if provenance is not None:
             self.provenance = provenance
         self._scores, self._choose, self._keep_alive = scores, choose, keep_alive
+        self.pool: Dataset | None = None
+        self.features: FeatureStore | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -128,39 +133,58 @@ class Selection(PushToHub):
         return other
 
     # ------------------------------------------------------------------------------------ explain
-    def explain(
-        self, i: int, *, target: str | None = None, top: int = 10, extractor: NeuronFeatureExtractor | None = None
-    ) -> list[dict[str, float]]:
-        """List what contributes most to a selected row's score: features of ``mona``, blocks of ``nait``.
+    def explainer(
+        self,
+        *,
+        target: str | None = None,
+        extractor: NeuronFeatureExtractor | None = None,
+        features: FeatureStore | None = None,
+        pool: Dataset | None = None,
+        exemplars: Dataset | None = None,
+    ) -> Explainer:
+        """Explains rows, why others were left out, and why one beats another; keeps what it has read.
 
         Args:
-            i: 0-based place in the selection. target: which of several targets. top: parts returned.
-            extractor: default the selector's own, which is made again where its model is bundled or on the Hub.
-
-        Returns:
-            The parts with the largest share of the score: ``{"latent", "value", "target", "share"}`` each, or ``{"layer",
-            "value", "share"}``.
+            target: which of several targets.
+            extractor: default the selector's own, which is made again where its model is bundled or on the Hub. With a store
+                it is needed for tokens alone.
+            features: a store of the pool's signals: how rare features are, and where else they fire. pool: its rows' texts.
+            exemplars: those the target was fitted on.
+                All three default to those that the selection was made with, in the same process.
 
         Raises:
-            NeuronSelectError: the method cannot say, or the model is not at hand.
+            NeuronSelectError: a store, a pool or exemplars that the selection was not made with; both are named.
         """
-        if not 0 <= i < len(self):
-            raise NeuronSelectError(f"the selection has rows 0 to {len(self) - 1}", option="row", value=i)
-        selector = self.selector
-        if selector is None:
-            raise NeuronSelectError("this selection has no selector: select again")
-        name = target or next(iter(selector.targets))
-        if name not in selector.targets:
-            raise NeuronSelectError(f"one of {', '.join(selector.targets)}", option="target", value=name)
-        extractor = extractor or selector.extractor or selector.make_extractor()
-        drop = [c for c in self.dataset.column_names if c.startswith("neuron_") or c == "source_index"]
-        row = self.dataset.select([i]).remove_columns(drop)
-        batch = next(iter(Reader(selector.method.signals, extractor, dict(selector.identities)).read(row)))
-        found = selector.method.explain(batch.rows.only_usable(), selector.targets[name])
-        if not found:
-            raise NeuronSelectError(f"method {selector.method.name!r} does not say what made a row win")
-        columns = {key: values[:top].tolist() for key, values in found[0].items()}
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        from .why import Explainer
+
+        return Explainer(self, target, extractor, features, pool, exemplars)
+
+    def explain(self, i: int, *, top: int = 10, **given: Any) -> Explanation:
+        """Why a selected row has its score: its parts, the tokens they come from, and where else they are found.
+
+        Args:
+            i: 0-based place in the selection. top: parts told. given: as of :meth:`explainer`.
+
+        Raises:
+            NeuronSelectError: no such row; the model or SAE is gone or is another one.
+        """
+        return self.explainer(**given).explain(i, top)
+
+    def why_not(self, row: int, *, top: int = 10, **given: Any) -> WhyNot:
+        """Why a row of the pool was not selected: its score, its distance to the cut, or what left it out.
+
+        Args:
+            row: its number in the pool. top, given: as of :meth:`explain`; with a pool or a store it is compared with the last pick.
+        """
+        return self.explainer(**given).why_not(row, top)
+
+    def contrast(self, one: int, other: int, *, top: int = 10, **given: Any) -> Contrast:
+        """Why one selected row scores higher than another, part by part.
+
+        Args:
+            one, other: places in the selection. top, given: as of :meth:`explain`.
+        """
+        return self.explainer(**given).contrast(one, other, top)
 
     # ------------------------------------------------------------------------------------- the rows
     @property

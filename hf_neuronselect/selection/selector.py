@@ -97,13 +97,12 @@ class NeuronSelector(Scoring, PushToHub):
         self.avoided: dict[str, Target] = {}
         self.avoid_weight = 1.0
         self.exemplars: dict[str, TargetRecord] = {}
-        self.halves: dict[str, Halves] = {}  # of targets fitted here
+        self.halves, self.examples = dict[str, Halves](), dict[str, Data]()  # of the exemplars of targets fitted here
         self.identities: dict[str, str] = {}
         self.extraction = ExtractionRecord()  # how the exemplars' signals were computed
         self.capability: SourceRecord | None = None  # where a loaded one came from
         self.recorded: MethodRecord | None = None  # a loaded one's method: what its options name may not be here
-        self.leakage = Leakage()
-        self.cost = Cost()  # of fitting
+        self.leakage, self.cost = Leakage(), Cost()  # of fitting
 
     def __repr__(self) -> str:
         fitted = ", ".join(self.targets) or "not fitted"
@@ -209,7 +208,7 @@ class NeuronSelector(Scoring, PushToHub):
             optional=method.signals if method.needs_target else (),
         )  # fmt: skip
         found = fit_target(method, name, data, reader, source)
-        self.exemplars[name] = found.record
+        self.exemplars[name], self.examples[name] = found.record, data
         self.leakage |= found.leakage
         self.halves |= found.halves
         self.cost = self.cost.merge(found.cost)
@@ -345,6 +344,7 @@ class NeuronSelector(Scoring, PushToHub):
                     estimate = estimate_ratio(scored, self.method, next(iter(self.targets.values())), compared)
                     budget = Budget(ratio=estimate.ratio)
                 selection = Selection(*scored.choose(budget), selector=self, choose=scored.choose)
+                selection.pool, selection.features = pool, features
             else:
                 picks = select_from_stream(pool, found, budget, list(self.targets), aggregate, held, of_kept)
                 tally.check(bool(picks.kept))

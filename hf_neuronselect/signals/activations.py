@@ -14,6 +14,7 @@ from ..core.errors import NeuronSelectError
 from ..models.backbone import Backbone, Observer
 from ..models.batching import MarkedTokens, TokenBatch
 from ..models.sae import CHUNK_ELEMENTS, Site, SparseAutoencoder, top_k
+from ..rows.encode import Sample
 from .base import register_signal
 from .extraction import Extraction
 from .forward import ForwardSignal, Reducer
@@ -226,6 +227,18 @@ class EveryBlock(ForwardSignal):
     def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
         """``[B, L, width]`` -> float32 ``[B, width]``."""
 
+    def read_tokens(self, sample: Sample) -> np.ndarray:
+        """Numbers of the tokens it reads in a row, int64, ascending."""
+        return np.flatnonzero(sample.marks[self.marks[0]] if self.marks else np.ones(len(sample.input_ids), bool))
+
+    @abstractmethod
+    def token_parts(self, projected: np.ndarray, extraction: Extraction) -> np.ndarray:
+        """What each token it reads adds to the projection of its vector: float64 ``[t]``, which add up to it.
+
+        Args:
+            projected: float64 ``[t]``, of these tokens' own states.
+        """
+
     def start(
         self, batch: TokenBatch, backbone: Backbone, sae: SparseAutoencoder | None, extraction: Extraction
     ) -> tuple[list[tuple[Site, Observer]], Reducer]:
@@ -257,6 +270,13 @@ class Drift(EveryBlock):
         drift = batch.at(hidden, tokens.last) - first
         return drift / tokens.count.clamp_min(1)[:, None] if extraction.options.drift == "per_token" else drift
 
+    def token_parts(self, projected: np.ndarray, extraction: Extraction) -> np.ndarray:
+        """The step from the token before; the first token starts at 0."""
+        if extraction.options.drift == "mean":
+            return (projected - projected[:1]) / max(1, len(projected))
+        steps = np.diff(projected, prepend=projected[:1])
+        return steps / max(1, len(steps)) if extraction.options.drift == "per_token" else steps
+
 
 @register_signal
 class Nait(Drift):
@@ -287,6 +307,10 @@ class Last(EveryBlock):
     def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
         return batch.at(hidden, self.tokens(batch).last)
 
+    def token_parts(self, projected: np.ndarray, extraction: Extraction) -> np.ndarray:
+        """The last token is all there is."""
+        return np.append(np.zeros(len(projected[1:])), projected[-1:])
+
 
 @register_signal
 class NaitLast(Last):
@@ -309,6 +333,9 @@ class Mean(EveryBlock):
     def vector(self, hidden: torch.Tensor, batch: TokenBatch, extraction: Extraction) -> torch.Tensor:
         return self.tokens(batch).mean(hidden)
 
+    def token_parts(self, projected: np.ndarray, extraction: Extraction) -> np.ndarray:
+        return projected / max(1, len(projected))
+
 
 @register_signal
 class NaitMean(Mean):
@@ -318,6 +345,9 @@ class NaitMean(Mean):
 
     def tokens(self, batch: TokenBatch) -> MarkedTokens:
         return batch.pooled
+
+    def read_tokens(self, sample: Sample) -> np.ndarray:
+        return np.flatnonzero(sample.pooled)
 
 
 @register_signal

@@ -330,7 +330,7 @@ class FeatureStore:
             digest = rows_digest(pool, fmt, rows) if pool is not None and fmt is not None else None
             with contextlib.ExitStack() as open_files:
                 cursors = {
-                    name: _Cursor(self._checked(open_files, name, identity, number, rows, digest))
+                    name: _Cursor(self.checked(open_files, name, identity, number, rows, digest))
                     for name, identity in wanted.items()
                 }
                 for start in range(0, len(rows), step):
@@ -341,7 +341,7 @@ class FeatureStore:
                         raise self._flawed(shard_name(number), "damaged") from cause
                     yield tables
 
-    def _checked(
+    def checked(
         self, open_files: contextlib.ExitStack, name: str, identity: str, number: int, rows: range, digest: str | None
     ) -> pq.ParquetFile:
         path = self.folder / f"{name}-{identity}" / shard_name(number)

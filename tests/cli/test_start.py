@@ -55,7 +55,7 @@ def test_the_import_loads_nothing_heavy() -> None:
 
 
 HELPS = ["", "demo", "select", "fit", "extract", "compare", "train", "run", "evaluate", "export", "push", "sae",
-         "sae train", "sae inspect"]  # fmt: skip
+         "explain", "sae train", "sae label", "sae inspect"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", HELPS)
@@ -73,6 +73,7 @@ BAD = [
     ["extract", *POOL, "--shard", "2/2"],
     ["evaluate", "--out", "o"],
     ["run"],
+    ["explain", "f"],
     ["export", "f", "--format", "mine"],
 ]
 

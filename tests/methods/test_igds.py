@@ -166,11 +166,12 @@ def test_explained_by_its_features(tiny_folder: Path) -> None:
     }
     batch = RowBatch(np.arange(2), np.ones(2, bool), columns)
     np.testing.assert_array_equal(selector.method.score(batch, target), [4.0, 0.0])
-    first, second = selector.method.explain(batch, target)
-    assert {name: array.tolist() for name, array in first.items()} == {
-        "latent": [9, 4], "value": [3.0, 1.0], "gain": [0.25, 0.5], "share": [0.75, 0.25]
+    first = selector.method.explain(batch.take(np.asarray([0])), target, None)
+    assert (first.ids.tolist(), first.amounts.tolist()) == ([9, 4], [3.0, 1.0])
+    assert {name: array.tolist() for name, array in first.facts.items()} == {
+        "gain": [0.25, 0.5], "exemplars with it": [0.9, 1.0]
     }  # fmt: skip
-    assert all(len(array) == 0 for array in second.values())
+    assert len(selector.method.explain(batch.take(np.asarray([1])), target, None).ids) == 0
 
 
 # -------------------------------------------------------------------------------- batches, padding, turns

@@ -103,30 +103,6 @@ def test_other_metrics(metric: str) -> None:
         assert score == pytest.approx(expected, rel=1e-9)
 
 
-def test_nait_explains_by_block() -> None:
-    draw = np.random.default_rng(3)
-    exemplars, drifts = draw.normal(size=(5, 3, 4)) + 1, draw.normal(size=(2, 3, 4))
-    nait = make_method("nait", {})
-    target = nait.fit(dense_batch("nait", exemplars))
-    for row, why in zip(drifts, nait.explain(dense_batch("nait", drifts), target), strict=True):
-        values = [float(row[layer].astype(np.float32) @ target["directions"][layer]) for layer in range(3)]
-        assert why["layer"].tolist() == sorted(range(3), key=lambda layer: -values[layer])
-        np.testing.assert_allclose(why["value"], [values[layer] for layer in why["layer"]], rtol=1e-6)
-        np.testing.assert_allclose(why["share"] * sum(map(abs, values)), why["value"], rtol=1e-6)
-    score = nait.score(dense_batch("nait", drifts), target)
-    np.testing.assert_allclose(score, [w["value"].sum() for w in nait.explain(dense_batch("nait", drifts), target)])
-
-
-def test_mona_explain_shares() -> None:
-    table = np.asarray([[0.0, 2.0, 0.0, 1.0]])
-    mona = make_method("mona", {})
-    fitted = mona.fit(sparse_batch(np.asarray([[0.0, 1.0, 4.0, 3.0]])))
-    why = mona.explain(sparse_batch(table), fitted)[0]
-    assert why["latent"].tolist() == [1, 3]
-    np.testing.assert_allclose(why["share"], [0.5, 0.5])
-    assert why["share"].sum() == pytest.approx(1)
-
-
 def nait_reference(drifts: np.ndarray, candidates: np.ndarray, direction: str) -> np.ndarray:
     """By the eigenvectors of the covariance matrix, or of the second moments, instead of an SVD of the samples."""
     total = np.zeros(len(candidates))
@@ -277,8 +253,9 @@ def test_mona_against_the_pool() -> None:
         over = np.maximum(row - centre, 0)
         expected.append(np.minimum(over, proto).sum() / np.maximum(over, proto).sum())
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
-    with pytest.raises(NeuronSelectError, match="centre=none"):
-        mona.explain(sparse_batch(pool), fitted)
+    why = mona.explain(sparse_batch(pool[:1]), fitted, None)
+    over = np.maximum(pool[0].astype(np.float32) - centre, 0)
+    assert why.total == pytest.approx(np.minimum(over, proto).sum(), rel=1e-6)
 
 
 def test_rds_plus_lets_exemplars_take_turns() -> None:

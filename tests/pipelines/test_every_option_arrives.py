@@ -26,7 +26,7 @@ from hf_neuronselect.core.options import ExtractionOptions, Options, flag_words,
 from hf_neuronselect.core.provenance import SelectionSummary, SourceRecord
 from hf_neuronselect.models.pin import pin_model
 from hf_neuronselect.models.sae_formats import load_sae
-from hf_neuronselect.pipelines import compare, demo, evaluate, export, extract, fit, push, run, sae
+from hf_neuronselect.pipelines import compare, demo, evaluate, explain, export, extract, fit, labels, push, run, sae
 
 Seen = dict[str, Any]
 SAME = object()
@@ -100,6 +100,9 @@ COMMITTED = {
     "commit_message": Line("words", lambda seen: seen["push"]["commit_message"]),
     "examples": Line(False, key("examples")),
 }
+
+
+ROW = {"row": 0}
 
 
 def budget(name: str, value: Any) -> Line:
@@ -186,6 +189,28 @@ LINES: dict[str, dict[str, Line]] = {
         "max_rows": Line(5, lambda seen: len(seen["rows"])),
         "streaming": Line(True, lambda seen: isinstance(seen["rows"], IterableDataset)),
     },
+    "explain": {
+        "folder": Line("elsewhere", key("folder"), beside=ROW),
+        "row": Line(3, key("asked"), ("explain", 3, 10)),
+        "why_not": Line(3, key("asked"), ("why_not", 3, 10)),
+        "contrast": Line((2, 1), key("asked"), ("contrast", 2, 1, 10)),
+        "target": Line("u={files}/t.jsonl", lambda seen: (seen["target"], len(seen["exemplars"])), ("u", 4), ROW),
+        "top": Line(4, key("asked"), ("explain", 0, 4), ROW),
+        "features": Line(Path("{files}/kept"), lambda seen: seen["features"], beside=ROW),
+        "pool": Line("{files}/pool.jsonl", lambda seen: len(seen["pool"]), 16, ROW),
+        "model": Line("{files}/model", lambda seen: seen["made"]["model"], beside=ROW),
+        "sae": Line("{files}/sae", lambda seen: seen["made"]["sae"], beside=ROW),
+        "device": Line("cpu", lambda seen: seen["made"]["device"], beside=ROW),
+    },
+    "sae label": {
+        name: EXTRACTION[name]
+        for name in ("model", "revision", "sae", "sae_revision", "layer", "max_length", "dtype", "device")
+    } | {
+        "pool": Line("{files}/t.jsonl", lambda seen: len(seen["rows"]), 4),
+        "tokens": Line(5000, key("tokens")),
+        "seed": Line(3, lambda seen: seen["about"]["seed"]),
+        "out": Line(Path("{files}/labels.parquet"), key("saved")),
+    },
     "sae find": {
         "model": Line("{files}/model", lambda seen: seen["pinned"][0]),
         "revision": Line("v1", lambda seen: seen["pinned"][1]),
@@ -206,6 +231,8 @@ USUAL: dict[str, dict[str, Any]] = {
     "push": {"folder": "selection", "repo": "me/rows"},
     "sae train": {"pool": "{files}/pool.jsonl", "out": "{files}/out"},
     "sae find": {"model": "{files}/model"},
+    "explain": {"folder": "selection"},
+    "sae label": {"pool": "{files}/pool.jsonl"},
     "demo": {"out": "{files}/demo"},
 }  # fmt: skip
 RECIPE = {"select": {"pool": "{files}/pool.jsonl", "target": ["t={files}/t.jsonl"], "k": 4},
@@ -232,6 +259,33 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
 def write_recipe(path: Path, files: Path, **changes: Any) -> Path:
     path.write_text(yaml.safe_dump(filled(RECIPE | changes, files)))
     return path
+
+
+def patch_explanations(found: Seen, patch: Callable[..., None]) -> None:
+    """The callees of ``explain`` and ``sae label``."""
+
+    def make_labels(extractor: Any, rows: Any, **more: Any) -> Any:
+        found.update(more, extractor=extractor, rows=rows)
+        label = SimpleNamespace(auc=0.5)
+        return SimpleNamespace(found={0: label}, about=more, save=lambda path: found.update(saved=path))
+
+    def explainer(**given: Any) -> Any:
+        found.update(given)
+        return SimpleNamespace(**{
+            name: lambda *asked, name=name: found.update(asked=(name, *asked)) for name in ("explain", "why_not", "contrast")
+        })  # fmt: skip
+
+    def selected(folder: str) -> Any:
+        found["folder"] = folder
+        selector = SimpleNamespace(
+            targets={"t": {}, "u": {}}, exemplars={}, make_extractor=lambda **given: found.update(made=given)
+        )
+        made = SimpleNamespace(pool=SourceRecord(id="pool.jsonl"))
+        return SimpleNamespace(selector=selector, provenance=made, explainer=explainer)
+
+    patch(labels, "make_labels", make_labels)
+    patch(explain, "Selection", SimpleNamespace(from_pretrained=selected))
+    patch(explain, "FeatureStore", lambda folder: folder)
 
 
 @pytest.fixture
@@ -294,6 +348,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     def pick(known: Any, layer: int) -> None:
         found["picked"] = layer
 
+    patch_explanations(found, patch)
     before, look = evaluate.base_source, sae.find_folder
     patch(sae, "pin_model", pin)
     patch(sae, "pick_sae", pick)
@@ -342,9 +397,10 @@ def steps(seen: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Seen:
 # ------------------------------------------------------------------------------------------------ tests
 SECTIONS = {"evaluate": EvaluateOptions, "push": PushSection}
 PIPELINES = {"fit": fit, "extract": extract, "compare": compare, "demo": demo, "run": run, "evaluate": evaluate,
-             "export": export, "push": push, "sae train": sae, "sae find": sae, "sae inspect": sae}  # fmt: skip
-FUNCTIONS = {"sae train": "train_sae", "sae find": "find_sae", "sae inspect": "inspect_sae"}
+             "export": export, "push": push, "explain": explain, "sae label": labels, "sae train": sae, "sae find": sae, "sae inspect": sae}  # fmt: skip
+FUNCTIONS = {"sae label": "label_sae", "sae train": "train_sae", "sae find": "find_sae", "sae inspect": "inspect_sae"}
 PLACED = {
+    "explain": ["folder"],
     "run": ["recipe"],
     "export": ["folder"],
     "push": ["folder", "repo"],
@@ -380,7 +436,7 @@ def test_flag_recipe_and_python_reach_the_pipeline_alike(
     placed = [str(values[one]) for one in PLACED.get(command, []) if one in values]
     rest = {one: value for one, value in values.items() if one not in PLACED.get(command, [])}
     ways = [[*flag_words(type(config), rest), *placed]]
-    if command not in ("run", "push", "sae find", "sae inspect"):
+    if command not in ("run", "push", "explain", "sae label", "sae find", "sae inspect"):
         section = {one: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
                    for one, v in rest.items()}  # fmt: skip
         (tmp_path / "r.yaml").write_text(yaml.safe_dump({command.split()[0]: section}))

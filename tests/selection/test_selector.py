@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -269,11 +270,11 @@ def test_explain_names_the_features_of_the_overlap(
 ) -> None:
     selection = fitted("mona", target, extractor).select(pool, k=3)
     why = selection.explain(0, top=500)
-    assert sum(f["share"] for f in why) == pytest.approx(1)
-    assert all(why[i]["share"] >= why[i + 1]["share"] for i in range(len(why) - 1))
+    assert sum(part.share for part in why.parts) == pytest.approx(1) and why.of == len(why.parts)
+    assert all(one.share >= other.share for one, other in pairwise(why.parts))
     row = extractor.with_features(["mona"])(selection.dataset[0] | {})
     values = dict(zip(row["mona_indices"].tolist(), row["mona_values"].tolist(), strict=True))
-    assert all(values[int(f["latent"])] == pytest.approx(f["value"], rel=1e-4) for f in why)
+    assert all(values[part.id] == pytest.approx(part.facts["value"], rel=1e-4) for part in why.parts)
     with pytest.raises(NeuronSelectError, match="rows 0 to 2"):
         selection.explain(3)
 

@@ -18,7 +18,9 @@ CONFIGS: dict[str, type[Options]] = {
     "evaluate": configs.EvaluateConfig,
     "export": configs.ExportConfig,
     "push": configs.PushConfig,
+    "explain": configs.ExplainConfig,
     "sae train": configs.SaeTrainConfig,
+    "sae label": configs.SaeLabelConfig,
     "sae find": configs.SaeFindConfig,
     "sae inspect": configs.SaeInspectConfig,
 }
@@ -34,6 +36,8 @@ def other(option: Option) -> Any:
     """A value that is not the default."""
     if option.name in _OF:
         return _OF[option.name]
+    if option.several:
+        return (37, 36)
     if option.kind is bool:
         return not option.default if isinstance(option.default, bool) else True
     if option.pairs:
@@ -72,5 +76,7 @@ def needed(command: str, name: str) -> dict[str, Any]:
     values = {one.name: other(one) for one in options_of(CONFIGS[command]).values() if one.required}
     if command == "evaluate" and name not in ("data", "tasks"):
         values["data"] = ("held.jsonl",)
+    if command == "explain" and name not in ("row", "why_not", "contrast"):
+        values["row"] = 37
     beside = _WITH.get(name, {}) | (_OF_SELECT.get(name, {}) if command == "select" else {})
     return {key: value for key, value in (values | beside).items() if key != name}

@@ -1,0 +1,343 @@
+"""Labels of SAE features: words that are more frequent where a feature fires than elsewhere, with no model asked.
+
+A feature's label is made from three kinds of words: those it fires on, those just before and those just after. How well a
+label predicts where the feature fires is measured on rows it was not made from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from ..core.digests import cache_dir
+from ..core.errors import NeuronSelectError
+from ..core.progress import track
+from ..core.sources import Source
+from ..models.batching import TokenBatch, plan_batches
+from ..rows.formats import Conversation
+from ..signals.activations import Mona
+from ..signals.extractor import NeuronFeatureExtractor
+
+FILE = "labels.parquet"
+SLOTS = ("on", "after", "before")
+MOST_TERMS, LEAST_SHARE, LEAST_RATIO = 4, 0.05, 2.0
+"""A label has at most so many words; each makes up that share of the firings, and is so many times as frequent there."""
+PRIOR = 10.0
+"""Firings that a word's share is drawn towards its share of all tokens by."""
+HELD_OUT = 4
+"""Every so manieth row is held out."""
+LEAST_FIRED = 10
+"""Firings on the rows labels are made from, and on those held out, that a label needs."""
+_BATCH = 64
+_ABOUT = b"neuron_labels"
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a feature fires on, in words; made by a machine.
+
+    Attributes:
+        on, after, before: words it fires on, whose next token it fires on, whose token before it fires on.
+        auc: of predicting from the words alone on which held-out tokens it fires; 0.5 is chance, 1 perfect.
+        tokens, rows: share of the tokens, and of the rows, that it fires on.
+    """
+
+    on: tuple[str, ...]
+    after: tuple[str, ...]
+    before: tuple[str, ...]
+    auc: float
+    tokens: float
+    rows: float
+
+    def __str__(self) -> str:
+        parts = [(slot, getattr(self, slot)) for slot in SLOTS]
+        said = [
+            ("" if slot == "on" else f"{slot} ") + " ".join(f"“{word}”" for word in words)
+            for slot, words in parts
+            if words
+        ]
+        return ", ".join(said) or "no common word"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of an SAE.
+
+    Attributes:
+        about: the SAE, the model, and the rows they were made from.
+    """
+
+    found: Mapping[int, Label]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def get(self, feature: int) -> Label | None:
+        return self.found.get(feature)
+
+    def save(self, path: Path) -> None:
+        """Write one parquet file."""
+        order = sorted(self.found)
+        labels = [self.found[latent] for latent in order]
+        words: dict[str, pa.Array] = {
+            slot: pa.array([list(getattr(one, slot)) for one in labels], pa.list_(pa.string())) for slot in SLOTS
+        }
+        numbers = {
+            name: pa.array([getattr(one, name) for one in labels], pa.float32()) for name in ("auc", "tokens", "rows")
+        }
+        table = pa.table({"latent": pa.array(order, pa.int32())} | words | numbers)
+        table = table.replace_schema_metadata({_ABOUT: json.dumps(dict(self.about), sort_keys=True)})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        pq.write_table(table, part, compression="zstd", compression_level=19)
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Labels:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            NeuronSelectError: damaged.
+        """
+        try:
+            table = pq.read_table(path)
+            about = json.loads((table.schema.metadata or {})[_ABOUT])
+            rows = table.to_pylist()
+            found = {
+                int(row["latent"]): Label(
+                    on=tuple(row["on"]), after=tuple(row["after"]), before=tuple(row["before"]),
+                    auc=row["auc"], tokens=row["tokens"], rows=row["rows"],
+                )
+                for row in rows
+            }  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as cause:
+            raise NeuronSelectError(
+                "the labels are damaged: make them again (neuronselect sae label), or delete the file", option="labels",
+                value=path.name,
+            ) from cause  # fmt: skip
+        return cls(found, about)
+
+
+def labels_path(sae: Source) -> Path:
+    """Where the labels of an SAE are kept if they are not beside it."""
+    return cache_dir() / "labels" / f"{sae.key.replace(':', '-').replace('/', '-')}.parquet"
+
+
+def labels_of(sae: Source) -> Labels | None:
+    """The labels of an SAE: those beside it, else those made on this machine; None if there are none of this very SAE.
+
+    Raises:
+        NeuronSelectError: they are damaged.
+    """
+    for path in (Path(sae.location) / FILE, labels_path(sae)):
+        if path.is_file() and (found := Labels.load(path)).about.get("sae") == sae.key:
+            return found
+    return None
+
+
+# ------------------------------------------------------------------------------------------ making them
+def make_labels(
+    extractor: NeuronFeatureExtractor,
+    rows: Sequence[Conversation],
+    *,
+    tokens: int,
+    about: Mapping[str, Any] | None = None,
+) -> Labels:
+    """Label the features of an extractor's SAE.
+
+    Args:
+        rows: in their order, as many as give ``tokens`` tokens. about: of the rows.
+
+    Raises:
+        NeuronSelectError: no SAE, or too few tokens.
+    """
+    sae = extractor.extraction.sae
+    if sae is None:
+        raise NeuronSelectError("labels are of an SAE's features: name one", option="sae")
+    seen = _fire(extractor, rows, tokens)
+    made = {"sae": sae.key, "model": extractor.extraction.spec.source.key, "tokens": len(seen.token), "rows": seen.rows}
+    return Labels(label_firings(seen, _terms(extractor.forward.tokenizer)), made | dict(about or {}))
+
+
+@dataclass(frozen=True)
+class Firings:
+    """Where features fire.
+
+    Attributes:
+        token, row: int64 ``[n]``, each token's id and row, in order. rows: how many rows.
+        place, latent: int64 ``[f]``, the tokens' places in these, and the features that fire there; strength: float32 ``[f]``.
+    """
+
+    token: np.ndarray
+    row: np.ndarray
+    place: np.ndarray
+    latent: np.ndarray
+    strength: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        return int(self.row[-1]) + 1 if len(self.row) else 0
+
+
+def _fire(extractor: NeuronFeatureExtractor, rows: Sequence[Conversation], tokens: int) -> Firings:
+    """Run the model over rows until there are enough tokens."""
+    engine = extractor.forward
+    backbone, sae = engine.loaded([Mona()])
+    assert sae is not None
+    parts: list[list[np.ndarray]] = [[], [], [], [], []]
+    done = number = 0
+    with track("labels", None) as progress:
+        for start in range(0, len(rows), _BATCH):
+            if done >= tokens:
+                break
+            samples = [one for one in engine.read(rows[start : start + _BATCH], ()) if not one.skip]
+            found: dict[int, list[np.ndarray]] = {}
+            for chosen in plan_batches([len(one.input_ids) for one in samples], engine.token_budget(backbone)):
+                batch = TokenBatch.of([samples[i] for i in chosen], 0, backbone.device)
+                seen: list[tuple[np.ndarray, ...]] = []
+
+                def observe(hidden: torch.Tensor, batch: TokenBatch = batch, seen: list[Any] = seen) -> None:
+                    vectors = batch.pooled.vectors(hidden)
+                    for at in range(0, len(vectors), sae.chunk_tokens):
+                        values, indices = sae.encode(
+                            vectors[at : at + sae.chunk_tokens], extractor.extraction.options.top_k_features
+                        )
+                        token, column = (values > 0).nonzero(as_tuple=True)
+                        latent = column if indices is None else indices[token, column]
+                        seen.append(
+                            tuple(one.cpu().numpy() for one in (token + at, latent, values[token, column].float()))
+                        )
+
+                backbone.run(batch, [(sae.site, observe)])
+                token, latent, strength = (np.concatenate(one) for one in zip(*seen, strict=True))
+                owner = batch.pooled.row.cpu().numpy()
+                first = np.searchsorted(owner, np.arange(len(chosen)))
+                ends = np.searchsorted(token, np.append(first, len(owner)))
+                for j, i in enumerate(chosen.tolist()):
+                    span = slice(ends[j], ends[j + 1])
+                    found[i] = [token[span] - first[j], latent[span], strength[span]]
+            for i, sample in enumerate(samples):
+                if done >= tokens:
+                    break
+                ids = sample.input_ids[sample.pooled]
+                token, latent, strength = found[i]
+                new = (ids, np.full(len(ids), number), token + done, latent, strength)
+                for part, one in zip(parts, new, strict=True):
+                    part.append(one)
+                done, number = done + len(ids), number + 1
+            progress.done(len(samples))
+    if not done:
+        raise NeuronSelectError("no row can be read; give others", option="pool")
+    token, row, place, latent, strength = (np.concatenate(part) for part in parts)
+    return Firings(token, row, place, latent.astype(np.int64), strength.astype(np.float32))
+
+
+def _terms(tokenizer: Any) -> list[str]:
+    """Token id -> its text as a word of a label, without case and spaces; "" for a part of a character."""
+    found = []
+    for text in tokenizer.batch_decode([[i] for i in range(len(tokenizer))]):
+        word = "" if "\ufffd" in text else text.strip().casefold()
+        found.append(word or ("" if "\ufffd" in text or not text else "⏎" if "\n" in text else "␣"))
+    return found
+
+
+def label_firings(seen: Firings, terms: Sequence[str]) -> dict[int, Label]:
+    """Labels from where features fire.
+
+    A word's ratio in a slot is ``(n + c p) / ((N + c) p)``: n of the feature's N firings (weighted by their strength over
+    its mean) have the word there, p is its share of all tokens there, c is :data:`PRIOR`. A label's words are those with the
+    largest ``n / N log ratio``.
+    """
+    words = sorted(set(terms))
+    number = {word: i for i, word in enumerate(words)}
+    of_token = np.asarray([number[word] for word in terms])[seen.token]
+    held = seen.row % HELD_OUT == HELD_OUT - 1
+    if held.all() or not held.any():
+        raise NeuronSelectError(f"at least {HELD_OUT} rows are needed", option="pool")
+    slots = [of_token, *(_neighbour(of_token, seen.row, step) for step in (-1, 1))]
+    latents = int(seen.latent.max()) + 1 if len(seen.latent) else 0
+    learnt = ~held[seen.place]
+    strength = seen.strength / np.maximum(
+        _mean_by(seen.latent[learnt], seen.strength[learnt], latents)[seen.latent], 1e-12
+    )
+    fired = np.bincount(seen.latent[learnt], minlength=latents)
+    tried = np.bincount(seen.latent[~learnt], minlength=latents)
+    total = np.bincount(seen.latent[learnt], weights=strength[learnt], minlength=latents)
+    candidates: dict[int, list[tuple[float, float, int, int]]] = {}
+    for which, slot in enumerate(slots):
+        base = np.bincount(slot[~held & (slot >= 0)], minlength=len(words)) / (~held).sum()
+        word = slot[seen.place[learnt]]
+        known = (word >= 0) & (word != number.get("", -1))
+        keys, where = np.unique(seen.latent[learnt][known] * len(words) + word[known], return_inverse=True)
+        counts = np.bincount(where, weights=strength[learnt][known])
+        of, term = np.divmod(keys, len(words))
+        share = counts / total[of]
+        ratio = (counts + PRIOR * base[term]) / ((total[of] + PRIOR) * base[term])
+        good = (share >= LEAST_SHARE) & (ratio >= LEAST_RATIO) & (fired[of] >= LEAST_FIRED)
+        for i in np.flatnonzero(good).tolist():
+            weight_of = float(np.log(ratio[i]))
+            candidates.setdefault(int(of[i]), []).append((float(share[i]) * weight_of, weight_of, which, int(term[i])))
+    order = [np.argsort(slot[held], kind="stable") for slot in slots]
+    sorted_slots = [slot[held][one] for slot, one in zip(slots, order, strict=True)]
+    position = np.cumsum(held) - 1  # of a held-out token among them
+    firing = np.argsort(seen.latent[~learnt], kind="stable")
+    of_latent, places = seen.latent[~learnt][firing], position[seen.place[~learnt]][firing]
+    rows_with = np.bincount(np.unique(seen.latent * seen.rows + seen.row[seen.place]) // seen.rows, minlength=latents)
+    every = np.bincount(seen.latent, minlength=latents)
+    scores = np.zeros(int(held.sum()))
+    found: dict[int, Label] = {}
+    for feature, options in candidates.items():
+        if tried[feature] < LEAST_FIRED:
+            continue
+        chosen = sorted(options, reverse=True)[:MOST_TERMS]
+        touched = []
+        for _, weight_of, which, at in chosen:
+            span = slice(*np.searchsorted(sorted_slots[which], (at, at + 1)))
+            touched.append(order[which][span])
+            scores[touched[-1]] += weight_of
+        fires = places[slice(*np.searchsorted(of_latent, (feature, feature + 1)))]
+        on, after, before = (
+            tuple(words[at] for _, _, one, at in chosen if one == which) for which in range(len(SLOTS))
+        )
+        found[feature] = Label(
+            on, after, before, auc=_auc(scores, np.unique(np.concatenate(touched)), fires),
+            tokens=float(every[feature] / len(seen.token)), rows=float(rows_with[feature] / seen.rows),
+        )  # fmt: skip
+        for hits in touched:
+            scores[hits] = 0.0
+    return found
+
+
+def _neighbour(values: np.ndarray, row: np.ndarray, step: int) -> np.ndarray:
+    """The value of the token before (-1) or after (1) in the same row; -1 where there is none."""
+    found = np.full(len(values), -1)
+    same = row[1:] == row[:-1]
+    if step < 0:
+        found[1:][same] = values[:-1][same]
+    else:
+        found[:-1][same] = values[1:][same]
+    return found
+
+
+def _mean_by(keys: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
+    return np.bincount(keys, weights=values, minlength=size) / np.maximum(np.bincount(keys, minlength=size), 1)
+
+
+def _auc(scores: np.ndarray, touched: np.ndarray, fires: np.ndarray) -> float:
+    """Chance that a token that fires scores above one that does not, ties half.
+
+    Args:
+        scores: ``[n]``, 0 but at the places ``touched``, above 0 there. fires: places of the tokens that fire.
+    """
+    positive = scores[fires]
+    others = np.sort(scores[touched[~np.isin(touched, fires)]])
+    silent, rest = len(scores) - len(fires), len(scores) - len(fires) - len(others)
+    below = (np.searchsorted(others, positive) + np.searchsorted(others, positive, side="right")) / 2 + rest
+    wins = np.where(positive > 0, below, rest / 2)
+    return float(wins.sum() / (len(fires) * silent)) if len(fires) and silent else 0.5

@@ -1,0 +1,76 @@
+"""Tokens of a row in their context, as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..core.text import shown
+from ..signals.heat import TokenValues
+
+BEFORE, AFTER = 8, 4
+"""Tokens of context."""
+MOST = 48
+"""Characters of context on either side; a token may be as long."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A token with the text around it.
+
+    Attributes:
+        value: what it adds, or how strongly a feature fires on it. row: the row's number in the pool, where it is another one.
+    """
+
+    before: str
+    token: str
+    after: str
+    value: float
+    row: int | None = None
+
+    def __str__(self) -> str:
+        """On one line, the token in brackets; nothing in it moves a cursor."""
+        return f"{_flat(self.before)[-MOST:]}[{_flat(self.token)[:MOST]}]{_flat(self.after)[:MOST]}"
+
+
+def _flat(text: str) -> str:
+    """On one line: line ends and tabs become marks, hostile characters escapes."""
+    return shown(text.replace("\r\n", "\n").replace("\n", "⏎").replace("\t", "⇥"))
+
+
+def one_line(text: str, characters: int = 90) -> str:
+    """The beginning of a text on one line, safe for a terminal."""
+    found = " ".join(text[: 8 * characters].split())
+    cut = shown(found[:characters])
+    return cut if len(found) <= characters and len(text) <= 8 * characters else f"{cut} …"
+
+
+def spots_of(
+    decode: Callable[[Sequence[int]], str], tokens: TokenValues, column: int, *, top: int = 3, row: int | None = None
+) -> tuple[Spot, ...]:
+    """The tokens with the largest values of a column, largest first, each word once; those that add nothing are left out.
+
+    Args:
+        decode: token ids to text. row: the row's number, if it is to be told.
+    """
+    values, found = tokens.values[:, column], dict[str, Spot]()
+    for place in np.argsort(-values, kind="stable").tolist():
+        if len(found) == top or values[place] <= 0:
+            break
+        spot = spot_at(decode, tokens.input_ids, int(tokens.places[place]), float(values[place]))
+        found.setdefault(spot.token.strip().casefold(), replace(spot, row=row))
+    return tuple(found.values())
+
+
+def spot_at(decode: Callable[[Sequence[int]], str], ids: np.ndarray, at: int, value: float) -> Spot:
+    """A token in its context; parts of a character are shown with the tokens that complete it."""
+    start, end = at, at + 1
+    while "\ufffd" in (token := decode(ids[start:end].tolist())) and end - start < 5 and (start > 0 or end < len(ids)):
+        wider = [(start - 1, end)] if start > 0 else []
+        wider += [(start, end + 1)] if end < len(ids) else []
+        start, end = min(wider, key=lambda span: decode(ids[slice(*span)].tolist()).count("\ufffd"))
+    before = decode(ids[max(0, start - BEFORE) : start].tolist()).replace("\ufffd", "")
+    after = decode(ids[end : end + AFTER].tolist()).replace("\ufffd", "")
+    return Spot(before, token, after, value)

@@ -1,0 +1,80 @@
+"""Say why a selection has a row, or has it not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset
+
+from ..core.configs import ExplainConfig
+from ..core.errors import NeuronSelectError
+from ..core.provenance import SourceRecord
+from ..explain.explanation import Contrast, Explanation, WhyNot
+from ..rows.load import BUNDLED, load_rows
+from ..selection.selection import Selection
+from ..selection.why import Explainer
+from ..store.store import FeatureStore
+from .parts import Say, quiet
+
+
+def explain(config: ExplainConfig, *, say: Say = quiet) -> Explanation | WhyNot | Contrast:
+    """Explain a row of a selection, a row that it has not, or two of its rows against each other.
+
+    Raises:
+        NeuronSelectError: no such row; a model, SAE, store, pool or exemplars that the selection was not made with.
+    """
+    explainer = _explainer(config)
+    found: Explanation | WhyNot | Contrast
+    if config.contrast is not None:
+        found = explainer.contrast(*config.contrast, config.top)
+    elif config.why_not is not None:
+        found = explainer.why_not(config.why_not, config.top)
+    else:
+        assert config.row is not None
+        found = explainer.explain(config.row, config.top)
+    say(str(found))
+    return found
+
+
+def _explainer(config: ExplainConfig) -> Explainer:
+    selection = Selection.from_pretrained(config.folder)
+    name, given, spec = (config.target or "").partition("=")
+    target = name or None
+    selector, pool, exemplars = selection.selector, None, None
+    if selector is None:
+        raise NeuronSelectError(
+            f"a selection by {selection.provenance.method.name} keeps nothing of its exemplars: select again in Python, and "
+            "explain there", option="folder", value=config.folder,
+        )  # fmt: skip
+    if config.pool is not None:
+        pool = _rows(config.pool, "pool", selection.provenance.pool)
+    elif (known := selection.provenance.pool.id or "").startswith(BUNDLED):
+        pool = _rows(known, "pool", None)
+    target = target or next(iter(selector.targets))
+    record = selector.exemplars.get(target)
+    source = record.source if record else None
+    if given:
+        exemplars = _rows(spec, "target", source)
+    elif source is not None and (source.id or "").startswith(BUNDLED):
+        exemplars = _rows(str(source.id), "target", None)
+    if config.model is not None or config.sae is not None or config.device != "auto":
+        selector.make_extractor(model=config.model, sae=config.sae, device=config.device)
+    store = None if config.features is None else FeatureStore(config.features)
+    return selection.explainer(target=target, features=store, pool=pool, exemplars=exemplars)
+
+
+def _rows(spec: str, option: str, known: SourceRecord | None) -> Dataset:
+    """Rows, which must be those that are recorded.
+
+    Raises:
+        NeuronSelectError: they are others; both are named.
+    """
+    rows = load_rows(spec, option=option)
+    assert isinstance(rows.data, Dataset)
+    now = rows.source
+    if known is not None and known.commit and now.commit and known.commit != now.commit:
+        raise NeuronSelectError(
+            f"is {now.id} at {now.commit}, and the selection was made with {known.id} at {known.commit}: name that one",
+            option=option, value=Path(spec).name,
+        )  # fmt: skip
+    return rows.data

@@ -1,0 +1,157 @@
+"""What stands behind the parts of a score: rarity in the pool, exemplars, tokens, labels, and where else a unit fires."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+
+from ..core.errors import NeuronSelectError
+from ..core.sources import Source
+from ..explain.background import Firing, firing_in
+from ..explain.explanation import Part
+from ..explain.labels import Label, Labels, labels_of
+from ..explain.spots import Spot, spot_at, spots_of
+from ..methods.why import Moves, Why
+from ..models.find_sae import feature_page
+from ..rows.formats import Conversation
+from ..signals.base import SIGNALS
+from ..signals.forward import ForwardSignal
+from ..signals.heat import moved_values, unit_values
+from .evidence import Evidence
+
+TOLD, TOKENS, ROWS = 5, 3, 2
+"""Parts whose tokens are told; tokens of each; other rows of each."""
+MOVED = 4
+"""Tokens told that moved a score up, and as many that moved it down."""
+
+
+class Behind:
+    """Tells the parts of a score with what stands behind them."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+
+    # ------------------------------------------------------------------------------------- parts
+    def parts(self, why: Why, number: int, text: Conversation | None, top: int) -> tuple[Part, ...]:
+        """The largest parts.
+
+        Args:
+            number: of the row in the pool. text: the row as it was read; None where it is not at hand.
+        """
+        shares = why.shares
+        parts = [
+            Part(
+                why.names[i] if why.names else f"{why.unit} {why.ids[i]}", why.unit, None if why.names else int(why.ids[i]),
+                float(why.amounts[i]), float(shares[i]), {name: float(fact[i]) for name, fact in why.facts.items()},
+            )
+            for i in range(min(top, len(why.ids)))
+        ]  # fmt: skip
+        if not why.signal or not parts:
+            return tuple(parts)
+        units = [int(one) for one in why.ids[: len(parts)]]
+        firing, tokens = self._firing(why.signal, units, number), self.tokens(why.signal, units, text)
+        carriers, told = self._carriers(why.signal, units), []
+        for place, (part, unit) in enumerate(zip(parts, units, strict=True)):
+            where = firing.get(unit)
+            told.append(
+                replace(
+                    part,
+                    label=self.label(why.signal, unit),
+                    rarity=where.rows / self.evidence.rows if where else None,
+                    exemplars=carriers.get(unit),
+                    tokens=tokens.get(unit, ()) if place < TOLD else (),
+                    elsewhere=self._elsewhere(why.signal, unit, where) if where and place < TOLD else (),
+                    link=feature_page(self.sae, unit) if self.sae and _of_sae(why.signal) else "",
+                )
+            )
+        return tuple(told)
+
+    @property
+    def sae(self) -> Source | None:
+        extractor = self.evidence.extractor
+        return extractor.extraction.sae if extractor is not None else None
+
+    @cached_property
+    def _labels(self) -> Labels | None:
+        found = labels_of(self.sae) if self.sae is not None else None
+        if self.sae is not None and found is None:
+            self.evidence.note(
+                f"there are no labels of the SAE {self.sae.id}; neuronselect sae label makes them from any rows"
+            )
+        return found
+
+    def label(self, signal: str, unit: int) -> Label | None:
+        """A feature's label, if there is one."""
+        return self._labels.get(unit) if _of_sae(signal) and self._labels is not None else None
+
+    def _firing(self, signal: str, units: Sequence[int], number: int) -> dict[int, Firing]:
+        evidence = self.evidence
+        if evidence.store is None or signal not in evidence.stored:
+            evidence.note(
+                "how rare a part is in the pool, and where else it is found, needs a store of the pool's signals "
+                "(neuronselect extract, then --features)"
+            )
+            return {}
+        return firing_in(evidence.store, signal, evidence.stored[signal], units, best=ROWS, without=[number])
+
+    def _carriers(self, signal: str, units: Sequence[int]) -> dict[int, tuple[tuple[int, float], ...]]:
+        """Unit -> the exemplars that have it, by their numbers, with its value, largest first."""
+        exemplars = self.evidence.exemplars
+        if exemplars is None:
+            self.evidence.note("which exemplars have a part is told where they are given (--target)")
+            return {}
+        sparse = exemplars.sparse(signal)
+        found: dict[int, list[tuple[int, float]]] = {unit: [] for unit in units}
+        for i, number in enumerate(exemplars.index.tolist()):
+            for unit, value in zip(*(part.tolist() for part in sparse.row(i)), strict=True):
+                if unit in found and value > 0:
+                    found[unit].append((number, float(value)))
+        return {unit: tuple(sorted(ones, key=lambda one: -one[1])) for unit, ones in found.items()}
+
+    # ------------------------------------------------------------------------------------- tokens
+    def tokens(self, signal: str, units: Sequence[int], text: Conversation | None) -> dict[int, tuple[Spot, ...]]:
+        """Unit -> the tokens of a row on which it is strongest; nothing without a model or the text."""
+        extractor = self.evidence.extractor
+        if extractor is None or text is None:
+            return {}
+        values = unit_values(extractor, text, signal, units)
+        decode = extractor.forward.tokenizer.decode
+        return {unit: spots_of(decode, values, i, top=TOKENS) for i, unit in enumerate(units)}
+
+    def _elsewhere(self, signal: str, unit: int, where: Firing) -> tuple[Spot, ...]:
+        """Where a unit is strongest in the pool's other rows: on which token, or where the row begins."""
+        evidence, found = self.evidence, list[Spot]()
+        for number, value in where.best:
+            text = evidence.text_of(number)
+            if text is None:
+                evidence.note("texts of other rows are told where the pool is given (--pool)")
+                continue
+            spots: tuple[Spot, ...] = ()
+            if evidence.extractor is not None:
+                values = unit_values(evidence.extractor, text, signal, [unit])
+                spots = spots_of(evidence.extractor.forward.tokenizer.decode, values, 0, top=1, row=number)
+            found += spots or (Spot("", "", text.content()[:200], value, number),)
+        return tuple(found)
+
+    def moved(self, moves: Moves, text: Conversation | None) -> tuple[Spot, ...]:
+        """The tokens that moved a score most, up and then down."""
+        extractor = self.evidence.extractor
+        if extractor is None or text is None:
+            return ()
+        try:
+            values = moved_values(extractor, text, moves.signal, moves.weights, moves.offset)
+        except NeuronSelectError as cause:
+            self.evidence.note(cause.message)
+            return ()
+        added, decode = values.values[:, 0], extractor.forward.tokenizer.decode
+        order = np.argsort(-added, kind="stable")
+        up, down = order[:MOVED][added[order[:MOVED]] > 0], order[::-1][:MOVED][added[order[::-1][:MOVED]] < 0]
+        return tuple(spot_at(decode, values.input_ids, int(values.places[at]), float(added[at])) for at in (*up, *down))
+
+
+def _of_sae(signal: str) -> bool:
+    kind = SIGNALS[signal]
+    return issubclass(kind, ForwardSignal) and kind.needs_sae

@@ -1,0 +1,215 @@
+"""Explain picks: why a row has its score, why another was not selected, why one beats another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from ..core.errors import NeuronSelectError
+from ..explain.explanation import Contrast, Explanation, WhyNot
+from ..explain.spots import Spot
+from ..methods.why import Why
+from ..rows.leakage import exact_key
+from ..signals.extractor import NeuronFeatureExtractor
+from ..store.store import FeatureStore
+from .behind import Behind
+from .evidence import Evidence
+
+if TYPE_CHECKING:
+    from .selection import Selection
+
+DIFFERENT = 1e-3
+"""Relative difference between the score recorded and computed again from which on it is told."""
+_LEFT_OUT = {
+    "duplicate": "left out as a duplicate: an earlier row says the same",
+    "leak": "left out as a leak: it is an exemplar, or holds an exemplar's question",
+    "empty": "left out: it has no text",
+    "error": "left out: it cannot be read, or the model gives it no such signal",
+    "null": "left out: the method gives it no score",
+}
+
+
+class Explainer:
+    """Explains the rows of a selection, see :meth:`Selection.explainer`."""
+
+    def __init__(
+        self, selection: Selection, target: str | None = None, extractor: NeuronFeatureExtractor | None = None,
+        features: FeatureStore | None = None, pool: Dataset | None = None, exemplars: Dataset | None = None,
+    ) -> None:  # fmt: skip
+        self.selection = selection
+        self.evidence = Evidence(selection, target, extractor, features, pool, exemplars)
+        self.behind = Behind(self.evidence)
+
+    def explain(self, i: int, top: int = 10) -> Explanation:
+        """See :meth:`Selection.explain`."""
+        return self._explained(self._number(i), top)
+
+    def _number(self, i: int) -> int:
+        """The number in the pool of a place in the selection."""
+        if not 0 <= i < len(self.selection):
+            raise NeuronSelectError(f"the selection has rows 0 to {len(self.selection) - 1}", option="row", value=i)
+        return int(self.selection.indices[i])
+
+    def _explained(self, number: int, top: int) -> Explanation:
+        evidence, text = self.evidence, self.evidence.text_of(number)
+        why, now = self._why(number)
+        recorded, less = self._recorded(number), self.evidence.selector.avoided
+        if less and evidence.target not in less:
+            evidence.note(
+                f"this is what the row scores for {evidence.target} alone, {now:.6g}; rows are picked by that less what they score "
+                f"for {', '.join(less)}, both in standard deviations of the pool"
+            )
+        elif np.isfinite(recorded) and abs(now - recorded) > DIFFERENT * max(abs(recorded), 1e-9):
+            evidence.note(
+                f"the score is {now:.6g} when it is computed again and {recorded:.6g} as recorded: other dtypes, machines and "
+                "batches round differently"
+            )
+        parts = self.behind.parts(why, number, text, top)
+        moved = self.behind.moved(why.moves, text) if why.moves is not None else ()
+        return Explanation(
+            method=evidence.method.name, target=evidence.target, row=number, place=evidence.place_of(number),
+            score=recorded if np.isfinite(recorded) else now, text=text.content() if text else "", says=why.says,
+            parts=parts, of=len(why.ids), moved=moved, notes=tuple(evidence.notes),
+        )  # fmt: skip
+
+    def reasons(self, i: int) -> Why:
+        """The method's own reasons for a place in the selection, with all parts and nothing behind them."""
+        return self._why(self._number(i))[0]
+
+    def spots(self, i: int, units: Sequence[int]) -> dict[int, tuple[Spot, ...]]:
+        """Where in a row of the selection units of the method's sparse signal are strongest."""
+        why = self.reasons(i)
+        return self.behind.tokens(why.signal, units, self.evidence.text_of(self._number(i))) if why.signal else {}
+
+    def _why(self, number: int) -> tuple[Why, float]:
+        """A row's reasons, and its score computed now."""
+        evidence = self.evidence
+        finished, row = evidence.finished, evidence.row(number)
+        score = evidence.method.drawn(
+            evidence.method.scorer({evidence.target: finished})(row)[evidence.target], row.index
+        )
+        return evidence.method.explain(row, finished, evidence.exemplars), float(np.max(score[0]))
+
+    # ------------------------------------------------------------------------------------- one against another
+    def contrast(self, one: int, other: int, top: int = 10) -> Contrast:
+        """See :meth:`Selection.contrast`."""
+        return self._contrasted(self._number(one), self._number(other), top)
+
+    def _contrasted(self, one: int, other: int, top: int) -> Contrast:
+        (first, score), (second, other_score) = self._why(one), self._why(other)
+        added = [_added(first, score), _added(second, other_score)]
+        names = sorted({**added[0], **added[1]}, key=lambda key: -abs(added[0].get(key, 0.0) - added[1].get(key, 0.0)))
+        parts = [(name, added[0].get(name, 0.0), added[1].get(name, 0.0)) for name in names[:top]]
+        signal, unit = first.signal, f"{first.unit} "
+        labels = {
+            name: label for name in names[:top]
+            if signal and (label := self.behind.label(signal, int(name.removeprefix(unit)))) is not None
+        }  # fmt: skip
+        return Contrast(self._explained(one, 0), self._explained(other, 0), tuple(parts), labels)
+
+    # ------------------------------------------------------------------------------------- why not
+    @cached_property
+    def _scores(self) -> pa.Table:
+        return self.selection.scores
+
+    def _recorded(self, number: int) -> float:
+        """A row's score for the target, as the selection has it; NaN if it has none."""
+        names = (f"{kind}_{self.evidence.target}" for kind in ("avoided", "score"))
+        column = self._scores.column(next((one for one in names if one in self._scores.column_names), "score"))
+        value = column.filter(pc.equal(self._scores.column("source_index"), number)).to_pylist()
+        return float(value[0]) if value and value[0] is not None else np.nan
+
+    def why_not(self, number: int, top: int = 10) -> WhyNot:
+        """See :meth:`Selection.why_not`."""
+        if not 0 <= number < self.evidence.rows:
+            raise NeuronSelectError(f"the pool has rows 0 to {self.evidence.rows - 1}", option="why_not", value=number)
+        row = self._scores.filter(pc.equal(self._scores.column("source_index"), number)).to_pylist()[0]
+        score = self._scores.column("score").to_numpy(zero_copy_only=False)
+        picked = self._scores.column("selected").to_numpy(zero_copy_only=False)
+        free = self._scores.column("excluded").is_null().to_numpy(zero_copy_only=False)
+        cut = float(np.nanmin(score[picked]))
+        own = np.nan if row["score"] is None else float(row["score"])
+        ahead = int((free & ~picked & (score > own)).sum())
+        stage, says = self._stage(row, own, cut, ahead)
+        contrast = None
+        if stage in ("below", "passed over") and self._can_tell(number):
+            contrast = self._contrasted(int(self.selection.indices[-1]), number, top)
+        elif stage in ("below", "passed over"):
+            says.append(
+                "with the pool (--pool) or a store of its signals (--features) it is compared with the last pick"
+            )
+        value = None if np.isnan(own) else own
+        return WhyNot(number, stage, value, row["rank"], cut, ahead, tuple(says), contrast)
+
+    def _can_tell(self, number: int) -> bool:
+        evidence = self.evidence
+        if evidence.method.observes and evidence.pool is None:
+            return False
+        return evidence.pool is not None or bool(evidence.stored) or not evidence.method.signals
+
+    def _stage(self, row: dict[str, Any], own: float, cut: float, ahead: int) -> tuple[str, list[str]]:
+        number, made = row["source_index"], self.evidence.made
+        if row["selected"]:
+            place = self.evidence.place_of(number)
+            return "selected", [f"it was selected, at place {place}", f"--row {place} says why"]
+        if row["excluded"]:
+            says = [_LEFT_OUT[row["excluded"]]]
+            if more := self._more_of(row["excluded"], number):
+                says.append(more)
+            if np.isfinite(own):
+                would = "would have been selected" if own >= cut else f"is {cut - own:.4g} below the cut"
+                says.append(f"its score, {own:.4g}, {would}")
+            return row["excluded"], says
+        if np.isnan(own):
+            return "below", ["it was read in a stream, which keeps no score of it"]
+        rank = "" if row["rank"] is None else f", rank {row['rank']} of the pool"
+        if own < cut:
+            return "below", [
+                f"its score, {own:.4g}{rank}, is {cut - own:.4g} below the cut at {cut:.4g}",
+                f"{ahead} rows that were not selected either are above it",
+            ]
+        spread = made.spread
+        kinds = [
+            *(["the share that one source may have"] if spread and spread.source_share is not None else []),
+            *(["a nearly equal row that was taken"] if spread and spread.drop_near_copies else []),
+            *([f"the order of the picker {made.method.picker}"] if made.method.picker else []),
+            *(["the number of tokens"] if made.budget.max_tokens is not None else []),
+            *([f"how targets share the budget ({made.aggregate})"] if made.aggregate else []),
+        ]
+        reason = (
+            " or ".join(kinds) or f"the order in which {made.method.name} takes rows ({self.evidence.selector.picker})"
+        )
+        return "passed over", [f"its score, {own:.4g}{rank}, is not below the lowest selected, {cut:.4g}",
+                               f"it was passed over for {reason}"]  # fmt: skip
+
+    def _more_of(self, stage: str, number: int) -> str:
+        """What the pool's text says about a row that was left out."""
+        evidence = self.evidence
+        if evidence.pool is None:
+            return "" if stage in ("empty", "leak") else "the pool (--pool) says more"
+        if stage == "duplicate":
+            key = exact_key(evidence.conversation(evidence.pool, number))
+            for earlier in range(number):
+                if exact_key(evidence.conversation(evidence.pool, earlier)) == key:
+                    return f"it is row {earlier} again"
+        if stage == "error":
+            try:
+                evidence.row(number)
+            except NeuronSelectError as cause:
+                return cause.message
+        if stage == "null":
+            return self._why(number)[0].says
+        return ""
+
+
+def _added(why: Why, score: float) -> dict[str, float]:
+    """What each part adds to a score: its amount, times score over the sum of all amounts."""
+    scale = score / why.total if why.total else 0.0
+    names = why.names or [f"{why.unit} {number}" for number in why.ids.tolist()]
+    return dict(zip(names, (why.amounts * scale).tolist(), strict=True))
