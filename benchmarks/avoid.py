@@ -3,7 +3,7 @@
     python benchmarks/avoid.py --work FOLDER --out benchmarks/avoid.json
 
 Fine-tuning on rows picked for GSM8K makes MBPP worse (docs/benchmarks.md). ``recipes/tiny_mona.yaml`` is run, with 30 steps, on
-rows picked for gsm8k, for gsm8k with mbpp avoided at the default weight 1, for both as targets, and at random (drawn anew for
+rows picked for gsm8k (rows are read whole, as in the demo), for gsm8k with mbpp avoided at the default weight 1, for both as targets, and at random (drawn anew for
 each seed, without the exemplars of either task). Other things are equal: base, number of rows, steps, learning rate. Losses are on
 the recipe's 200 held-out answers of each task; answers whose question is in any set of rows are removed for all.
 
@@ -111,9 +111,7 @@ def picks(pool: Dataset, targets: Mapping[str, Dataset], store: FeatureStore) ->
     return found
 
 
-def arms(
-    pool: Dataset, targets: Mapping[str, Dataset], store: FeatureStore, extractor: Any, seed: int
-) -> dict[str, Any]:
+def arms(pool: Dataset, targets: Mapping[str, Dataset], store: FeatureStore, seed: int) -> dict[str, np.ndarray]:
     """Row numbers of each set of rows; only random ones depend on the seed."""
     wanted, both = {WANTED: targets[WANTED]}, {name: targets[name] for name in (WANTED, UNWANTED)}
     fitted = {
@@ -138,7 +136,7 @@ def main() -> None:
     settings |= {"max_steps": STEPS, "save_strategy": "no", "disable_tqdm": True}
     length = int(recipe["select"]["max_length"])
     pool, targets = bundled.pool(), bundled.targets()
-    extractor = bundled.extractor(features=("mona", "hidden"), max_length=length)
+    extractor = bundled.extractor(features=("mona", "hidden"))
     write_store(pool, extractor, args.work / "store", pool_about={})
     store = FeatureStore(args.work / "store")
     targets = {name: targets[name].map(extractor, batched=True) for name in (WANTED, UNWANTED)}
