@@ -28,7 +28,8 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from datasets import Dataset
 from hf_neuronselect import NeuronSelector
 from hf_neuronselect.core import bundled as places
 from hf_neuronselect.core.folders import TRAINING_RECORD
+from hf_neuronselect.core.provenance import EvaluationRow
 from hf_neuronselect.core.recipes import read_recipe
 from hf_neuronselect.pipelines import bundled
 from hf_neuronselect.rows.load import load_rows
@@ -130,7 +132,7 @@ def main() -> None:
     args = parser.parse_args()
     plain_logging(logger)
     warnings.simplefilter("ignore")
-    started, spent = time.perf_counter(), time.process_time()
+    started = time.perf_counter()
     recipe = read_recipe(RECIPE)
     settings = {key: value for key, value in dict(recipe["train"]).items() if key not in ("controls", "save_steps")}
     settings |= {"max_steps": STEPS, "save_strategy": "no", "disable_tqdm": True}
@@ -140,45 +142,51 @@ def main() -> None:
     write_store(pool, extractor, args.work / "store", pool_about={})
     store = FeatureStore(args.work / "store")
     targets = {name: targets[name].map(extractor, batched=True) for name in (WANTED, UNWANTED)}
-    logger.info("signals: %.0f s", time.perf_counter() - started)
+    rows = {seed: arms(pool, targets, store, seed) for seed in SEEDS}
+    source = np.asarray(pool["source"])
+    state: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"losses": {}, "verdicts": {}}
+    state |= {
+        "machine": machine(torch.device("cpu")), "recipe": RECIPE.name, "settings": settings, "ratio": RATIO, "seeds": SEEDS,
+        "pool": len(pool), "rows": {arm: len(indices) for arm, indices in rows[0].items()},
+        "common_rows": {arm: len(np.intersect1d(rows[0][PLAIN], indices)) for arm, indices in rows[0].items()},
+        "sources": {arm: dict(Counter(source[indices].tolist()).most_common(6)) for arm, indices in rows[0].items()},
+    }  # fmt: skip
+    if "picks" not in state:
+        state["picks"] = picks(pool, targets, store)
+        write_json(args.out, state)
+    logger.info("picks: %.0f s", time.perf_counter() - started)
 
-    adapters: dict[str, Path] = {}
-    rows: dict[str, np.ndarray] = {}
-    found_rows = {seed: arms(pool, targets, store, seed) for seed in SEEDS}
-    for arm, seed in [(arm, seed) for arm in (PLAIN, AVOID, RANDOM, BOTH) for seed in SEEDS]:
-        name, indices = f"{arm}, seed {seed}", found_rows[seed][arm]
-        folder = args.work / name.replace(", ", "-").replace(" ", "_")
-        if not (folder / TRAINING_RECORD).is_file():
-            picked = pool.select(indices).flatten_indices()
-            train_adapter(picked, folder, TrainConfig.from_section(settings | {"seed": seed}))
-            logger.info("%s: %.0f s", name, time.perf_counter() - started)
-        adapters[name], rows[name] = folder, indices
-    trained = pool.select(np.unique(np.concatenate(list(rows.values())))).flatten_indices()
+    every = np.unique(np.concatenate([indices for of in rows.values() for indices in of.values()]))
+    trained = pool.select(every).flatten_indices()
     held_out = {name: load_rows(str(ROOT / "recipes" / "data" / f"{name}_held_out.jsonl")).data
                 for name in (WANTED, UNWANTED)}  # fmt: skip
-    found = evaluate_models(base_source(None), adapters, held_out, trained=[trained], max_length=length)
-    by_model = {(row.model, row.data): row.value for row in found}
-    base = {name: by_model[BASE, name] for name in held_out}
-    losses = {
-        arm: {name: np.asarray([by_model[f"{arm}, seed {seed}", name] for seed in SEEDS]) for name in held_out}
-        for arm in (PLAIN, AVOID, BOTH, RANDOM)
-    }
-    source = np.asarray(pool["source"])
-    write_json(args.out, {
-        "machine": machine(torch.device("cpu")), "recipe": RECIPE.name, "settings": settings, "ratio": RATIO, "seeds": SEEDS,
-        "pool": len(pool), "rows": {name: len(indices) for name, indices in rows.items()},
-        "held_out": {row.data: {"rows": row.rows, "taken_out": row.taken_out} for row in found if row.model == BASE},
-        "picks": picks(pool, targets, store), "base": base,
-        "losses": {arm: {name: {"by_seed": values.tolist(), **with_interval(values)} for name, values in of.items()}
-                   for arm, of in losses.items()},
-        "common_rows": {arm: len(np.intersect1d(rows[f"{PLAIN}, seed 0"], rows[f"{arm}, seed 0"])) for arm in losses},
-        "sources": {arm: dict(sorted(zip(*(part.tolist() for part in np.unique(
-            source[rows[f"{arm}, seed 0"]], return_counts=True)), strict=True), key=lambda one: -one[1])[:6])
-            for arm in losses},
-        "verdicts": {arm: verdict(losses, base, arm) for arm in (AVOID, BOTH, RANDOM)},
-        "wall_seconds": round(time.perf_counter() - started), "cpu_seconds": round(time.process_time() - spent),
-    })  # fmt: skip
-    logger.info("%s", json.dumps({arm: verdict(losses, base, arm)["verdict"] for arm in (AVOID, BOTH, RANDOM)}))
+    for arm in (PLAIN, AVOID, RANDOM, BOTH):
+        if arm in state["losses"]:
+            continue
+        adapters: dict[str, Path] = {}
+        for seed in SEEDS:
+            folder = args.work / f"{arm}, seed {seed}".replace(", ", "-").replace(" ", "_")
+            if not (folder / TRAINING_RECORD).is_file():
+                picked = pool.select(rows[seed][arm]).flatten_indices()
+                train_adapter(picked, folder, TrainConfig.from_section(settings | {"seed": seed}))
+                logger.info("%s, seed %d: %.0f s", arm, seed, time.perf_counter() - started)
+            adapters[str(seed)] = folder
+        found = evaluate_models(base_source(None), adapters, held_out, trained=[trained], max_length=length)
+        state["base"] = {row.data: row.value for row in found if row.model == BASE}
+        state["held_out"] = {row.data: {"rows": row.rows, "taken_out": row.taken_out} for row in found}
+        state["losses"][arm] = {name: by_seed(found, name) for name in held_out}
+        if arm != PLAIN:
+            losses = {one: {name: np.asarray(of["by_seed"]) for name, of in state["losses"][one].items()}
+                      for one in (PLAIN, arm)}  # fmt: skip
+            state["verdicts"][arm] = verdict(losses, state["base"], arm)
+        write_json(args.out, state)
+        logger.info("%s: %s", arm, state["verdicts"].get(arm, {}).get("verdict", ""))
+
+
+def by_seed(found: Sequence[EvaluationRow], data: str) -> dict[str, Any]:
+    """An arm's losses on one data set, with their mean and interval."""
+    values = [row.value for seed in SEEDS for row in found if (row.model, row.data) == (str(seed), data)]
+    return {"by_seed": values, **with_interval(np.asarray(values))}
 
 
 if __name__ == "__main__":
