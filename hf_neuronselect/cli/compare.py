@@ -1,6 +1,7 @@
 """``neuronselect compare``."""
 
 from ..core.configs import CompareConfig
+from ..core.progress import live_table
 from .flags import command as command_of
 from .flags import note, say
 
@@ -12,7 +13,9 @@ def _run(config: CompareConfig) -> int:
     check_methods(config)  # before torch is imported
     from ..pipelines.compare import compare
 
-    return 3 if compare(config, say=say, note=note).failed else 0
+    with live_table() as table:
+        found = compare(config, say=say, note=note, table=table)
+    return 3 if found.failed else 0
 
 
 command = command_of(CompareConfig, _run, section="compare")

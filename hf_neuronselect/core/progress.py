@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .text import shown
 LINE_EVERY = 15.0  # seconds between lines in a log
 BAR_EVERY = 0.2
 SOON = 0.1  # seconds before a rate says something
-WIDTH = 100  # of a terminal that does not tell
+WIDTH, HEIGHT = 100, 40  # of a terminal that does not tell
 SWITCHES = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
 
 _current: ContextVar[Progress | None] = ContextVar("progress", default=None)
@@ -34,6 +34,7 @@ class _Asked:
 
 _asked: _Asked | None = None
 _bar: Any = None  # the one on the terminal
+_table: LiveTable | None = None  # the one above it
 
 
 def show_progress(on: bool = True, *, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -108,15 +109,72 @@ def advance(tokens: int) -> None:
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """Take the bar off the terminal while something else is printed."""
-    bar = _bar
+    """Take the bar, and the table above it, off the terminal while something else is printed."""
+    bar, live = _bar, _table
     if bar is not None:
         bar.clear()
+    if live is not None:
+        live.clear()
     try:
         yield
     finally:
+        if live is not None:
+            live.draw()
         if bar is not None:
             bar.refresh()
+
+
+class LiveTable:
+    """Lines at the bottom of a terminal, above the bar; what is shown next takes their place."""
+
+    HEAD = 2  # lines that are always shown
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.lines: list[str] = []
+        self.near = self._drawn = 0
+
+    def show(self, lines: Sequence[str], near: int) -> None:
+        """Show lines, of which as many as the terminal has room for: the first two, and those around one of the others."""
+        with aside():
+            self.lines, self.near = list(lines), near
+
+    def draw(self) -> None:
+        size = _terminal(self.file)
+        head, rest = self.lines[: self.HEAD], self.lines[self.HEAD :]
+        if len(rest) > (room := max(1, size.lines - self.HEAD - 3)):  # the bar, and how many are not shown
+            first = min(max(0, self.near - self.HEAD - room // 2), len(rest) - room)
+            rest = [*rest[first : first + room], f"... {len(rest) - room} more lines"]
+        cut = [line[: size.columns - 1] for line in [*head, *rest]]
+        self._write("".join(f"{line}\n" for line in cut))
+        self._drawn = len(cut)
+
+    def clear(self) -> None:
+        if self._drawn:
+            self._write(f"\x1b[{self._drawn}F\x1b[J")
+        self._drawn = 0
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # a closed terminal ends nothing
+            self.file.write(text)
+            self.file.flush()
+
+
+@contextmanager
+def live_table() -> Iterator[LiveTable | None]:
+    """A table for the ``with`` block, taken away at its end; None where progress is not shown on a terminal."""
+    global _table
+    if _asked is None or not _asked.file.isatty():
+        yield None
+        return
+    _table = table = LiveTable(_asked.file)
+    try:
+        yield table
+    finally:
+        with aside():
+            _table = None
+            table.lines = []
+        table.clear()
 
 
 class Progress:
@@ -274,6 +332,13 @@ class _Lines(_View):
             self.file.flush()
 
 
+def _terminal(file: TextIO) -> os.terminal_size:
+    with suppress(OSError, ValueError):
+        found = os.get_terminal_size(file.fileno())
+        return os.terminal_size((found.columns or WIDTH, found.lines or HEIGHT))
+    return os.terminal_size((WIDTH, HEIGHT))
+
+
 class _Bar(_View):
     """One bar on a terminal, drawn from the first count on: a library's bar may show how a model is loaded before."""
 
@@ -300,14 +365,12 @@ class _Bar(_View):
 
         global _bar
         _bar = self.bar = tqdm(
-            total=None if progress.total is None else 1.0, desc=progress.what, file=self.file, leave=not self.brief,
+            total=None if progress.total is None else 1.0, desc=progress.what, file=self.file, leave=not self.brief and _table is None,
             bar_format="{desc}", ncols=self._width(), nrows=20,
         )  # fmt: skip
 
     def _width(self) -> int:
-        with suppress(OSError, ValueError):
-            return os.get_terminal_size(self.file.fileno()).columns or WIDTH
-        return WIDTH
+        return _terminal(self.file).columns
 
     def close(self) -> None:
         global _bar

@@ -16,6 +16,7 @@ from ..core import bundled
 from ..core.configs import CAPABILITY, CompareConfig
 from ..core.errors import NeuronSelectError
 from ..core.folders import COMPARISON, COMPARISON_EXEMPLARS, COMPARISON_STORE, SELECTION_RECORD
+from ..core.progress import LiveTable
 from ..core.spread import Spread
 from ..core.writing import reserve
 from ..methods import Method
@@ -29,24 +30,30 @@ from .comparison import HIGH, LOW, Comparison, Line, jaccard, slug
 from .exemplars import able, read_exemplars, with_signals
 from .failures import Failures
 from .job import Job, check_rows, share_pass
+from .live import Live
 from .measures import RowFacts, shares_of
 from .methods import Chosen, methods_of
 from .parts import Say, extractor_of, load_named, named_specs, quiet
 from .together import Together, budget_of, resampled
 
 
-def compare(config: CompareConfig, *, say: Say = quiet, note: Say = quiet) -> Comparison:
+def compare(
+    config: CompareConfig, *, say: Say = quiet, note: Say = quiet, table: LiveTable | None = None
+) -> Comparison:
     """Compare methods; writes a selection folder for each method and target, and tables (``compare.csv``, ``.html``, ...).
 
     The pool's signals stay in the folder ``signals``, unless ``config.features`` names another store: run again, it computes
     what is missing, and makes only the selections that are not there or that would be others.
+
+    Args:
+        table: shows lines as they are done; without one, each is a note.
 
     Raises:
         NeuronSelectError: bad input; what can be known before the pool is read is refused before a model is loaded.
     """
     with reserve(config.out, COMPARISON):
         held_out = check_training(config, named_specs(config.target, "target"))
-        found = compare_in(config.out / COMPARISON_STORE, config, note=note, keep=True)
+        found = compare_in(config.out / COMPARISON_STORE, config, note=note, keep=True, table=table)
         if held_out:
             train_all(found, config, held_out, note)
             found.write(config.out)
@@ -55,13 +62,16 @@ def compare(config: CompareConfig, *, say: Say = quiet, note: Say = quiet) -> Co
     return found
 
 
-def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bool = False) -> Comparison:
+def compare_in(
+    work: Path, config: CompareConfig, *, note: Say = quiet, keep: bool = False, table: LiveTable | None = None
+) -> Comparison:
     """Compare methods; writes nothing but the store, unless asked to.
 
     Args:
         work: folder for the shared store, unless ``config.features`` names one; the exemplars' stores are beside it. The
             result reads both.
         keep: write selections and tables to ``config.out`` as they are made, and take selections that are there already.
+        table: as of :func:`compare`.
 
     Raises:
         NeuronSelectError: as :func:`compare`. A method that cannot run is a line with the reason, if another one can.
@@ -104,6 +114,8 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bo
                     job.samples = resampled(job, config)
                 jobs[chosen.label, name] = job
     failures.check(jobs)
+    live = Live([chosen.label for chosen in methods], list(targets), table, note)
+    live.tell(found)
     started = time.perf_counter()
     share_pass(list(jobs.values()), config.features or work, say=note)
     found.pass_seconds = time.perf_counter() - started
@@ -131,7 +143,7 @@ def compare_in(work: Path, config: CompareConfig, *, note: Say = quiet, keep: bo
                         found.sources[chosen.label, name] = shares_of(sources, picked.first.indices)
             line = replace(line, reason=failures.reason(chosen.label, name))
             found.add(line, list(targets))
-            note(line.short())
+            live.tell(found, line)
             if keep:
                 found.write(config.out)
     failures.check(found.selections)

@@ -18,7 +18,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelector, show_progress
 from hf_neuronselect.core import progress
-from hf_neuronselect.core.progress import SWITCHES, advance, aside, read, track, untracked
+from hf_neuronselect.core.progress import SWITCHES, advance, aside, live_table, read, track, untracked
 from hf_neuronselect.store.store import write_store
 from hf_neuronselect.training.callback import StepCallback
 
@@ -240,3 +240,60 @@ def test_the_command_shows_it_and_the_switch_silences_it(
     assert progress._asked is None
     monkeypatch.setenv(SWITCHES[0], "1")
     assert "longest: 60 rows" not in run("silent")
+
+
+# ------------------------------------------------------------------------------------------ live tables
+def on_screen(text: str) -> list[str]:
+    """What a terminal shows: moves of the cursor are made, and what they overwrite is gone."""
+    lines = [""]
+    for part in re.findall(r"\x1b\[\d*[A-Za-z]|\n|\r|[^\x1b\n\r]+", text):
+        if part == "\n":
+            lines.append("")
+        elif part == "\r":
+            lines[-1] = ""
+        elif part.startswith("\x1b") and part.endswith("F"):
+            lines = [*lines[: len(lines) - 1 - int(part[2:-1])], ""]
+        elif not part.startswith("\x1b"):
+            lines[-1] += part
+    return lines
+
+
+def test_a_table_is_drawn_again_in_its_place_below_what_is_printed() -> None:
+    screen = Screen()
+    show_progress(file=screen)
+    with live_table() as table:
+        assert table is not None
+        table.show(["head", "----", "a"], 2)
+        table.show(["head", "----", "a 1"], 2)
+        assert on_screen(screen.getvalue()) == ["head", "----", "a 1", ""]
+        with aside():
+            screen.write("a warning\n")
+        with track("mona", 100):  # a bar that was below is gone
+            advance(1)
+        table.show(["head", "----", "a 1", "b 2"], 3)
+        assert [one.strip() for one in on_screen(screen.getvalue())] == [
+            "a warning", "head", "----", "a 1", "b 2", "",
+        ]  # fmt: skip
+    assert [one.strip() for one in on_screen(screen.getvalue())] == ["a warning", ""]
+
+
+def test_of_a_long_table_the_lines_around_the_last_one_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_terminal", lambda file: os.terminal_size((8, 10)))
+    screen = Screen()
+    show_progress(file=screen)
+    rest = [f"{i} is a long line" for i in range(30)]
+    with live_table() as table:
+        assert table is not None
+        for near, first in ((2, 0), (2 + 15, 13), (2 + 29, 25)):
+            table.show(["head", "----", *rest], near)
+            shown = [line[:7] for line in rest[first : first + 5]]
+            assert on_screen(screen.getvalue()) == ["head", "----", *shown, "... 25 ", ""]
+
+
+def test_a_log_and_silence_have_no_table() -> None:
+    show_progress(file=io.StringIO())
+    with live_table() as table:
+        assert table is None
+    show_progress(False)
+    with live_table() as table:
+        assert table is None

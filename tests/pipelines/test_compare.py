@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from hf_neuronselect import (
 )
 from hf_neuronselect.cli.compare import _run
 from hf_neuronselect.core.configs import CompareConfig, ExtractConfig, SelectConfig
+from hf_neuronselect.core.progress import LiveTable
 from hf_neuronselect.methods import dsir
 from hf_neuronselect.methods.bm25 import Bm25
 from hf_neuronselect.methods.dsir import Dsir
@@ -392,6 +395,30 @@ def test_exemplars_with_columns_of_a_signals_name_are_read_by_each_method(
         found = compared(options, tmp_path / f"out-{name}", target=target, methods="mona,longest")
         picks[name] = {method: one.indices.tolist() for (method, _), one in found.selections.items()}
     assert picks["t"] == picks["u"]
+
+
+def test_lines_fill_a_table_on_a_terminal_and_are_notes_elsewhere(options: dict[str, Any], tmp_path: Path) -> None:
+    class Table(LiveTable):
+        def show(self, lines: Sequence[str], near: int) -> None:
+            shown.append((list(lines), near))
+
+    shown: list[tuple[list[str], int]] = []
+    notes: list[str] = []
+    config = CompareConfig(**options, methods="mona,routing,longest", k=8, related={"a": "s1"}, out=tmp_path / "o")
+    compare(config, note=notes.append, table=Table(io.StringIO()))
+    assert not any("8 rows" in one for one in notes)
+    names = [line.split()[:2] for line in shown[0][0][2:]]
+    assert names == [[method, target] for method in ("mona", "routing", "longest") for target in "ab"]
+    assert [near for _, near in shown] == [2, *range(2, 8)]
+    filled = [[len(line.split()) > 2 for line in lines[2:]] for lines, _ in shown]
+    assert filled == [[i < done for i in range(6)] for done in range(7)]
+    last = shown[-1][0]
+    assert last[0].split() == ["method", "target", "rows", "precision", "5–95", "%", "seconds"]
+    assert last[2].split()[2] == "8" and "did not run" in last[4]
+    compare(config, note=notes.append)
+    assert [one.partition(":")[0] for one in notes[-6:]] == [
+        "mona on a", "mona on b", "routing on a did not run", "routing on b did not run", "longest on a", "longest on b",
+    ]  # fmt: skip
 
 
 def test_all_methods() -> None:
