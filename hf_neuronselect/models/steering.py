@@ -42,6 +42,7 @@ class SteeredModel:
         self.device = next(model.parameters()).device
         self.last = torch.from_numpy(prompt[-1:]).to(self.device)
         self._memory: Any = None
+        self._in_tuple = False  # whether blocks return tuples; seen when they first run
         with evaluating(model):
             if len(prompt) > 1:
                 self._memory = self._run(self.backbone.decoder, prompt[None, :-1], None)[memory_name(model)]
@@ -71,8 +72,15 @@ class SteeredModel:
             seen.append(hidden)
             return hidden
 
-        with _changed(self.module, self.site.io, look):
-            self._run(self.backbone.decoder, ids, self._memories(1))
+        def form(_block: Any, _args: Any, output: Any) -> None:
+            self._in_tuple = isinstance(output, tuple)
+
+        handle = self.backbone.blocks[0].register_forward_hook(form)
+        try:
+            with _changed(self.module, self.site.io, look):
+                self._run(self.backbone.decoder, ids, self._memories(1))
+        finally:
+            handle.remove()
         return seen[0]
 
     # ---------------------------------------------------------------------------------------- losses
@@ -119,7 +127,7 @@ class SteeredModel:
         steered = known + vectors[:, None].to(known)
         with ExitStack() as stack:
             for block in before:
-                stack.enter_context(_idle(block))
+                stack.enter_context(_idle(block, self._in_tuple))
             stack.enter_context(_changed(self.module, "output", lambda hidden: steered))
             yield
 
@@ -200,10 +208,10 @@ def _changed(module: nn.Module, io: str, change: Callable[[torch.Tensor], torch.
 
 
 @contextmanager
-def _idle(block: nn.Module) -> Iterator[None]:
-    """Let a block return what it is given."""
+def _idle(block: nn.Module, in_tuple: bool) -> Iterator[None]:
+    """Let a block return what it is given, in the form in which blocks of its kind return theirs."""
     own = block.__dict__.get("forward")  # accelerate's, where it has placed the block
-    block.forward = lambda hidden_states, *_args, **_kwargs: hidden_states
+    block.forward = lambda hidden_states, *_args, **_kwargs: (hidden_states,) if in_tuple else hidden_states
     try:
         yield
     finally:
