@@ -88,14 +88,15 @@ class Igds(Method):
         """The features kept, best first.
 
         Returns:
-            ``features`` int64 ``[k]``; ``gain`` float64 ``[k]``, their mean gains.
+            ``features`` int64 ``[k]``; ``gain`` float64 ``[k]``, their mean gains; ``share`` float64 ``[k]``, of the exemplars in
+            which each is active.
         """
         measured = exemplars.sparse(self._gains().name)
         # A feature that is not active in an exemplar has a_f = 0 there, and so the gain 0.
-        features, place = np.unique(measured.indices, return_inverse=True)
+        features, place, count = np.unique(measured.indices, return_inverse=True, return_counts=True)
         gain = np.bincount(place, weights=measured.values, minlength=len(features)) / len(exemplars)
         kept = np.isin(features, self._recalled(exemplars))  # a part of the exemplars may recall others
-        features, gain = features[kept], gain[kept]
+        features, gain, share = features[kept], gain[kept], count[kept] / len(exemplars)
         best = np.argsort(-gain, kind="stable")[: self.top_k]
         if not (gain[best[:1]] > 0).any():
             warnings.warn(
@@ -103,7 +104,7 @@ class Igds(Method):
                 f"(measure={self.measure}): the best is kept, and may have nothing to do with the task; try another measure "
                 "or SAE", NeuronSelectWarning, stacklevel=2,
             )  # fmt: skip
-        return {"features": features[best].astype(np.int64), "gain": gain[best]}
+        return {"features": features[best].astype(np.int64), "gain": gain[best], "share": share[best]}
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
         latents = rows.sparse("prompt_latents")

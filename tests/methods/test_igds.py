@@ -149,6 +149,7 @@ def test_features_and_scores_are_the_references(measure: str, tiny_folder: Path,
     target = selector.targets["t"]
     assert target["features"].tolist() == best
     np.testing.assert_allclose(target["gain"], [mean[f] for f in best], rtol=1e-3, atol=2e-5)
+    np.testing.assert_allclose(target["share"], [share[f] for f in best])
     expected = [reference.at_end(messages)[best].sum() for messages in pool["messages"]]
     selection = selector.select(pool)
     assert len(selection) == 30, "the paper's half"
@@ -159,7 +160,7 @@ def test_features_and_scores_are_the_references(measure: str, tiny_folder: Path,
 
 def test_explained_by_its_features(tiny_folder: Path) -> None:
     selector = igds()
-    target = {"features": np.asarray([4, 9]), "gain": np.asarray([0.5, 0.25])}
+    target = {"features": np.asarray([4, 9]), "gain": np.asarray([0.5, 0.25]), "share": np.asarray([1.0, 0.9])}
     columns = {
         "prompt_latents_indices": [np.asarray([1, 4, 9], np.int32), np.asarray([2], np.int32)],
         "prompt_latents_values": [np.asarray([7, 1, 3], np.float16), np.asarray([5], np.float16)],
@@ -418,7 +419,7 @@ def test_exemplars_that_cannot_be_measured_are_left_out(tiny_folder: Path) -> No
     stream = igds(measure="number", tau=0.1).fit({"t": data.to_iterable_dataset()}, extractor=extractor)
     for name, array in selector.targets["t"].items():
         np.testing.assert_array_equal(stream.targets["t"][name], array)
-    assert stream.exemplars["t"].used == 4 and set(kept.targets["t"]) == {"features", "gain"}
+    assert stream.exemplars["t"].used == 4 and set(kept.targets["t"]) == {"features", "gain", "share"}
 
 
 def test_each_exemplar_chooses_by_its_best_of_the_shared_features(tiny_folder: Path, pool: Dataset) -> None:
