@@ -336,7 +336,7 @@ def _auc(scores: np.ndarray, touched: np.ndarray, fires: np.ndarray) -> float:
         scores: ``[n]``, 0 but at the places ``touched``, above 0 there. fires: places of the tokens that fire.
     """
     positive = scores[fires]
-    others = np.sort(scores[touched[~np.isin(touched, fires)]])
+    others = np.sort(scores[np.setdiff1d(touched, fires, assume_unique=True)])
     silent, rest = len(scores) - len(fires), len(scores) - len(fires) - len(others)
     below = (np.searchsorted(others, positive) + np.searchsorted(others, positive, side="right")) / 2 + rest
     wins = np.where(positive > 0, below, rest / 2)

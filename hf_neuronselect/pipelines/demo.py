@@ -18,7 +18,7 @@ from ..core.folders import DEMO
 from ..core.options import AUTO
 from ..core.writing import put, reserve, writing
 from ..explain.pictures import activation_profiles
-from ..explain.report import page, picture, table
+from ..explain.report import page, picture, table, text_table
 from ..rows.load import BUNDLED
 from ..selection.selection import Selection
 from ..signals.columns import RowBatch, SparseRows
@@ -30,6 +30,8 @@ from .parts import Say, quiet
 REPORT = "report.html"
 RATIO = 0.05
 DRAWS = 20
+PICKS = 5  # told on the last screen
+APART = 8  # features of a row among which the one that is told is chosen
 MAIN = "mona"  # the method whose rows are shown and written
 # nait in the paper's reading is decided by a token that is the same in every row; the others show the difference.
 METHODS = f"{MAIN},nait,nait-contrast,nait(reading=paper),polysemantic,hidden,longest,random"
@@ -47,12 +49,13 @@ SMOLLM2, SMOLLM2_ID, SMOLLM2_PACKAGE = "smollm2", "HuggingFaceTB/SmolLM2-135M-In
 
 @dataclass(frozen=True)
 class BestRow:
-    """A row that a selection ranks high, and the features that set it apart."""
+    """A row that a selection ranks high, and the features that set it apart; ``short`` says it in one line."""
 
     score: float
     source: str
     text: str
     why: list[str]
+    short: str
 
 
 def demo(config: DemoConfig, *, say: Say = quiet, note: Say = quiet) -> Path:
@@ -72,22 +75,12 @@ def demo(config: DemoConfig, *, say: Say = quiet, note: Say = quiet) -> Path:
             rows = f"{SOME_ROWS:,} random rows of the pool, at most {SOME_TOKENS} tokens of each,"
         say(f"{which} SAE, pool and targets ({', '.join(bundled.TARGETS)}); one pass over {rows} for {METHODS} ...")
         found = compare_in(Path(work, "store"), comparing, note=quiet if model is None else note)
-        parts = [_pass_text(found)]
-        parts.append(f"<p>{escape(WHY_ZERO)}</p>")
-        say(f"{parts[0]}\n{WHY_ZERO}\n")
-        usual = _usual(found)
+        parts = [_pass_text(found), f"<p>{escape(WHY_ZERO)}</p>"]
+        usual, best = _usual(found), dict[str, list[BestRow]]()
         for name in bundled.TARGETS:
-            selection = found.selections[MAIN, name]
-            sources = " + ".join(related[name])
-            say(f"{name}: precision is the share of {sources} in the picked {RATIO:.0%}")
-            say(found.table(name) + "\n")
-            best = best_rows(selection, found.extractor, usual)
-            say(f"The {len(best)} best rows for {name} by {MAIN}, and what sets them apart:")
-            for row in best:
-                say(f"  {row.score:.3f} {row.source}: {' '.join(row.text.split())[:90]} …")
-                say("        " + "; ".join(row.why[:2]))
-            say("")
-            parts.append(_section(found, name, sources, best))
+            best[name] = best_rows(found.selections[MAIN, name], found.extractor, usual)
+            parts.append(_section(found, name, " + ".join(related[name]), best[name]))
+        say("\n".join(["", parts[0], "", *_last_screen(found, best)]))
         with writing(config.out, DEMO) as new:
             if model is not None:
                 put(new / POOL, Path(comparing.pool).read_bytes())
@@ -95,9 +88,32 @@ def demo(config: DemoConfig, *, say: Say = quiet, note: Say = quiet) -> Path:
                 found.selections[MAIN, name].save_pretrained(config.out / name)
             _write_report(new, found, parts)
     report = config.out / REPORT
-    say(f"Selections: {', '.join(str(config.out / name) for name in bundled.TARGETS)}")
-    say(f"Report: {report}  ({time.perf_counter() - started:.0f} s in all)")
+    first = next(iter(bundled.TARGETS))
+    say(f"\nMore reasons: neuronselect explain {config.out / first} --row 0")
+    say(f"Everything: {report}  ({time.perf_counter() - started:.0f} s in all)")
     return report
+
+
+def _last_screen(found: Comparison, best: dict[str, list[BestRow]]) -> list[str]:
+    """What a person takes away: one table, and a few picks with the words that set them apart."""
+    precision = {(line.method, line.target): line.precision for line in found.lines}
+    methods = list(dict.fromkeys(line.method for line in found.lines))
+    rows = [
+        [name, *("" if (one := precision.get((name, target))) is None else f"{one:.2f}" for target in best)]
+        for name in methods
+    ]
+    picks = [(target, place) for place in range(PICKS) for target in best if place < len(best[target])][:PICKS]
+    return [
+        f"How many of the picked {RATIO:.0%} are of the kind the target is (share of its related sources in the picks):",
+        text_table(["", *best], rows),
+        WHY_ZERO,
+        "",
+        f"Why {MAIN} picked these (words in quotes: a machine-made label of what the strongest feature fires on):",
+        *(
+            f"  {target}: {best[target][place].short}"
+            for target, place in sorted(picks, key=lambda one: list(best).index(one[0]))
+        ),
+    ]
 
 
 def find_model(name: str) -> str:
@@ -148,14 +164,23 @@ def best_rows(
     for i in range(min(rows, len(selection))):
         why, row = explainer.reasons(i), selection.dataset[i]
         average = np.minimum(usual[why.ids], why.facts["target"]) / why.total
-        first = np.argsort(average - why.shares, kind="stable")[:3]
+        first = np.argsort(average - why.shares, kind="stable")[:APART]
         tokens = explainer.spots(i, why.ids[first].tolist())
-        told = [
-            f"feature {why.ids[at]}: {why.shares[at]:.1%} of the overlap, {average[at]:.1%} in an average row; on "
-            + ", ".join(str(spot) for spot in tokens.get(int(why.ids[at]), ()))
-            for at in first
-        ]
-        found.append(BestRow(row["neuron_score"], row["source"], selection.excerpt(i, 300), told))
+        labels = {int(why.ids[at]): explainer.label(why, int(why.ids[at])) for at in first}
+        # The one that a person can read best: whose label predicts best where it fires.
+        clear = max(first.tolist(), key=lambda at: one.auc if (one := labels[int(why.ids[at])]) else 0.0)
+        told = []
+        for at in (clear, *(at for at in first.tolist() if at != clear)):
+            unit = int(why.ids[at])
+            named = f"{labels[unit]} (feature {unit})" if labels[unit] else f"feature {unit}"
+            told.append(
+                f"{named}: {why.shares[at]:.1%} of the overlap, {average[at]:.1%} in an average row; on "
+                + ", ".join(str(spot) for spot in tokens.get(unit, ()))
+            )
+        unit = int(why.ids[clear])
+        spot = next(iter(tokens.get(unit, ())), "")
+        short = f"{row['source']} {row['neuron_score']:.2f}  {spot}  {labels[unit] or f'feature {unit}'}"
+        found.append(BestRow(row["neuron_score"], row["source"], selection.excerpt(i, 300), told[:3], short))
     return found
 
 

@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from ..core.errors import NeuronSelectError
 from ..explain.explanation import Contrast, Explanation, WhyNot
+from ..explain.labels import Label
 from ..explain.spots import Spot
 from ..methods.why import Why
 from ..rows.leakage import exact_key
@@ -86,6 +87,10 @@ class Explainer:
         """Where in a row of the selection units of the method's sparse signal are strongest."""
         why = self.reasons(i)
         return self.behind.tokens(why.signal, units, self.evidence.text_of(self._number(i))) if why.signal else {}
+
+    def label(self, why: Why, unit: int) -> Label | None:
+        """What a feature of these reasons fires on, in words; None where there is no label."""
+        return self.behind.label(why.signal, unit) if why.signal else None
 
     def _why(self, number: int) -> tuple[Why, float]:
         """A row's reasons, and its score computed now."""

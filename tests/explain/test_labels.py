@@ -9,9 +9,12 @@ import pytest
 from tiny import make_extractor, rows
 
 from hf_neuronselect import NeuronSelectError
+from hf_neuronselect.core import bundled
 from hf_neuronselect.explain import labels
 from hf_neuronselect.explain.labels import Firings, Label, Labels, label_firings, labels_of, make_labels
+from hf_neuronselect.models.sae_formats import load_sae
 from hf_neuronselect.rows.load import conversations_of
+from hf_neuronselect.signals.extraction import resolve_sae
 
 TERMS = ["", "cat", "dog", "sun", "the", "end", "␣", "one", "two"]
 
@@ -114,3 +117,15 @@ def test_few_rows_are_refused(tiny_folder: Path) -> None:
         make_labels(extractor, conversations_of(rows(2)), tokens=100)
     with pytest.raises(NeuronSelectError, match="no row can be read"):
         make_labels(extractor, [], tokens=100)
+
+
+@pytest.mark.parametrize("folder", [path for root in bundled.SAES for path in sorted(root.iterdir()) if path.is_dir()],
+                         ids=lambda path: path.name)  # fmt: skip
+def test_the_labels_in_the_package_are_of_its_saes_and_small(folder: Path) -> None:
+    source = resolve_sae(str(folder), None, int(folder.name.removeprefix("layers.")), None)
+    found = labels_of(source)
+    assert found is not None and found.about["pool"] == "bundled:pool" and found.about["tokens"] >= 300_000
+    latents = load_sae(folder, layer=None).num_latents
+    assert len(found.found) > 0.5 * latents and max(found.found) < latents
+    assert (folder / labels.FILE).stat().st_size < 1_000_000
+    assert all(0 <= one.auc <= 1 and (one.on or one.after or one.before) for one in found.found.values())

@@ -51,8 +51,10 @@ def test_the_demo_says_and_writes_what_it_found(tmp_path: Path, monkeypatch: pyt
     report = demo.demo(DemoConfig(out=out), say=said.append)
     text = "\n".join(said)
     for chosen in methods_of(demo.METHODS, 0):
-        assert sum(line.startswith(chosen.label + " ") for line in text.splitlines()) >= 2, chosen.label
-    assert "of the overlap" in text and "tokens/s" in text
+        assert sum(line.startswith(chosen.label + " ") for line in text.splitlines()) == 1, chosen.label
+    assert "tokens/s" in text and "of the overlap" in report.read_text()
+    reasons = [line for line in text.splitlines() if line.startswith(("  gsm8k: ", "  mbpp: "))]
+    assert len(reasons) == demo.PICKS and all("[" in line and len(line) < 240 for line in reasons)
     for name in ("gsm8k", "mbpp"):
         assert len(load_dataset(str(out / name), split="train")) == 8
         made = json.loads((out / name / "selection.json").read_text())
