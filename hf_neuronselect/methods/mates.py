@@ -8,7 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -241,8 +241,6 @@ class Mates(Method):
         return found
 
     def _regressor(self, given: Prepared) -> Regressor:
-        from dataclasses import replace
-
         from ..core.options import ExtractionOptions
         from ..models.regressor import Regressor
         from ..signals.extraction import Extraction
@@ -283,13 +281,16 @@ class Mates(Method):
         return score
 
     def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
-        key = row["row_key"][0]
-        at = np.flatnonzero(
-            (target["keys"] == np.asarray([int(key[:16], 16), int(key[16:], 16)], np.uint64)).all(axis=1)
+        """What was predicted, without parts; the noise is beside it.
+
+        Raises:
+            NeuronSelectError: the row is not of the pool that was predicted.
+        """
+        exact = replace(self, draw="none")
+        predicted = -TEMPERATURE * float(exact.score(row, target)[0])
+        says = (
+            f"{predicted:+.4g} is predicted from the row's text: how a training step on it changes the exemplars' loss, in "
+            f"deviations from the mean of the rows that were tried, lower first (rank correlation with measured changes: "
+            f"{float(target['spearman'][0]):.2f})"
         )
-        change, rho = float(target["predicted"][at[0]]), float(target["spearman"][0])
-        return Why(
-            f"a regressor predicts from the row's text that a training step on it changes the exemplars' loss by {change:+.4g} "
-            f"(rank correlation with measured changes: {rho:.2f})"
-            + ("" if self.draw == "none" else "; by such changes rows are drawn")
-        )
+        return Why(says + ("" if self.draw == "none" else f"; {float(gumbel(self.seed, row.index)[0]):+.4g} was drawn"))

@@ -114,6 +114,20 @@ def test_the_draw(draw: str) -> None:
     np.testing.assert_array_equal(method.score(batch.take(np.asarray([5, 2])), target), found[[5, 2]])
 
 
+def test_a_pick_is_explained_by_its_prediction() -> None:
+    key = exact_key(conversations_of(rows(1))[0])
+    pair = np.asarray([[int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")]], np.uint64)
+    target = {"keys": pair, "predicted": np.asarray([-0.5]), "spearman": np.asarray([0.25])}
+    row = RowBatch(np.asarray([4]), np.ones(1, bool), {"row_key": [key.hex()]})
+    says = (
+        "-0.5 is predicted from the row's text: how a training step on it changes the exemplars' loss, in deviations from the "
+        "mean of the rows that were tried, lower first (rank correlation with measured changes: 0.25)"
+    )
+    assert make_method("mates", {"draw": "none"}).explain(row, target, None).says == says
+    noise = float(make_method("mates", {}).score(row, target)[0]) - 1
+    assert make_method("mates", {}).explain(row, target, None).says == f"{says}; {noise:+.4g} was drawn"
+
+
 def test_rows_are_drawn_by_their_weights() -> None:
     """The share of draws in which a row is first is the softmax of -pred / 0.5."""
     key = exact_key(conversations_of(rows(1))[0])
