@@ -52,6 +52,13 @@ def test_the_knee_of_a_step_is_its_edge(good: int) -> None:
     assert found == good and depth == pytest.approx(1 - good / 999)
 
 
+@pytest.mark.parametrize("total", [1000, 100_000])
+def test_noise_has_a_knee_too(total: int) -> None:
+    """Why the documentation says that a knee alone proves nothing: normal scores have one at 5 to 9 %, where papers cut."""
+    found, depth = knee(np.sort(np.random.default_rng(0).normal(size=total))[::-1])
+    assert 0.04 < found / total < 0.12 and 0.15 < depth < 0.3
+
+
 scores_of_rows = st.lists(st.floats(-100, 100, allow_nan=False), min_size=2, max_size=40).filter(
     lambda values: max(values) - min(values) > 1e-3
 )
@@ -149,6 +156,46 @@ def test_planted_rows_are_found_by_every_proxy() -> None:
     assert other.estimates["features"] == 0.15
     many = estimate_ratio(of_pool(scores, of_rows), MONA, {"prototype": np.ones(20)}, ("mona",))
     assert many.absent["features"] == "no share of the pool has as many features as the exemplars"
+
+
+@pytest.mark.parametrize("method", ["mona", "hidden"])
+@pytest.mark.parametrize("seed", range(4))
+def test_coverage_and_features_are_those_of_a_slow_loop(method: str, seed: int) -> None:
+    """Rows that have one of six wanted features each, the first ones the same few, and then rows of other features."""
+    draw, total, sparse = np.random.default_rng(seed), 400, method == "mona"
+    table = np.abs(draw.normal(size=(total, 14))) * 0.05
+    wanted = np.sort(draw.integers(0, 6, 120))
+    table[np.arange(120), wanted] += 1.0
+    table[np.arange(120, total), draw.integers(6, 14, 280)] += 1.0
+    table = table.astype(np.float32).astype(np.float64)
+    exemplars = np.concatenate([np.ones(6), np.full(8, 0.02)]) / 6
+    scores = np.linspace(3, 0, total) ** 2
+    found = estimate_ratio(
+        of_pool(scores, vectors(table, sparse)), NeuronSelector(method).method, {"prototype": exemplars},
+        ("mona" if sparse else "hidden",),
+    )  # fmt: skip
+
+    near, many = [], []
+    for share in found.shares:
+        rows = [row if sparse else row / math.sqrt(sum(x * x for x in row)) for row in table[: round(share * total)]]
+        mean = [sum(row[f] for row in rows) / len(rows) for f in range(14)]
+        if sparse:
+            near.append(sum(map(min, mean, exemplars)) / sum(map(max, mean, exemplars)))
+        else:
+            dot = sum(a * b for a, b in zip(mean, exemplars, strict=True))
+            near.append(dot / math.sqrt(sum(a * a for a in mean) * sum(b * b for b in exemplars)))
+        many.append(math.exp(-sum(x / sum(mean) * math.log(x / sum(mean)) for x in mean)))
+    enough = math.exp(-sum(x / sum(exemplars) * math.log(x / sum(exemplars)) for x in exemplars))
+    np.testing.assert_allclose(found.curves["coverage"], near, rtol=1e-5)
+    np.testing.assert_allclose(found.curves["features"], many, rtol=1e-5)
+    best = max(near) - near[-1]
+    covered = next(s for s, one in zip(found.shares, near, strict=True) if one - near[-1] >= 0.95 * best)
+    assert found.estimates["coverage"] == covered and 0.05 < covered < 0.5
+    assert (
+        found.estimates["features"]
+        == next(s for s, one in zip(found.shares, many, strict=True) if one >= enough)
+        > 0.05
+    )
 
 
 @settings(deadline=None, max_examples=20)
