@@ -177,6 +177,15 @@ def test_the_tables_of_the_readings_are_their_records(monkeypatch: pytest.Monkey
     assert f"| {' / '.join(both[0])} | {' / '.join(both[1])} |" in text
 
 
+def test_the_tables_of_ratio_auto_are_their_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ROOT / "benchmarks"
+    monkeypatch.syspath_prepend(folder)
+    lines = runpy.run_path(str(folder / "auto_ratio.py"))["as_markdown"](
+        json.loads((folder / "auto_ratio.json").read_text())
+    )
+    assert "\n".join(lines) in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+
+
 def test_the_table_of_every_rival_is_its_record() -> None:
     with (ROOT / "benchmarks" / "compare_smollm2_5000.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
