@@ -43,6 +43,7 @@ NAMED_METHODS = {
     # The controls of every comparison.
     "pipelines.comparison": {"random"},
     "pipelines.compare_train": {"random", "longest", "matched-random"},
+    "pipelines.trained": {"random"},
     "pipelines.demo": {"mona", "nait", "nait-contrast", "polysemantic", "hidden", "longest", "random"},
 }
 # Imports inside functions that may close a circle, with the reason.

@@ -17,14 +17,17 @@ from ..rows.identity import pool_digest
 from ..rows.load import conversations_of
 from ..selection.selection import Selection
 from ..training.config import TrainConfig
-from ..training.evaluation import evaluate_models
+from ..training.evaluation import BASE, evaluate_models
+from ..training.evaluation import METRIC as LOSS
 from ..training.models import base_source
 from ..training.sft import train_adapter
-from .comparison import Comparison, Trained, slug
+from .accuracy import CHECKED, METRIC, MOST, NOT_CHECKED, ROWS, Accuracy
+from .comparison import Comparison, slug
 from .job import Job
 from .methods import method_of
 from .parts import Say, load_named, named_specs
 from .steps import Steps
+from .trained import Trained
 
 FOLDER = "trained"
 STEPS = 50
@@ -65,7 +68,7 @@ def train_all(found: Comparison, config: CompareConfig, held_out: Mapping[str, D
     base = base_source(config.model, config.revision, to_train=True)
     folder = config.out / FOLDER
     folder.mkdir(exist_ok=True)
-    steps = Steps(folder, note)
+    steps, accuracy = Steps(folder, note), Accuracy()
     for target, rows in held_out.items():
         for seed in range(config.seed, config.seed + config.train_seeds):
             settings = _settings(config, seed)
@@ -79,25 +82,35 @@ def train_all(found: Comparison, config: CompareConfig, held_out: Mapping[str, D
                     target: str = target,
                     rows: Dataset = rows,
                 ) -> Any:
-                    return _measured(base, picked, settings, {target: rows}, folder / "adapter")
+                    return _measured(base, picked, settings, {target: rows}, folder / "adapter", accuracy)
 
-                steps.run(name, [settings.about(), pool_digest(picked), pool_digest(rows), base.key], work)
+                steps.run(name, [settings.about(), pool_digest(picked), pool_digest(rows), base.key, ROWS, MOST], work)
                 found.trained.append(Trained(arm, target, seed, len(picked), **steps.done[name].result))
 
 
 def _measured(
-    base: Any, rows: Dataset, settings: TrainConfig, held_out: dict[str, Dataset], adapter: Path
+    base: Any, rows: Dataset, settings: TrainConfig, held_out: dict[str, Dataset], adapter: Path, accuracy: Accuracy
 ) -> dict[str, Any]:
-    """Losses before and after training on rows; the adapter is not kept."""
+    """Losses and accuracies before and after training on rows; the adapter is not kept."""
     shutil.rmtree(adapter, ignore_errors=True)
     talks = conversations_of(rows)
     record = train_adapter(talks, adapter, settings)
-    losses = {row.model: row.value for row in evaluate_models(base, {"run": adapter}, held_out, trained=[talks],
-                                                              chat_template=settings.chat_template())}  # fmt: skip
+    found = evaluate_models(
+        base, {"run": adapter}, held_out, trained=[talks], chat_template=settings.chat_template(), measure=accuracy
+    )
+    of = {(row.model, row.metric): row.value for row in found}
     shutil.rmtree(adapter)
     results = record.results
-    return {"loss": losses["run"], "untouched": losses["base"], "answers": round(results["answer_tokens"] / results["tokens"], 4),
-            "seconds": results["seconds"]}  # fmt: skip
+    return {
+        "loss": of["run", LOSS],
+        "untouched": of[BASE, LOSS],
+        "answers": round(results["answer_tokens"] / results["tokens"], 4),
+        "seconds": results["seconds"],
+        "accuracy": of.get(("run", METRIC)),
+        "accuracy_untouched": of.get((BASE, METRIC)),
+        "checked": int(of.get(("run", CHECKED), 0)),
+        "not_checked": "" if ("run", METRIC) in of else NOT_CHECKED,
+    }
 
 
 def _arms(found: Comparison, config: CompareConfig, target: str, seed: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -23,6 +23,7 @@ from ..selection.selection import Selection
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .job import Job
+from .trained import TRAINED, Trained, training_cells, training_warnings
 
 TABLE, LOW, HIGH, BOOTSTRAP = "compare.csv", 5, 95, 1000
 
@@ -128,25 +129,6 @@ class Rank:
     high: float
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A model that was trained on picks.
-
-    Attributes:
-        arm: the method, or the control. loss: on the target's held-out answers, nats a token. untouched: of the model before.
-        answers: share of the trained tokens that are answers'.
-    """
-
-    arm: str
-    target: str
-    seed: int
-    rows: int
-    loss: float
-    untouched: float
-    answers: float
-    seconds: float
-
-
 @dataclass
 class Comparison:
     """Selections of every method and target, and their table.
@@ -234,45 +216,11 @@ class Comparison:
             f"{method} is no better than random rows for {', '.join(of)}: do not use it there"
             for method, of in poor.items()
         ]
-        return found + [said for target in targets for said in self._training_warnings(target)]
+        return found + [said for target in targets for said in training_warnings(self.trained, target)]
 
     def of_training(self, target: str) -> list[tuple[str, ...]]:
-        """Loss after training on each arm's rows: the mean over seeds, best first, below the untouched model's."""
-        arms: dict[str, list[Trained]] = {}
-        for one in self.trained:
-            if one.target == target:
-                arms.setdefault(one.arm, []).append(one)
-        if not arms:
-            return []
-        before = float(np.mean([one.untouched for runs in arms.values() for one in runs]))
-        means = {arm: float(np.mean([one.loss for one in runs])) for arm, runs in arms.items()}
-        lines: list[tuple[str, ...]] = [("(untouched model)", target, "", f"{before:.3f}", "", "", "")]
-        for arm in sorted(arms, key=lambda arm: means[arm]):
-            losses = [one.loss for one in arms[arm]]
-            spread = f"{min(losses):.3f}–{max(losses):.3f}" if len(losses) > 1 else ""
-            lines.append((arm, target, str(arms[arm][0].rows), f"{means[arm]:.3f}", spread, f"{means[arm] - before:+.3f}",
-                          f"{np.mean([one.answers for one in arms[arm]]):.2f}"))  # fmt: skip
-        return lines
-
-    def _training_warnings(self, target: str) -> list[str]:
-        """Picks that made the model worse than it was, or no better than random rows did."""
-        means = {
-            arm: [one for one in self.trained if one.target == target and one.arm == arm]
-            for arm in dict.fromkeys(one.arm for one in self.trained if one.target == target)
-        }
-        found = []
-        for arm, runs in means.items():
-            loss, before = (float(np.mean([getattr(one, name) for one in runs])) for name in ("loss", "untouched"))
-            drawn = [one.loss for one in means.get("random", [])]
-            if loss > before:
-                found.append(
-                    f"training on {arm} made {target} worse than the untouched model: {loss:.3f} against {before:.3f}"
-                )
-            elif arm != "random" and drawn and loss >= float(np.mean(drawn)):
-                found.append(
-                    f"training on {arm} helped {target} no more than random rows: {loss:.3f} against {np.mean(drawn):.3f}"
-                )
-        return found
+        """Cells of the models that were trained for a target."""
+        return training_cells(self.trained, target)
 
     def ranks(self, seed: int = 0) -> list[Rank]:
         """Methods by their mean rank over the labelled targets; those that did not run on all, and stand-ins, have none.
@@ -314,7 +262,7 @@ class Comparison:
         with writing(folder, COMPARISON) as new:
             lines = [asdict(line) for line in self.lines]
             _csv(new / TABLE, [one.name for one in fields(Line)], lines)
-            _parquet(new / "compare.parquet", lines)
+            _parquet(new / "compare.parquet", lines, Line)
             overlaps = [
                 {"target": target, "method": one, "other": other, "overlap": float(matrix[i, k])}
                 for target in self.targets
@@ -330,7 +278,9 @@ class Comparison:
             ]
             _csv(new / "sources.csv", ["target", "method", "source", "share"], shares)
             if self.trained:
-                _csv(new / "training.csv", [one.name for one in fields(Trained)], [asdict(one) for one in self.trained])
+                runs = [asdict(one) for one in self.trained]
+                _csv(new / "training.csv", [one.name for one in fields(Trained)], runs)
+                _parquet(new / "training.parquet", runs, Trained)
             (new / "compare.md").write_text(self._markdown(), encoding="utf-8")
             (new / "compare.html").write_text(self._page(), encoding="utf-8")
 
@@ -353,7 +303,9 @@ class Comparison:
         for target in self.targets:
             parts.append(f"<h2>{escape(target)}</h2>{table(*self.shown(target))}")
             if trained := self.of_training(target):
-                parts.append(f"<h3>After training on the picks: loss on held-out answers</h3>{table(TRAINED, trained)}")
+                parts.append(
+                    f"<h3>After training on the picks: loss and accuracy on held-out answers</h3>{table(TRAINED, trained)}"
+                )
             methods, matrix = self.overlaps(target)
             if len(methods) > 1:
                 parts.append(f"<h3>How much picks overlap (Jaccard index)</h3>{_heat(methods, matrix)}")
@@ -363,7 +315,6 @@ class Comparison:
         return page("neuronselect compare", *parts)
 
 
-TRAINED = ("trained on", "target", "rows", "loss", "seeds", "change", "answers")
 RANKS = ("method", "mean rank", "5–95 %")
 
 
@@ -399,8 +350,8 @@ def _csv(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) ->
 _ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
 
 
-def _parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    schema = pa.schema([(one.name, _ARROW[str(one.type).split(" | ")[0]]) for one in fields(Line)])
+def _parquet(path: Path, rows: Sequence[Mapping[str, Any]], kind: type[Line | Trained]) -> None:
+    schema = pa.schema([(one.name, _ARROW[str(one.type).split(" | ")[0]]) for one in fields(kind)])
     pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), path)
 
 

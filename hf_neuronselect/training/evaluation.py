@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
@@ -62,6 +63,7 @@ def evaluate_models(
     dtype: str = "auto",
     device: str = "auto",
     token: str | bool | None = None,
+    measure: Callable[[str, Any, Any, Sequence[Conversation]], Mapping[str, float]] | None = None,
 ) -> list[EvaluationRow]:
     """Measure the loss of a base model and its adapters on held-out answers, in nats a token.
 
@@ -70,6 +72,7 @@ def evaluate_models(
         trained: rows the adapters were trained on; evaluation rows that occur there are left out, for all models.
         max_rows: use only the first rows of each data set.
         chat_template: the one the adapters were trained with, if not the base's own.
+        measure: gets a model's name, the model, its tokenizer and rows, and returns further numbers by metric.
 
     Returns:
         One row a model and data set.
@@ -99,13 +102,15 @@ def evaluate_models(
     model = load_for_evaluation(base, dtype, device, token)
     tokenizer = load_tokenizer(base, token)
     tokenizer.chat_template = chat_template or tokenizer.chat_template
-    found = []
+    found: list[EvaluationRow] = []
     for name, source in sources.items():
         with adapted(model, source, name, token) as tuned:
             for what, (rows, taken) in cleaned.items():
                 with track(f"{name} on {what}", len(rows)) as progress:
                     loss = answer_losses(tuned, tokenizer, rows, max_length=max_length)
                     progress.done(len(rows))
+                more = measure(name, tuned, tokenizer, rows) if measure is not None else {}
+                found += (EvaluationRow(model=name, data=what, metric=key, value=value) for key, value in more.items())
                 found.append(
                     EvaluationRow(
                         model=name,

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from tiny import rows
+from datasets import Dataset
+from tiny import chat, rows
 
 from hf_neuronselect import NeuronSelectError, NeuronSelector
 from hf_neuronselect.core.configs import CompareConfig
 from hf_neuronselect.pipelines import compare_train
+from hf_neuronselect.pipelines.accuracy import kind_of
 from hf_neuronselect.pipelines.compare import compare
-from hf_neuronselect.pipelines.comparison import Comparison, Line, Trained
+from hf_neuronselect.pipelines.comparison import Comparison, Line
+from hf_neuronselect.pipelines.trained import Trained
 from hf_neuronselect.rows.load import conversations_of
 from hf_neuronselect.training.config import TrainConfig
 from hf_neuronselect.training.evaluation import evaluate_models
@@ -24,12 +28,20 @@ from hf_neuronselect.training.sft import train_adapter
 TRAIN = {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 0.01}
 
 
+def held_out() -> Dataset:
+    """Five rows; the answers of two can be checked."""
+    found = rows(5, seed=2).to_list()
+    for row, answer in zip(found, ("7", "(B)"), strict=False):
+        row["messages"] = chat(row["messages"][0]["content"], answer)
+    return Dataset.from_list(found)
+
+
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("compare")
     rows(40).to_json(folder / "pool.jsonl")
     rows(6, seed=1).to_json(folder / "a.jsonl")
-    rows(5, seed=2).to_json(folder / "held.jsonl")
+    held_out().to_json(folder / "held.jsonl")
     return {
         "pool": str(folder / "pool.jsonl"), "target": (f"a={folder / 'a.jsonl'}",), "model": str(tiny_folder / "model"),
         "sae": str(tiny_folder / "sae"), "k": 6, "methods": "mona,hidden", "held_out": (f"a={folder / 'held.jsonl'}",),
@@ -46,7 +58,7 @@ def test_every_methods_picks_are_trained_on_beside_the_controls(
     arms = ["mona", "hidden", "random", "longest", "matched-random (mona)", "lowest (mona)"]
     assert [(one.arm, one.seed, one.rows) for one in found.trained] == [(arm, s, 6) for s in (0, 1) for arm in arms]
     # one arm by hand
-    pool, held = rows(40), rows(5, seed=2)
+    pool, held = rows(40), held_out()
     talks = conversations_of(pool.select(found.selections["hidden", "a"].indices))
     settings = TrainConfig.from_section({**TRAIN, "seed": 1, "model": options["model"]})
     train_adapter(talks, tmp_path / "adapter", settings)
@@ -64,6 +76,14 @@ def test_every_methods_picks_are_trained_on_beside_the_controls(
     assert "(untouched model)" in text and "matched-random (mona)" in text
     table = list(csv.DictReader((tmp_path / "out" / "training.csv").open()))
     assert [float(line["loss"]) for line in table] == [one.loss for one in found.trained]
+    checked = sum(kind_of(row["messages"][-1]["content"]) is not None for row in held)
+    assert checked == 2 and {one.checked for one in found.trained} == {checked}
+    assert all(0 <= one.accuracy <= 1 and one.accuracy_untouched is not None for one in found.trained)
+    assert [line["accuracy"] for line in table] == [str(one.accuracy) for one in found.trained]
+    arrow = pq.read_table(tmp_path / "out" / "training.parquet").to_pylist()
+    assert [one["accuracy_untouched"] for one in arrow] == [one.accuracy_untouched for one in found.trained]
+    for shown in (text, *((tmp_path / "out" / f"compare.{kind}").read_text() for kind in ("md", "html"))):
+        assert "accuracy" in shown and "checked" in shown
     assert "After training on the picks" in (tmp_path / "out" / "compare.html").read_text()
     assert not (tmp_path / "out" / "trained" / "adapter").exists()
     # again: nothing is trained; with another key, everything
@@ -91,8 +111,21 @@ def test_losses_are_said_in_words() -> None:
     ]
     cells = found.of_training("a")
     assert [line[0] for line in cells] == ["(untouched model)", "mona", "random", "hidden", "longest"]
-    assert cells[1] == ("mona", "a", "5", "1.100", "1.000–1.200", "-0.900", "0.50")
+    assert cells[1] == ("mona", "a", "5", "1.100", "1.000–1.200", "-0.900", "", "", "0.50")
     assert found.of_training("b") == []
+
+
+def test_accuracy_is_shown_or_why_it_is_not() -> None:
+    def one(arm: str, seed: int, accuracy: float | None, why: str = "", target: str = "a") -> Trained:
+        return Trained(arm, target, seed, 5, 1.0, 2.0, 0.5, 1.0, accuracy, None if why else 0.25, 0 if why else 8, why)
+
+    found = Comparison(None, None)  # type: ignore[arg-type]
+    found.lines = [Line("mona", name, rows=5, seconds=0.0) for name in "ab"]
+    found.trained = [one("mona", 0, 0.5), one("mona", 1, 0.75), one("mona", 0, None, "no answer is short", "b")]
+    assert [line[6:8] for line in found.of_training("a")] == [("0.250", "8"), ("0.625", "8")]
+    assert [line[6:8] for line in found.of_training("b")] == [("", ""), ("", "")]
+    assert found.warnings(["a", "b"]) == ["b has no accuracy: no answer is short"]
+    assert "b has no accuracy: no answer is short" in found.table()
 
 
 @pytest.mark.parametrize(
