@@ -23,6 +23,7 @@ from hf_neuronselect.core import bundled
 from hf_neuronselect.core.configs import SelectConfig
 from hf_neuronselect.core.options import options_of
 from hf_neuronselect.methods import METHODS
+from hf_neuronselect.pipelines.comparison import Comparison, Line
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -186,11 +187,34 @@ def test_the_tables_of_ratio_auto_are_their_record(monkeypatch: pytest.MonkeyPat
     assert "\n".join(lines) in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
 
-def test_the_table_of_every_rival_is_its_record() -> None:
+def every_rival() -> tuple[list[dict[str, str]], str]:
+    """The lines of the record, and the section that tells it."""
     with (ROOT / "benchmarks" / "compare_smollm2_5000.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    section = page.split("## Every rival on one real model\n")[1].split("\n## ")[0]
+    return lines, page.split("## Every rival on one real model\n")[1].split("\n## ")[0]
+
+
+def test_the_ranks_of_every_rival_are_those_of_its_record() -> None:
+    lines, section = every_rival()
+    found = Comparison(None, None)  # type: ignore[arg-type]
+    found.lines = [
+        Line(one["method"], one["target"], precision=float(one["precision"]) if one["precision"] else None,
+             stand_in=one["stand_in"], reason=one["reason"])
+        for one in lines
+    ]  # fmt: skip
+    first, second = found.ranks()[:2]
+    assert (first.method, second.method) == ("mona", "hidden(centre=pool)")
+    (told,) = re.findall(
+        r"MoNA has the best mean rank \((\S+), interval (\S+) to (\S+)\), before `hidden` with `centre=pool` "
+        r"\((\S+), interval (\S+) to (\S+)\)", " ".join(section.split()),
+    )  # fmt: skip
+    assert list(told) == [f"{value:.1f}" for one in (first, second) for value in (one.mean, one.low, one.high)]
+    assert "encoder" not in {one.method for one in found.ranks()}, "a stand-in has no rank"
+
+
+def test_the_table_of_every_rival_is_its_record() -> None:
+    lines, section = every_rival()
     head, *table = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:2] == "| "
     ]
