@@ -1,16 +1,13 @@
-"""report.html: one self-contained page about a selection. Every text of the data is escaped."""
+"""Parts of plain HTML pages, and tables as text. Every text of the data is escaped."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from ..core.provenance import Provenance, aim
 from ..core.text import replaced, shown
-from ..rows.formats import Conversation
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}
@@ -58,49 +55,3 @@ def page(title: str, *parts: str) -> str:
 def picture(png: bytes, alt: str) -> str:
     """An HTML image that needs no file."""
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-
-
-def excerpt(row: Conversation, characters: int = 600) -> str:
-    """The beginning of a row's text."""
-    text = row.content()
-    return text if len(text) <= characters else text[:characters] + " …"
-
-
-@dataclass(frozen=True)
-class ReportRow:
-    """One selected row as a report shows it."""
-
-    rank: int
-    score: float
-    index: int
-    text: str
-
-
-def selection_report(made: Provenance, rows: Sequence[ReportRow]) -> str:
-    """Facts, counts and some rows of a selection as a page; without rows no text of the data is in it."""
-    counts = {"rows": made.counts.rows, "selected": made.counts.selected, "truncated": made.counts.truncated}
-    facts = [
-        ("method", made.method.name),
-        ("targets", aim(made.targets, made.avoided)),
-        ("budget", ", ".join(f"{name} {value}" for name, value in made.budget.given().items())),
-        *([("ratio", made.auto.line)] if made.auto else []),
-        *((f"rows: {name}", count) for name, count in (counts | made.counts.left_out).items() if count),
-        *((f"mean tokens: {name}", mean) for name, mean in (("pool", made.tokens.pool_mean),
-                                                            ("selected", made.tokens.selected_mean)) if mean),
-    ]  # fmt: skip
-    body = "".join(
-        f"<tr><td class=n>{row.rank}</td><td class=n>{row.score:.4f}</td><td class=n>{row.index}</td>"
-        f"<td><pre>{escape(row.text)}</pre></td></tr>"
-        for row in rows
-    )
-    head = "<tr><th>rank</th><th>score</th><th>row</th><th>text</th></tr>"
-    reasons = made.counts.reasons
-    notes = f"<h2>Rows left out</h2>{table(['why'], [[reason] for reason in reasons])}" if reasons else ""
-    doubts = [list(one) for one in made.doubts]
-    return page(
-        f"{made.counts.selected} rows selected by {made.method.name}",
-        table(["", ""], facts),
-        f"<h2>Before you use these rows</h2>{table(['of', 'what speaks against them'], doubts)}" if doubts else "",
-        notes,
-        f"<h2>The first rows</h2><table>{head}{body}</table>" if rows else "",
-    )

@@ -85,21 +85,21 @@ def write_card(folder: Path, card: CardTemplate, before: Path | None = None) -> 
 
 
 # ------------------------------------------------------------------------------------------- shared parts
-def _pinned(source: SourceRecord | None) -> str:
-    """``id at commit``; what the package brings by a name instead of its folder's."""
+def source_name(source: SourceRecord | None) -> str:
+    """The id of a source; what the package brings by a name instead of its folder's; "" of an unknown one."""
     if source is None or not (source.id or source.commit):
         return ""
-    if not source.commit:
+    folder = bundled_folder(source.commit) if source.commit else None
+    if folder is None:
         return str(source.id)
-    folder = bundled_folder(source.commit)
-    name = (
-        source.id
-        if folder is None
-        else "bundled"
-        if folder in (bundled.MODEL, *bundled.SAE.iterdir())
-        else f"{folder.parent.name} (in the package)"
-    )
-    return f"{name} at {source.commit}"
+    own = folder in (bundled.MODEL, *bundled.SAE.iterdir())
+    return "bundled" if own else f"{folder.parent.name} (in the package)"
+
+
+def _pinned(source: SourceRecord | None) -> str:
+    """``id at commit``."""
+    name = source_name(source)
+    return f"{name} at {source.commit}" if name and source and source.commit else name
 
 
 def _hub_id(source: SourceRecord | None) -> str | None:
@@ -139,6 +139,44 @@ def _used(targets: Mapping[str, TargetRecord], avoided: Avoided | None) -> str:
 
 def _listed(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+def selection_facts(made: Provenance) -> dict[str, Any]:
+    """What a reader of a selection is told of its record, by names in words; some values may be empty."""
+    pool = made.pool
+    every = {**made.targets, **(made.avoided.targets if made.avoided else {})}
+    return {
+        "pool": pool.id or pool.fingerprint,
+        "rows taken from": _pinned(pool.derived_from),
+        "pool revision": pool.commit,
+        "pool config and split": " ".join(filter(None, (pool.config, pool.split))),
+        **{
+            f"exemplars {name}": f"taken from {_pinned(target.source.derived_from)}"
+            if target.source.derived_from
+            else _pinned(target.source)
+            for name, target in every.items()
+            if target.source
+        },
+        **{
+            f"exemplars of {name} found": f"{target.hit:.0%} score in the pool's best 5 % when not fitted on"
+            for name, target in every.items()
+            if target.hit is not None
+        },
+        "avoided": made.avoided
+        and f"{', '.join(made.avoided.targets)}: the score for it is taken off, times "
+        f"{made.avoided.weight:g}, in standard deviations of the pool",
+        "capability": _pinned(made.capability),
+        "budget": _listed(made.budget.given()).replace("=", " "),
+        "ratio": made.auto and made.auto.line,
+        "options": _listed(made.method.options),
+        "aggregate": made.aggregate,
+        **_extractor_facts(made.extractor),
+        "left out": ", ".join(f"{count} {reason}" for reason, count in made.counts.left_out.items()),
+        "truncated": made.counts.truncated,
+        "tokens a row, pool": made.tokens.pool_mean,
+        "tokens a row, selected": made.tokens.selected_mean,
+        "packages": ", ".join(f"{name} {version}" for name, version in made.packages.items()),
+    }
 
 
 # ------------------------------------------------------------------------------------------------- cards
@@ -182,40 +220,6 @@ class SelectionCard(CardTemplate):
 
     def values(self) -> dict[str, Any]:
         made = self.provenance
-        pool = made.pool
-        every = {**made.targets, **(made.avoided.targets if made.avoided else {})}
-        table = {
-            "pool": pool.id or pool.fingerprint,
-            "rows taken from": _pinned(pool.derived_from),
-            "pool revision": pool.commit,
-            "pool config and split": " ".join(filter(None, (pool.config, pool.split))),
-            **{
-                f"exemplars {name}": f"taken from {_pinned(target.source.derived_from)}"
-                if target.source.derived_from
-                else _pinned(target.source)
-                for name, target in every.items()
-                if target.source
-            },
-            **{
-                f"exemplars of {name} found": f"{target.hit:.0%} score in the pool's best 5 % when not fitted on"
-                for name, target in every.items()
-                if target.hit is not None
-            },
-            "avoided": made.avoided
-            and f"{', '.join(made.avoided.targets)}: the score for it is taken off, times "
-            f"{made.avoided.weight:g}, in standard deviations of the pool",
-            "capability": _pinned(made.capability),
-            "budget": _listed(made.budget.given()).replace("=", " "),
-            "ratio": made.auto and made.auto.line,
-            "options": _listed(made.method.options),
-            "aggregate": made.aggregate,
-            **_extractor_facts(made.extractor),
-            "left out": ", ".join(f"{count} {reason}" for reason, count in made.counts.left_out.items()),
-            "truncated": made.counts.truncated,
-            "tokens a row, pool": made.tokens.pool_mean,
-            "tokens a row, selected": made.tokens.selected_mean,
-            "packages": ", ".join(f"{name} {version}" for name, version in made.packages.items()),
-        }
         command = select_command(made)
         return {
             "selected": made.counts.selected,
@@ -223,8 +227,8 @@ class SelectionCard(CardTemplate):
             "method": made.method.name,
             "paper": made.method.paper,
             "targets": cell(aim(made.targets, made.avoided)),
-            "license": cell(pool.license or ""),
-            "facts": facts(table),
+            "license": cell(made.pool.license or ""),
+            "facts": facts(selection_facts(made)),
             "doubts": [cell(f"{of}: {doubt}") for of, doubt in made.doubts],
             "command": command.text,
             "own_target": own_target(made),

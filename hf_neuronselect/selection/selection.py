@@ -20,15 +20,16 @@ from ..core.folders import SELECTION_RECORD as RECORD
 from ..core.provenance import Budget, Provenance
 from ..core.seals import checksums, encode
 from ..core.writing import put, writing
-from ..explain.report import ReportRow, excerpt, selection_report
+from ..explain.selection_page import selection_page
 from ..hub.cards import SelectionCard, write_card
 from ..hub.pushable import PushToHub
-from ..rows.formats import PICK_COLUMNS, Conversation, RowFormat, read_row, row_format
+from ..rows.formats import Conversation, RowFormat, read_row, row_format
 from ..rows.load import conversations_of, with_messages
 from ..rows.media import with_bytes
 from ..signals.extractor import NeuronFeatureExtractor
 from .capability import Capability
 from .record import mean_length
+from .reported import reported
 
 if TYPE_CHECKING:
     from ..explain.explanation import Contrast, Explanation, WhyNot
@@ -75,7 +76,8 @@ class Selection(PushToHub):
         return f"Selection({len(self)} of {self.provenance.counts.rows} rows by {self.provenance.method.name!r})"
 
     # ------------------------------------------------------------------------------------- scores
-    def _score_batches(self) -> Iterator[pa.Table]:
+    def score_batches(self) -> Iterator[pa.Table]:
+        """The table of :attr:`scores` in parts."""
         if isinstance(self._scores, pa.Table):
             yield self._scores
             return
@@ -93,12 +95,12 @@ class Selection(PushToHub):
     @property
     def scores(self) -> pa.Table:
         """Every pool row's scores (see :func:`~hf_neuronselect.selection.scores.score_table`)."""
-        return pa.concat_tables(list(self._score_batches()))
+        return pa.concat_tables(list(self.score_batches()))
 
     def picked_lengths(self) -> np.ndarray:
         """Tokens of the selected rows, where they are known."""
         found = []
-        for table in self._score_batches():
+        for table in self.score_batches():
             lengths = table.filter(table.column("selected")).column("n_tokens").drop_null()
             found.append(lengths.to_numpy())
         return np.concatenate(found) if found else np.zeros(0, np.int32)
@@ -121,6 +123,7 @@ class Selection(PushToHub):
         budget = Budget(ratio, k, threshold, max_tokens)
         dataset, indices, table = self._choose(budget)
         other = Selection(dataset, indices, table, selector=self.selector, choose=self._choose)
+        other.pool, other.features = self.pool, self.features
         made = self.provenance
         other.provenance = replace(
             made,
@@ -207,7 +210,8 @@ class Selection(PushToHub):
     def excerpt(self, i: int, characters: int = 600) -> str:
         """The beginning of the i-th selected row's text."""
         fmt = self.row_format
-        return excerpt(read_row(self.dataset.with_format(None).select_columns(fmt.used)[i], fmt), characters)
+        text = read_row(self.dataset.with_format(None).select_columns(fmt.used)[i], fmt).content()
+        return text if len(text) <= characters else text[:characters] + " …"
 
     # -------------------------------------------------------------------------------- persistence
     def save_pretrained(self, folder: str | Path, *, messages: bool = True, examples: bool = True) -> None:
@@ -225,7 +229,7 @@ class Selection(PushToHub):
             (new / "data").mkdir()
             with_bytes(self._with_messages() if messages else self.dataset).to_parquet(new / DATA_FILE)
             writer: pq.ParquetWriter | None = None
-            for table in self._score_batches():
+            for table in self.score_batches():
                 writer = writer or pq.ParquetWriter(new / SCORES_FILE, table.schema)
                 writer.write_table(table)
             if writer is not None:
@@ -242,18 +246,11 @@ class Selection(PushToHub):
         """Write ``README.md`` (what was added to the one ``before`` stays) and ``report.html`` of a selection folder."""
         shown = [self.excerpt(i) for i in range(min(3, len(self)))] if examples else []
         write_card(folder, SelectionCard(self.provenance, shown), before)
-        put(folder / "report.html", self.report(rows=20 if examples else 0))
+        put(folder / "report.html", self.report(examples))
 
-    def report(self, rows: int = 20) -> str:
-        """The selection as one HTML page; with 0 rows no text of the data is in it."""
-        first = self.dataset.select(range(min(rows, len(self)))).select_columns(list(PICK_COLUMNS))
-        return selection_report(
-            self.provenance,
-            [
-                ReportRow(row["neuron_rank"], row["neuron_score"], row["source_index"], self.excerpt(i))
-                for i, row in enumerate(first)
-            ],
-        )
+    def report(self, examples: bool = True) -> str:
+        """The selection as one HTML page that needs nothing else; without examples no text of the data is in it."""
+        return selection_page(reported(self, examples))
 
     def _with_messages(self) -> Dataset:
         return with_messages(self.dataset, self.row_format)

@@ -1,0 +1,271 @@
+(() => {
+"use strict";
+// Every text of the data reaches the page through textContent, so that it stays text.
+const data = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+const make = (tag, kind, text) => {
+  const one = document.createElement(tag);
+  if (kind) one.className = kind;
+  if (text !== undefined) one.textContent = text;
+  return one;
+};
+const count = (value) => value === null ? "" : value.toLocaleString("en");
+const number = (value) => value === null ? "" : Math.abs(value) >= 1000 ? count(Math.round(value)) : value.toPrecision(4);
+const picks = data.picks.map(([index, score, tokens, source, best, scores, turns, left], place) =>
+  ({place, index, score, tokens, source: data.sources[source], best: data.targets[best], scores, turns, left}));
+const opening = (turns) => turns.map(([, text]) => text.slice(0, 300)).join(" · ").slice(0, 400);
+
+// ---------------------------------------------------------------------------------- a row as a card
+const card = (pick, whole) => {
+  const one = make("article", "card"), head = make("header"), turns = make("div", whole ? "turns" : "turns short");
+  const say = (before, value) => { const part = make("span", "", before); part.append(make("strong", "", value)); head.append(part); };
+  head.append(make("b", "", `${pick.place + 1}`));
+  say("score ", number(pick.score));
+  if (data.spread && pick.score !== null) say("above the pool ", `${((pick.score - data.mean) / data.spread).toFixed(1)} sd`);
+  if (pick.tokens !== null) say("tokens ", count(pick.tokens));
+  if (pick.source !== undefined) say("source ", pick.source);
+  if (pick.best !== undefined) say("best for ", pick.best);
+  say("row ", count(pick.index));
+  one.append(head);
+  for (const [role, text] of pick.turns) {
+    const turn = make("div", "turn"), said = make("p", "", text);
+    const name = data.roles[role];
+    if (name === "user" || name === "assistant") turn.classList.add(name);
+    said.dir = "auto";
+    turn.append(make("h4", "", name), said);
+    turns.append(turn);
+  }
+  if (!pick.turns.length) turns.append(make("p", "left", "The page was made without texts of the data."));
+  one.append(turns);
+  if (pick.left) one.append(make("p", "left", `${count(pick.left)} more characters are in the data, not in this page.`));
+  if (!whole) {
+    const open = make("button", "", "Show all");
+    open.type = "button";
+    open.hidden = true;
+    open.setAttribute("aria-expanded", "false");
+    open.addEventListener("click", () => {
+      const short = turns.classList.toggle("short");
+      open.textContent = short ? "Show all" : "Show less";
+      open.setAttribute("aria-expanded", String(!short));
+    });
+    one.append(open);
+  }
+  return one;
+};
+const offer = (one) => { // the button, where a text is cut off on the screen
+  const open = one.querySelector("button");
+  if (open) open.hidden = ![...one.querySelectorAll(".turn p")].some((text) => text.scrollHeight > text.clientHeight + 2);
+};
+
+const cards = byId("cards");
+if (cards) {
+  let shown = 0;
+  const more = () => {
+    const fresh = picks.slice(shown, shown + (shown ? 12 : 6)).map((pick) => card(pick, false));
+    cards.append(...fresh);
+    fresh.forEach(offer);
+    shown += fresh.length;
+    byId("more").hidden = shown >= Math.min(picks.length, 200);
+  };
+  byId("more").addEventListener("click", more);
+  more();
+}
+
+// ------------------------------------------------------------------------------------- the table
+const HEIGHT = 40;
+const view = byId("view"), space = byId("space"), found = byId("found");
+const columns = [
+  ["place", "rank", "n place", (pick) => count(pick.place + 1), (pick) => pick.place],
+  ["score", "score", "n", (pick) => number(pick.score), (pick) => -(pick.score ?? -Infinity)],
+  ...data.targets.map((name, i) => [`of ${name}`, name, "n of", (pick) => number(pick.scores[i]), (pick) => -(pick.scores[i] ?? -Infinity)]),
+  ...(data.targets.length ? [["best", "best for", "best", (pick) => pick.best, (pick) => pick.best]] : []),
+  ...(picks.some((pick) => pick.tokens !== null) ? [["tokens", "tokens", "n tokens", (pick) => count(pick.tokens), (pick) => -(pick.tokens ?? -1)]] : []),
+  ...(data.sources.length ? [["source", "source", "source", (pick) => pick.source, (pick) => pick.source]] : []),
+  ["index", "row", "n index", (pick) => count(pick.index), (pick) => pick.index],
+  ...(picks.some((pick) => pick.turns.length) ? [["said", "text", "said", (pick) => opening(pick.turns), null]] : []),
+];
+let list = picks, sorted = "place", up = false, here = -1;
+
+const head = make("div", "row"), sort = byId("sort");
+head.setAttribute("role", "row");
+for (const [key, name, kind, , by] of columns) {
+  const cell = make("div", kind);
+  cell.setAttribute("role", "columnheader");
+  if (by) {
+    const press = make("button", "", name);
+    press.type = "button";
+    press.addEventListener("click", () => order(key, sorted === key && !up));
+    cell.append(press);
+    const choice = make("option", "", name);
+    choice.value = key;
+    sort.append(choice);
+  } else cell.textContent = name;
+  cell.dataset.key = key;
+  head.append(cell);
+}
+byId("head").append(head);
+byId("table").setAttribute("aria-colcount", String(columns.length));
+
+const drawn = new Map();
+const draw = () => {
+  const first = Math.max(0, Math.floor(view.scrollTop / HEIGHT) - 8);
+  const last = Math.min(list.length, Math.ceil((view.scrollTop + view.clientHeight) / HEIGHT) + 8);
+  for (const [i, row] of drawn) if (i < first || i >= last) { row.remove(); drawn.delete(i); }
+  for (let i = first; i < last; i++) {
+    if (drawn.has(i)) continue;
+    const row = make("div", i === here ? "row here" : "row");
+    row.setAttribute("role", "row");
+    row.setAttribute("aria-rowindex", String(i + 2));
+    row.id = `row-${i}`;
+    row.style.top = `${i * HEIGHT}px`;
+    for (const [key, , kind, value] of columns) {
+      const cell = make("div", kind, value(list[i]) ?? "");
+      cell.setAttribute("role", "cell");
+      if (key === "said") cell.dir = "auto";
+      row.append(cell);
+    }
+    row.addEventListener("click", () => open(i));
+    drawn.set(i, row);
+    space.append(row);
+  }
+};
+const refresh = () => {
+  drawn.forEach((row) => row.remove());
+  drawn.clear();
+  here = -1;
+  view.removeAttribute("aria-activedescendant");
+  space.style.height = `${list.length * HEIGHT}px`;
+  view.scrollTop = 0;
+  found.textContent = list.length === picks.length ? `${count(picks.length)} rows` : `${count(list.length)} of ${count(picks.length)} rows`;
+  byId("table").setAttribute("aria-rowcount", String(list.length + 1));
+  draw();
+};
+const chosen = (id) => { const one = byId(id).querySelector("select"); return one.value === "" ? null : one.options[one.selectedIndex].text; };
+const texts = picks.map(() => null);
+const text = (pick) => texts[pick.place] ??= [...pick.turns.map(([, said]) => said), pick.source ?? ""].join("\n").toLowerCase();
+const search = byId("search");
+const order = (key, turned) => {
+  sorted = key;
+  up = turned;
+  const by = columns.find(([name]) => name === key)[4];
+  const words = search ? search.value.toLowerCase().split(/\s+/).filter(Boolean) : [];
+  const source = chosen("of-source"), target = chosen("of-target");
+  list = picks.filter((pick) => (source === null || pick.source === source) && (target === null || pick.best === target)
+    && words.every((word) => text(pick).includes(word)));
+  list.sort((a, b) => { const x = by(a), y = by(b); return (x < y ? -1 : x > y ? 1 : 0) * (up ? -1 : 1) || a.place - b.place; });
+  const falls = key === "score" || key === "tokens" || key.startsWith("of "), rising = falls === up; // largest first, at first
+  for (const cell of head.children) {
+    const on = cell.dataset.key === key;
+    cell.classList.toggle("sorted", on);
+    cell.classList.toggle("up", on && rising);
+    if (on) cell.setAttribute("aria-sort", rising ? "ascending" : "descending"); else cell.removeAttribute("aria-sort");
+  }
+  sort.value = key;
+  refresh();
+};
+const filter = (id, names) => {
+  if (names.length < 2) return;
+  const label = byId(id), one = label.querySelector("select");
+  one.append(make("option", "", "all"), ...names.map((name) => make("option", "", name)));
+  one.options[0].value = "";
+  label.hidden = false;
+  one.addEventListener("change", () => order(sorted, up));
+};
+filter("of-source", [...data.sources].sort());
+filter("of-target", data.targets);
+let waiting = 0;
+if (search) search.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(() => order(sorted, up), 120); });
+sort.addEventListener("change", () => order(sort.value, false));
+let asked = false;
+view.addEventListener("scroll", () => { if (!asked) { asked = true; requestAnimationFrame(() => { asked = false; draw(); }); } }, {passive: true});
+addEventListener("resize", draw);
+
+const go = (i) => {
+  if (!list.length) return;
+  drawn.get(here)?.classList.remove("here");
+  here = Math.max(0, Math.min(list.length - 1, i));
+  const top = here * HEIGHT;
+  if (top < view.scrollTop) view.scrollTop = top;
+  else if (top + HEIGHT > view.scrollTop + view.clientHeight) view.scrollTop = top + HEIGHT - view.clientHeight;
+  draw();
+  drawn.get(here)?.classList.add("here");
+  view.setAttribute("aria-activedescendant", `row-${here}`);
+};
+view.addEventListener("keydown", (event) => {
+  const page = Math.max(1, Math.floor(view.clientHeight / HEIGHT) - 1);
+  const step = {ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity}[event.key];
+  if (step !== undefined) { event.preventDefault(); go(here < 0 && step === 1 ? 0 : here + step); }
+  else if (event.key === "Enter" && here >= 0) open(here);
+});
+
+// --------------------------------------------------------------------------------------- one row
+const dialog = byId("one");
+const open = (i) => {
+  go(i);
+  dialog.lastElementChild.replaceChildren(card(list[here], true));
+  dialog.querySelector("span").textContent = `${count(here + 1)} of ${count(list.length)}`;
+  byId("previous").disabled = here === 0;
+  byId("next").disabled = here === list.length - 1;
+  if (!dialog.open) dialog.showModal();
+};
+byId("previous").addEventListener("click", () => open(here - 1));
+byId("next").addEventListener("click", () => open(here + 1));
+dialog.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") open(here - 1);
+  else if (event.key === "ArrowRight") open(here + 1);
+});
+dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+addEventListener("keydown", (event) => {
+  if (event.key === "/" && search && !dialog.open && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName)) {
+    event.preventDefault();
+    search.focus();
+    search.scrollIntoView({block: "center"});
+  }
+});
+order("place", false);
+
+// ----------------------------------------------------------------------------------- near misses
+const near = byId("near-rows");
+if (data.near.length) {
+  const texts = data.near.some(([, , , turns]) => turns.length), top = near.createTHead().insertRow(), body = near.createTBody();
+  const names = [["n", "score"], ...(data.spread ? [["n", "below the last pick"]] : []), ["n", "tokens"], ["n", "row"], ...(texts ? [["", "text"]] : [])];
+  for (const [kind, name] of names) { const cell = make("th", kind, name); cell.scope = "col"; top.append(cell); }
+  for (const [index, score, tokens, turns] of data.near) {
+    const row = body.insertRow(), add = (value) => row.append(make("td", "n", value));
+    add(number(score));
+    if (data.spread) add(`${((data.last - score) / data.spread).toFixed(3)} sd`);
+    add(count(tokens));
+    add(count(index));
+    if (texts) { const said = make("p", "", opening(turns)), cell = make("td"); said.dir = "auto"; cell.append(said); row.append(cell); }
+  }
+}
+
+// ------------------------------------------------------------- pictures of several targets, and copying
+const pictures = [...document.querySelectorAll("#pictures figure")];
+if (pictures.length > 1) {
+  const tabs = make("div", "tabs");
+  const show = (i) => {
+    pictures.forEach((picture, j) => { picture.hidden = i !== j; });
+    [...tabs.children].forEach((tab, j) => tab.setAttribute("aria-pressed", String(i === j)));
+  };
+  pictures.forEach((picture, i) => {
+    const tab = make("button", "", picture.dataset.name);
+    tab.type = "button";
+    tab.addEventListener("click", () => show(i));
+    tabs.append(tab);
+  });
+  pictures[0].before(tabs);
+  show(0);
+}
+const copy = byId("copy"), command = byId("command");
+const select = () => getSelection().selectAllChildren(command);
+copy.addEventListener("click", async () => {
+  let done = false;
+  try { await navigator.clipboard.writeText(command.textContent); done = true; } catch {
+    select();
+    try { done = document.execCommand("copy"); } catch { done = false; }
+  }
+  copy.textContent = done ? "Copied" : "Press Ctrl+C";
+  setTimeout(() => { copy.textContent = "Copy"; }, 2500);
+});
+})();
