@@ -60,7 +60,7 @@ def fit_target(
     exemplars = RowBatch.join(parts)
     if len(exemplars) and (further := method.further_signals(exemplars)):
         again = data if isinstance(data, Dataset) else Dataset.from_list(raw, features=data.features)
-        exemplars, more = _with_signals(exemplars, again.select(exemplars.index), further, reader)
+        exemplars, more = _with_signals(name, exemplars, again.select(exemplars.index), further, reader)
         reasons += more
     usable = len(exemplars)
     if usable == 0:
@@ -83,11 +83,15 @@ def fit_target(
 
 
 def _with_signals(
-    rows: RowBatch, data: Dataset, signals: Sequence[Signal], reader: Reader
+    name: str, rows: RowBatch, data: Dataset, signals: Sequence[Signal], reader: Reader
 ) -> tuple[RowBatch, list[str]]:
     """Rows with more signals, those that have all of them, and why others have not."""
     reading = replace(reader, names=signals, optional=(), expect={})
-    found = list(reading.read(data, bare=True))
+    found = []
+    with track(f"further signals of {name}'s exemplars", len(data), brief=True) as progress:
+        for batch in reading.read(data, bare=True):
+            found.append(batch)
+            progress.done(len(batch))
     more = RowBatch.join([batch.rows for batch in found])
     kept = np.flatnonzero(more.usable)
     both = rows.take(kept)
