@@ -146,6 +146,7 @@ def compare_in(
             live.tell(found, line)
             if keep:
                 found.write(config.out)
+        together.forget()
     failures.check(found.selections)
     return found
 

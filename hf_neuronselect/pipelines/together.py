@@ -72,6 +72,11 @@ class Together:
     def _samples(self, name: str) -> dict[str, Target]:
         return {f"{name}~{i}": target for i, target in enumerate(self.jobs[name].samples)}  # no target has this name
 
+    def forget(self) -> None:
+        """Free the scores, once every target is selected for."""
+        for job in self.jobs.values():
+            job.sweep, job.samples = None, []
+
     def draw(self, name: str, seed: int, config: CompareConfig) -> np.ndarray:
         """Rows picked for a target with another seed. They are scored again only where scores depend on it."""
         job = self.jobs[name]

@@ -151,6 +151,13 @@ def test_intervals_are_of_fits_on_exemplars_drawn_again(options: dict[str, Any],
         assert found.samples[label, "a"].tolist() == wanted and len(set(wanted)) > 1
         (line,) = (one for one in found.lines if (one.method, one.target) == (label, "a"))
         assert [line.low, line.high] == np.percentile(wanted, [5, 95]).tolist()
+    between = {f"{one.low:.2f}–{one.high:.2f}" for one in found.lines if one.low is not None}
+    assert between
+    for shown in (found.table(), *((tmp_path / "out" / f"compare.{kind}").read_text() for kind in ("md", "html"))):
+        assert "5–95 %" in shown and all(text in shown for text in between)
+    for line in pq.read_table(tmp_path / "out" / "compare.parquet").to_pylist():
+        assert (line["low"] is not None) == (line["target"] == "a" and line["method"] != "longest")
+    assert all(job.sweep is None for job in found.jobs.values()), "scores of one method at a time are in memory"
     assert len(found.samples["longest", "a"]) == 0  # it has no exemplars
     assert ("mona", "b") not in found.samples  # nothing is right for b
 
