@@ -14,30 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
+from reports import EVIL, report
 from tiny import chat
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelector
-from hf_neuronselect.core.cost import Cost
-from hf_neuronselect.core.provenance import (
-    Budget,
-    Counts,
-    Lengths,
-    MethodRecord,
-    Provenance,
-    SourceRecord,
-    TargetRecord,
-    Timing,
-)
+from hf_neuronselect.core.provenance import SourceRecord
 from hf_neuronselect.core.text import replaced
 from hf_neuronselect.explain import page_data
 from hf_neuronselect.explain import selection_page as made_by
 from hf_neuronselect.explain.charts import cut_of, top_shares
-from hf_neuronselect.explain.page_data import MOST_ROWS, PoolTable, Report, ReportRow, embedded
+from hf_neuronselect.explain.page_data import MOST_ROWS, embedded
 from hf_neuronselect.explain.selection_page import selection_page
 from hf_neuronselect.rows.formats import Conversation
 from hf_neuronselect.selection.selection import Selection
-
-EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--"
 
 
 class Page(HTMLParser):
@@ -68,29 +57,6 @@ class Page(HTMLParser):
     @property
     def data(self) -> dict:
         return json.loads(self.parts["script application/json"])
-
-
-def report(picks: int = 3, total: int = 10, text: str = "a question", **more) -> Report:
-    """A selection of the best of ``total`` rows, made of numbers alone."""
-    rng = np.random.default_rng(1)
-    score = np.sort(rng.normal(size=total))[::-1].copy()
-    table = PoolTable(
-        np.arange(total), score, rng.integers(5, 900, total), np.arange(total) < picks, np.ones(total, dtype=bool)
-    )
-    made = Provenance(
-        method=MethodRecord(name="mona", paper="arXiv:1"),
-        targets={"t": TargetRecord(exemplars=9, used=8, hit=0.625)},
-        budget=Budget(k=picks),
-        pool=SourceRecord(id="me/pool", commit="0" * 40),
-        counts=Counts(rows=total, selected=picks, duplicate=2, leak=1, reasons=("row 3: a bad role",)),
-        tokens=Lengths(pool_mean=1.0, selected_mean=2.0),
-        packages={"numpy": "2"},
-        timing=Timing(seconds=12.3, finished="2030-01-02T03:04:05"),
-        cost=Cost(),
-    )
-    said = Conversation([{"role": "user", "content": text}, {"role": "assistant", "content": "an answer"}])
-    rows = [ReportRow(i, said, f"source {i % 3}") for i in range(picks)]
-    return Report(**{"made": made, "table": table, "picks": rows} | more)
 
 
 def small(target: Dataset, extractor: NeuronFeatureExtractor, texts: list[str], k: int = 4, **more) -> Selection:

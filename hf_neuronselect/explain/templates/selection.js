@@ -195,7 +195,7 @@ view.addEventListener("keydown", (event) => {
   const page = Math.max(1, Math.floor(view.clientHeight / HEIGHT) - 1);
   const step = {ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity}[event.key];
   if (step !== undefined) { event.preventDefault(); go(here < 0 && step === 1 ? 0 : here + step); }
-  else if (event.key === "Enter" && here >= 0) open(here);
+  else if (event.key === "Enter" && here >= 0) { event.preventDefault(); open(here); } // else it presses a button of the dialog, too
 });
 
 // --------------------------------------------------------------------------------------- one row

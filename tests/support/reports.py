@@ -1,0 +1,44 @@
+"""Reports of selections that no model made."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hf_neuronselect.core.cost import Cost
+from hf_neuronselect.core.provenance import (
+    Budget,
+    Counts,
+    Lengths,
+    MethodRecord,
+    Provenance,
+    SourceRecord,
+    TargetRecord,
+    Timing,
+)
+from hf_neuronselect.explain.page_data import PoolTable, Report, ReportRow
+from hf_neuronselect.rows.formats import Conversation
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--"
+
+
+def report(picks: int = 3, total: int = 10, text: str = "a question", **more) -> Report:
+    """A selection of the best of ``total`` rows, made of numbers alone."""
+    rng = np.random.default_rng(1)
+    score = np.sort(rng.normal(size=total))[::-1].copy()
+    table = PoolTable(
+        np.arange(total), score, rng.integers(5, 900, total), np.arange(total) < picks, np.ones(total, dtype=bool)
+    )
+    made = Provenance(
+        method=MethodRecord(name="mona", paper="arXiv:1"),
+        targets={"t": TargetRecord(exemplars=9, used=8, hit=0.625)},
+        budget=Budget(k=picks),
+        pool=SourceRecord(id="me/pool", commit="0" * 40),
+        counts=Counts(rows=total, selected=picks, duplicate=2, leak=1, reasons=("row 3: a bad role",)),
+        tokens=Lengths(pool_mean=1.0, selected_mean=2.0),
+        packages={"numpy": "2"},
+        timing=Timing(seconds=12.3, finished="2030-01-02T03:04:05"),
+        cost=Cost(),
+    )
+    said = Conversation([{"role": "user", "content": text}, {"role": "assistant", "content": "an answer"}])
+    rows = [ReportRow(i, said if text else None, f"source {i % 3}") for i in range(picks)]
+    return Report(**{"made": made, "table": table, "picks": rows} | more)
