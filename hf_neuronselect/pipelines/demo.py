@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..core.configs import CompareConfig, DemoConfig
 from ..core.folders import DEMO
 from ..core.options import AUTO
 from ..core.writing import put, reserve, writing
+from ..explain.labels import Label
 from ..explain.pictures import activation_profiles
 from ..explain.report import page, picture, table, text_table
 from ..rows.load import BUNDLED
@@ -31,7 +33,8 @@ REPORT = "report.html"
 RATIO = 0.05
 DRAWS = 20
 PICKS = 5  # told on the last screen
-APART = 8  # features of a row among which the one that is told is chosen
+APART = 12  # features of a row among which the one that is told is chosen
+CLEAR = 0.7  # AUC of a label that is told
 MAIN = "mona"  # the method whose rows are shown and written
 # nait in the paper's reading is decided by a token that is the same in every row; the others show the difference.
 METHODS = f"{MAIN},nait,nait-contrast,nait(reading=paper),polysemantic,hidden,longest,random"
@@ -108,7 +111,7 @@ def _last_screen(found: Comparison, best: dict[str, list[BestRow]]) -> list[str]
         text_table(["", *best], rows),
         WHY_ZERO,
         "",
-        f"Why {MAIN} picked these (words in quotes: a machine-made label of what the strongest feature fires on):",
+        f"Why {MAIN} picked these: a feature that sets the row apart, a token where it fires, and its label, made by a machine:",
         *(
             f"  {target}: {best[target][place].short}"
             for target, place in sorted(picks, key=lambda one: list(best).index(one[0]))
@@ -159,7 +162,7 @@ def best_rows(
         usual: ``[latents]``, the pool's mean features. A feature sets a row apart by the overlap with the target that
             it adds beyond an average row's.
     """
-    found = []
+    found, used = [], set[str]()
     explainer = selection.explainer(extractor=extractor)
     for i in range(min(rows, len(selection))):
         why, row = explainer.reasons(i), selection.dataset[i]
@@ -167,8 +170,9 @@ def best_rows(
         first = np.argsort(average - why.shares, kind="stable")[:APART]
         tokens = explainer.spots(i, why.ids[first].tolist())
         labels = {int(why.ids[at]): explainer.label(why, int(why.ids[at])) for at in first}
-        # The one that a person can read best: whose label predicts best where it fires.
-        clear = max(first.tolist(), key=lambda at: one.auc if (one := labels[int(why.ids[at])]) else 0.0)
+        clear = _readable([labels[int(why.ids[at])] for at in first], used)
+        clear = int(first[clear])
+        used.add(str(labels[int(why.ids[clear])]))
         told = []
         for at in (clear, *(at for at in first.tolist() if at != clear)):
             unit = int(why.ids[at])
@@ -179,9 +183,20 @@ def best_rows(
             )
         unit = int(why.ids[clear])
         spot = next(iter(tokens.get(unit, ())), "")
-        short = f"{row['source']} {row['neuron_score']:.2f}  {spot}  {labels[unit] or f'feature {unit}'}"
+        short = (
+            f"{row['source']} {row['neuron_score']:.2f}, fires at …{spot}…, label: {labels[unit] or f'feature {unit}'}"
+        )
         found.append(BestRow(row["neuron_score"], row["source"], selection.excerpt(i, 300), told[:3], short))
     return found
+
+
+def _readable(labels: Sequence[Label | None], used: Collection[str]) -> int:
+    """The first label that names a word, predicts where its feature fires, and was not told before; else the best one."""
+    for i, label in enumerate(labels):
+        if label is not None and label.auc >= CLEAR and str(label) not in used:
+            if any(len(word) > 2 and word.isalpha() for word in (*label.on, *label.after, *label.before)):
+                return i
+    return max(range(len(labels)), key=lambda i: one.auc if (one := labels[i]) else 0.0)
 
 
 def _pass_text(found: Comparison) -> str:

@@ -24,6 +24,8 @@ from .evidence import Evidence
 
 TOLD, TOKENS, ROWS = 5, 3, 2
 """Parts whose tokens are told; tokens of each; other rows of each."""
+COMMON = 0.99
+"""Share of the pool's rows from which on a part is said to be in all of them."""
 MOVED = 4
 """Tokens told that moved a score up, and as many that moved it down."""
 
@@ -52,18 +54,17 @@ class Behind:
         if not why.signal or not parts:
             return tuple(parts)
         units = [int(one) for one in why.ids[: len(parts)]]
-        firing, tokens = self._firing(why.signal, units, number), self.tokens(why.signal, units, text)
+        firing, tokens = self._firing(why, number), self.tokens(why.signal, units, text)
         carriers, told = self._carriers(why.signal, units), []
         for place, (part, unit) in enumerate(zip(parts, units, strict=True)):
-            where = firing.get(unit)
             told.append(
                 replace(
                     part,
                     label=self.label(why.signal, unit),
-                    rarity=where.rows / self.evidence.rows if where else None,
+                    rarity=firing.rows[unit] / self.evidence.rows if firing else None,
                     exemplars=carriers.get(unit),
                     tokens=tokens.get(unit, ()) if place < TOLD else (),
-                    elsewhere=self._elsewhere(why.signal, unit, where) if where and place < TOLD else (),
+                    elsewhere=self._elsewhere(why.signal, unit, firing) if firing and place < TOLD else (),
                     link=feature_page(self.sae, unit) if self.sae and _of_sae(why.signal) else "",
                 )
             )
@@ -87,15 +88,25 @@ class Behind:
         """A feature's label, if there is one."""
         return self._labels.get(unit) if _of_sae(signal) and self._labels is not None else None
 
-    def _firing(self, signal: str, units: Sequence[int], number: int) -> dict[int, Firing]:
-        evidence = self.evidence
+    def _firing(self, why: Why, number: int) -> Firing | None:
+        """Where the units fire in the pool; how much of the sum says nothing, since nearly every row has it, is noted."""
+        evidence, signal = self.evidence, why.signal
         if evidence.store is None or signal not in evidence.stored:
             evidence.note(
                 "how rare a part is in the pool, and where else it is found, needs a store of the pool's signals "
                 "(neuronselect extract, then --features)"
             )
-            return {}
-        return firing_in(evidence.store, signal, evidence.stored[signal], units, best=ROWS, without=[number])
+            return None
+        found = firing_in(
+            evidence.store, signal, evidence.stored[signal], why.ids.tolist(), told=TOLD, best=ROWS, without=[number]
+        )
+        common = np.asarray([found.rows[int(unit)] >= COMMON * evidence.rows for unit in why.ids])
+        if common.any():
+            evidence.note(
+                f"{int(common.sum())} of the {len(common)} parts, {why.shares[common].sum():.0%} of the sum, are in at least "
+                f"{COMMON:.0%} of the pool's rows: they set this row apart only by how strong they are"
+            )
+        return found
 
     def _carriers(self, signal: str, units: Sequence[int]) -> dict[int, tuple[tuple[int, float], ...]]:
         """Unit -> the exemplars that have it, by their numbers, with its value, largest first."""
@@ -121,10 +132,10 @@ class Behind:
         decode = extractor.forward.tokenizer.decode
         return {unit: spots_of(decode, values, i, top=TOKENS) for i, unit in enumerate(units)}
 
-    def _elsewhere(self, signal: str, unit: int, where: Firing) -> tuple[Spot, ...]:
+    def _elsewhere(self, signal: str, unit: int, firing: Firing) -> tuple[Spot, ...]:
         """Where a unit is strongest in the pool's other rows: on which token, or where the row begins."""
         evidence, found = self.evidence, list[Spot]()
-        for number, value in where.best:
+        for number, value in firing.best.get(unit, ()):
             text = evidence.text_of(number)
             if text is None:
                 evidence.note("texts of other rows are told where the pool is given (--pool)")

@@ -36,17 +36,13 @@ def store(pool: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path) -> F
 def test_a_pick_is_explained_in_full(
     pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor, store: FeatureStore
 ) -> None:
-    found = made("mona", pool, target, extractor).explain(2, features=store)
+    selection = made("mona", pool, target, extractor)
+    found = selection.explain(2, features=store)
     tables = store.dataset("mona")
     index, value = tables["mona_indices"], tables["mona_values"]
     named = [dict(zip(row["mona_indices"], row["mona_values"], strict=True)) for row in map(extractor, target)]
-    assert (
-        len(found.parts) == 10
-        and found.of > 10
-        and found.place == 2
-        and not found.notes
-        or "no labels" in found.notes[0]
-    )
+    assert len(found.parts) == 10 and found.of > 10 and found.place == 2
+    assert found.notes[-1].startswith("there are no labels of the SAE layers.2")
     for part in found.parts:
         having = [i for i in range(60) if part.id in index[i]]
         assert part.rarity == pytest.approx(len(having) / 60)
@@ -61,6 +57,19 @@ def test_a_pick_is_explained_in_full(
         best = sorted(strengths, key=lambda i: (-strengths[i], i))[:2]
         assert [spot.row for spot in part.elsewhere] == best
         assert part.tokens and all(spot.value > 0 for spot in part.tokens)
+    everywhere = {unit for unit in range(96) if sum(unit in row for row in index) >= 0.99 * 60}
+    why = selection.selector.method.explain(  # type: ignore[union-attr]
+        selection.explainer(features=store).evidence.row(found.row),
+        selection.selector.targets["t"],
+        None,  # type: ignore[union-attr]
+    )
+    common = np.isin(why.ids, sorted(everywhere))
+    said = [note for note in found.notes if "of the pool's rows: they set" in note]
+    assert len(said) == bool(common.any())
+    if said:
+        assert said[0].startswith(
+            f"{common.sum()} of the {len(why.ids)} parts, {why.shares[common].sum():.0%} of the sum"
+        )
     told = str(found)
     assert f"Row {found.row} of the pool, place 2 of the selection" in told and "pool rows with it" in told
     assert f"{1 - sum(part.share for part in found.parts):.1%} of the sum" in told
