@@ -12,6 +12,8 @@ from ..signals.heat import TokenValues
 
 BEFORE, AFTER = 8, 4
 """Tokens of context."""
+BYTES = 4
+"""Tokens that one character takes at the most."""
 MOST = 48
 """Characters of context on either side; a token may be as long."""
 
@@ -66,11 +68,15 @@ def spots_of(
 
 def spot_at(decode: Callable[[Sequence[int]], str], ids: np.ndarray, at: int, value: float) -> Spot:
     """A token in its context; parts of a character are shown with the tokens that complete it."""
-    start, end = at, at + 1
-    while "\ufffd" in (token := decode(ids[start:end].tolist())) and end - start < 5 and (start > 0 or end < len(ids)):
-        wider = [(start - 1, end)] if start > 0 else []
-        wider += [(start, end + 1)] if end < len(ids) else []
-        start, end = min(wider, key=lambda span: decode(ids[slice(*span)].tolist()).count("\ufffd"))
+    spans = [
+        (start, start + size)
+        for size in range(1, BYTES + 1)
+        for start in range(max(0, at - size + 1), at + 1)
+        if start + size <= len(ids)
+    ]
+    # The fewest tokens that make whole characters; else the token itself.
+    start, end = next((span for span in spans if "\ufffd" not in decode(ids[slice(*span)].tolist())), (at, at + 1))
+    token = decode(ids[start:end].tolist())
     before = decode(ids[max(0, start - BEFORE) : start].tolist()).replace("\ufffd", "")
     after = decode(ids[end : end + AFTER].tolist()).replace("\ufffd", "")
     return Spot(before, token, after, value)
