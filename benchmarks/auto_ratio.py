@@ -1,6 +1,8 @@
 """Is `--ratio auto` nearer to the best ratio than a fixed 5 % or 10 %? Regret of each proxy, the estimate and short runs.
 
     python benchmarks/auto_ratio.py DATA --work FOLDER --out benchmarks/auto_ratio.json
+    python benchmarks/auto_ratio.py DATA --work FOLDER --targets bbh,mmlu,humaneval --seeds 1 --no-halving
+        --out benchmarks/auto_ratio_more.json
 
 One method (mona) and the bundled model on 1,000 random rows of the pool. Every ratio is trained with the same number of
 steps on packed rows of one length: that is what a run costs, and the length of training is not confounded with the ratio.
@@ -47,9 +49,7 @@ from hf_neuronselect.training.evaluation import without_trained
 from hf_neuronselect.training.models import adapted, adapter_source, base_source, load_for_evaluation, load_tokenizer
 from hf_neuronselect.training.sft import train_adapter
 
-TARGETS = ("gsm8k", "mbpp", "xquad", "tydiqa")
 RATIOS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # 2 % are 20 rows
-SEEDS = (0, 1)
 STEPS = 16
 POOL = 1000
 LONGEST, HELD_OUT = 330, 8_000  # tokens of a held-out row, and of all of a target's
@@ -134,7 +134,10 @@ def loss(state: Mapping[str, Any], target: str, key: str, half: str, rows: np.nd
 def test_losses(state: Mapping[str, Any], target: str, rows: np.ndarray | None = None) -> np.ndarray:
     """Mean over seeds, of each fixed ratio."""
     return np.asarray(
-        [np.mean([loss(state, target, key_of(target, r, s, STEPS), "test", rows) for s in SEEDS]) for r in RATIOS]
+        [
+            np.mean([loss(state, target, key_of(target, r, s, STEPS), "test", rows) for s in state["seeds"]])
+            for r in RATIOS
+        ]
     )
 
 
@@ -147,7 +150,9 @@ def halved(state: Mapping[str, Any], target: str) -> float:
     """The ratio that halving takes."""
     left = list(RATIOS)
     for steps in (STEPS // 4, STEPS):
-        by_loss = sorted(left, key=lambda r: loss(state, target, key_of(target, r, SEEDS[0], steps), "validation"))
+        by_loss = sorted(
+            left, key=lambda r: loss(state, target, key_of(target, r, state["seeds"][0], steps), "validation")
+        )
         left = by_loss[: math.ceil(len(left) / 3)]
     return left[0]
 
@@ -155,27 +160,29 @@ def halved(state: Mapping[str, Any], target: str) -> float:
 def summary(state: Mapping[str, Any]) -> dict[str, Any]:
     """Regrets of every way to a ratio, and how they compare with 5 %."""
     found: dict[str, Any] = {"losses": {}, "chosen": {}, "regret": {}, "minus 5%": {}, "seed to seed": {}}
-    for target in TARGETS:
+    for target in state["targets"]:
         losses = test_losses(state, target)
         found["losses"][target] = dict(zip([f"{r:g}" for r in RATIOS], losses.round(4).tolist(), strict=True))
-        pairs = [[loss(state, target, key_of(target, r, s, STEPS), "test") for s in SEEDS] for r in RATIOS]
-        found["seed to seed"][target] = round(float(np.mean([abs(a - b) for a, b in pairs])), 4)
+        pairs = [[loss(state, target, key_of(target, r, s, STEPS), "test") for s in state["seeds"]] for r in RATIOS]
+        found["seed to seed"][target] = round(float(np.mean([max(of) - min(of) for of in pairs])), 4)
         auto = state["auto"][target]
-        ways = {**auto["estimates"], "auto": auto["ratio"], "halving": halved(state, target)}
+        ways = {**auto["estimates"], "auto": auto["ratio"]}
+        if state["halving"]:
+            ways["halving"] = halved(state, target)
         found["chosen"][target] = ways | {"best": RATIOS[int(losses.argmin())]}
         regret = {name: at(losses, ratio) for name, ratio in ways.items()}
         regret |= {FIXED.format(ratio): at(losses, ratio) for ratio in PAPERS}
         regret["at random"] = float(losses.mean())
         for name, value in regret.items():
             found["regret"].setdefault(name, {})[target] = round(value - float(losses.min()), 4)
-    whole = {name: of for name, of in found["regret"].items() if set(of) == set(TARGETS)}
+    whole = {name: of for name, of in found["regret"].items() if set(of) == set(state["targets"])}
     for of in whole.values():
         of["mean"] = round(float(np.mean(list(of.values()))), 4)
     draw = np.random.default_rng(0)
     drawn: dict[str, list[float]] = {}
     for _ in range(BOOTSTRAP):
         gains: dict[str, list[float]] = {}
-        for target in TARGETS:
+        for target in state["targets"]:
             n = len(state["tokens"][target]["test"])
             losses = test_losses(state, target, draw.integers(0, n, n))
             for name in whole:
@@ -206,21 +213,23 @@ def as_markdown(state: Mapping[str, Any]) -> list[str]:
     for target, losses in found["losses"].items():
         best = min(losses.values())
         cells = [f"**{value:.3f}**" if value == best else f"{value:.3f}" for value in losses.values()]
-        lines.append(f"| {target} | {' | '.join(cells)} | {found['seed to seed'][target]:.3f} |")
+        apart = f"{found['seed to seed'][target]:.3f}" if len(state["seeds"]) > 1 else ""
+        lines.append(f"| {target} | {' | '.join(cells)} | {apart} |")
     lines += [
         "",
-        f"| regret | {' | '.join(TARGETS)} | mean | mean minus 5 % (5–95 %) |",
-        "|---|" + "--:|" * (len(TARGETS) + 2),
+        f"| regret | {' | '.join(state['targets'])} | mean | mean minus 5 % (5–95 %) |",
+        "|---|" + "--:|" * (len(state["targets"]) + 2),
     ]
     for name, of in sorted(found["regret"].items(), key=lambda one: one[1].get("mean", math.inf)):
-        chosen = [found["chosen"][target].get(name) for target in TARGETS]
+        chosen = [found["chosen"][target].get(name) for target in state["targets"]]
         cells = [
             "" if t not in of else f"{of[t]:.3f}" + (f" ({c:.1%})" if c else "")
-            for t, c in zip(TARGETS, chosen, strict=True)
+            for t, c in zip(state["targets"], chosen, strict=True)
         ]
         gain = found["minus 5%"].get(name)
         told = "" if gain is None else f"{gain['mean']:+.3f} ({gain['5%']:+.3f} to {gain['95%']:+.3f})"
-        lines.append(f"| {name} | {' | '.join(cells)} | {of.get('mean', math.nan):.3f} | {told} |")
+        mean = f"{of['mean']:.3f}" if "mean" in of else ""
+        lines.append(f"| {name} | {' | '.join(cells)} | {mean} | {told} |")
     return lines
 
 
@@ -229,7 +238,11 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="folder for the pool's signals")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "auto_ratio.json")
+    parser.add_argument("--targets", default="gsm8k,mbpp,xquad,tydiqa")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--no-halving", action="store_true", help="no trainings for a quarter of the steps")
     args = parser.parse_args()
+    targets, seeds = args.targets.split(","), list(range(args.seeds))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     started = time.perf_counter()
@@ -244,10 +257,10 @@ def main() -> None:
         json.loads(args.out.read_text()) if args.out.exists() else {"runs": {}, "tokens": {}, "auto": {}}
     )
     state |= {"machine": machine(torch.device("cpu")), "pool": whole.about, "rows": POOL, "ratios": RATIOS, "steps": STEPS,
-              "tokens_a_step": 512, "seeds": SEEDS, "settings": SETTINGS}  # fmt: skip
+              "tokens_a_step": 512, "seeds": seeds, "targets": targets, "halving": not args.no_halving, "settings": SETTINGS}  # fmt: skip
 
     selections = {}
-    for target in TARGETS:
+    for target in targets:
         exemplars = load_rows(str(args.data / "targets" / f"{target}.jsonl.gz")).data
         selector = NeuronSelector("mona").fit({target: exemplars}, extractor=extractor)
         selections[target] = selector.select(pool, ratio="auto", features=store)
@@ -255,20 +268,20 @@ def main() -> None:
         state["auto"][target] = {"ratio": auto.ratio, "estimates": auto.estimates, "absent": auto.absent,
                                  "shares": auto.shares, "curves": auto.curves}  # fmt: skip
         logger.info("%s: %s", target, auto.line)
-    subsets = {(t, r): selections[t].rethreshold(ratio=r).indices for t in TARGETS for r in RATIOS}
-    every = np.asarray(sorted(set.intersection(*(set(subsets[t, 1.0].tolist()) for t in TARGETS))))
+    subsets = {(t, r): selections[t].rethreshold(ratio=r).indices for t in targets for r in RATIOS}
+    every = np.asarray(sorted(set.intersection(*(set(subsets[t, 1.0].tolist()) for t in targets))))
 
     tokenizer = load_tokenizer(base_source(None), None)
-    lab = Lab(pool, {t: held_out_rows(args.data, t, pool, tokenizer) for t in TARGETS}, state, args.out)
-    state["untouched"] = {t: lab.nll(lab.model, t, "test") for t in TARGETS}
-    for seed in SEEDS:
-        for steps in (STEPS // 4, STEPS) if seed == SEEDS[0] else (STEPS,):
+    lab = Lab(pool, {t: held_out_rows(args.data, t, pool, tokenizer) for t in targets}, state, args.out)
+    state["untouched"] = {t: lab.nll(lab.model, t, "test") for t in targets}
+    for seed in seeds:
+        for steps in (STEPS // 4, STEPS) if seed == 0 and state["halving"] else (STEPS,):
             for ratio in RATIOS:
-                halves = "validation" if steps < STEPS else "validation test" if seed == SEEDS[0] else "test"
+                halves = "validation" if steps < STEPS else "validation test" if seed == 0 else "test"
                 if ratio == 1:
-                    lab.run(key_of("", ratio, seed, steps), every, steps, seed, TARGETS, halves)
+                    lab.run(key_of("", ratio, seed, steps), every, steps, seed, targets, halves)
                     continue
-                for target in TARGETS:
+                for target in targets:
                     lab.run(key_of(target, ratio, seed, steps), subsets[target, ratio], steps, seed, [target], halves)
     state["summary"] = summary(state)
     state["minutes"] = state.get("minutes", 0) or round((time.perf_counter() - started) / 60, 1)
