@@ -51,6 +51,7 @@ class Method(ABC):
         not_saved: why what :meth:`fit` keeps is never saved, as words after "it"; "" where it is.
         scores_by_row: whether it scores rows that it has observed by their numbers alone, so that no signal is read again.
         judges_others: whether it can score rows that are not in the pool it has observed.
+        costly: whether it trains a model, or lets one answer again and again: ``compare --methods all`` leaves it out.
         grades: whether a score says how good a row is; False of controls, whose scores are draws, places or lengths.
         fits_once: whether a fit is too dear for comparisons to repeat it on resampled exemplars.
         tells_exemplars: whether :meth:`explain` has more to say where the exemplars are at hand.
@@ -69,6 +70,7 @@ class Method(ABC):
     not_saved: ClassVar[str] = ""
     scores_by_row: ClassVar[bool] = False
     judges_others: ClassVar[bool] = True
+    costly: ClassVar[bool] = False
     grades: ClassVar[bool] = True
     fits_once: ClassVar[bool] = False
     tells_exemplars: ClassVar[bool] = False

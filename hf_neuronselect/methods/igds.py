@@ -39,6 +39,7 @@ class Igds(Method):
     paper = "arXiv:2604.25167"
     signals = ("prompt_latents",)
     default_budget = Budget(ratio=0.50)
+    costly = True
 
     measure: Literal["words", "number", "loss"] = opt(
         "words",

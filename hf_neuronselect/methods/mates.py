@@ -104,6 +104,7 @@ class Mates(Method):
     not_saved = "predicts the rows of one pool"
     judges_others = False
     fits_once = True
+    costly = True
 
     probes: int = opt(200, "Random rows of the pool that are tried.", unit="rows", minimum=FEWEST)
     learning_rate: float = opt(1e-3, "Rate of the step on a row.", minimum=0)

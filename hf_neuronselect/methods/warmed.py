@@ -32,6 +32,7 @@ class WarmedMethod(Method):
         adam: whether rows' gradients become the steps that Adam would take.
     """
 
+    costly = True
     not_saved = "fits the checkpoints of a warm-up on one pool"
     adam: ClassVar[bool] = False
 

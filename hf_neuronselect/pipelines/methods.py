@@ -121,7 +121,7 @@ _COMMA = re.compile(r",(?![^(]*\))")  # not inside (...)
 def methods_of(text: str, seed: int, pickers: str | None = None) -> list[Chosen]:
     """Methods as ``compare`` takes them: ``mona,nait(normalize=true,direction=mean),subset:rows.jsonl``.
 
-    ``all`` is every method but those that need rows or a selection of the user's.
+    ``all`` is every method but those that need rows or a selection of the user's, and those that take hours: name these.
 
     Args:
         pickers: separated by commas; every method that has a target is taken with each.
@@ -134,7 +134,7 @@ def methods_of(text: str, seed: int, pickers: str | None = None) -> list[Chosen]
         label = part.strip()
         if label == ALL:
             for name in sorted(METHODS.names(), key=lambda name: (name != DEFAULT_METHOD, name)):
-                if not METHODS[name].source_option:
+                if not METHODS[name].source_option and not METHODS[name].costly:
                     found.setdefault(name, method_of(name, {}, seed))
             continue
         match = re.fullmatch(r"([\w.-]+(?::[^()]+)?)(?:\((.*)\))?", label)

@@ -432,6 +432,8 @@ def test_all_methods() -> None:
     names = [one.label for one in methods_of("random(seed=3), all", 0)]
     assert names[0] == "random(seed=3)" and {"mona", "nait", "bm25", "encoder", "random"} <= set(names)
     assert not {"subset", "matched-random"} & set(names), "these need rows or a selection"
+    assert not {"less", "gist", "igds", "mates"} & set(names), "these take hours"
+    assert "gist" in [one.label for one in methods_of("all,gist", 0)]
 
 
 def test_run_again_it_makes_only_what_is_missing(
