@@ -34,7 +34,7 @@ def score_histogram(
     every, chosen = (
         np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] for values in (scores, scores[picked])
     )
-    left, right, top, bottom, floor = 46.0, width - 12.0, 34.0, 248.0, 330
+    left, right, top, bottom, floor = 52.0, width - 12.0, 34.0, 248.0, 330
     x, y = _scale(edges[0], edges[-1], left, right), _scale(0, float(every.max()) * 1.04, bottom, top)
     parts = [_count_axis(every.max(), y, left, right)]
     for i, (rows, taken) in enumerate(zip(every.tolist(), chosen.tolist(), strict=True)):
@@ -86,10 +86,18 @@ def length_histogram(pool: np.ndarray, picked: np.ndarray, alt: str, width: int)
     for kind, middle, place in (("pool", middles[0], 12.0), ("picks", middles[1], 27.0)):
         at = x(math.log10(max(1.0, middle)))
         end = "end" if (kind == "pool") == longer else "start"
-        end = "start" if at < left + 130 else "end" if at > right - 130 else end
+        end = "start" if at < left + 110 else "end" if at > right - 110 else end
         parts.append(f'<path class="median {kind}" d="M{at:.1f} {place - 9:.0f}V{bottom:.0f}"/>')
-        parts.append(_note(f"{kind}: median {middle:.0f}", at + (-5 if end == "end" else 5), place, end))
-    ticks = [n * 10**power for power in range(8) for n in ((1, 2, 5) if width == WIDE else (1,))]
+        parts.append(
+            _note(
+                f"{kind}: {'median ' if width == WIDE else ''}{middle:.0f}",
+                at + (-5 if end == "end" else 5),
+                place,
+                end,
+            )
+        )
+    steps_of_ten = (1, 2, 5) if width == WIDE or high - low < 1.9 else (1,)
+    ticks = [n * 10**power for power in range(8) for n in steps_of_ten]
     axis = [_note(f"{tick:,}", x(math.log10(tick)), bottom + 17, "middle") for tick in ticks
             if low <= math.log10(tick) <= high]  # fmt: skip
     parts += [f'<path class="axis" d="M{left} {bottom}H{right}"/>', *axis, _note("tokens", right, bottom + 34, "end")]

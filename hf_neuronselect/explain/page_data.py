@@ -13,6 +13,7 @@ import numpy as np
 from ..core.provenance import Provenance
 from ..core.text import replaced
 from ..rows.formats import Conversation
+from .charts import cut_of
 
 MOST_ROWS = 20_000
 """Picks listed on a page; a larger selection's first ones."""
@@ -115,12 +116,13 @@ def page_data(report: Report) -> str:
          int(table.n_tokens[one.row]) if table.n_tokens[one.row] >= 0 else None, _cut(one.said, 2_000, roles)[0]]
         for one in report.near
     ]  # fmt: skip
-    picked = table.score[able & table.picked]
+    cut = cut_of(table.score[able], table.picked[able])
+    spread = spread_of(table.score[able]) if best is None else 0.0  # scores of several targets are of ranks
     return embedded({
         "targets": list(table.targets) if best is not None else [],
         "mean": _rounded(table.score[able].mean()) if able.any() else None,
-        "spread": _rounded(spread_of(table.score[able])),
-        "last": _rounded(picked.min()) if len(picked) else None,
+        "spread": _rounded(spread),
+        "cut": None if cut is None else _rounded(cut),
         "roles": list(roles),
         "sources": list(sources),
         "picks": picks,
@@ -142,7 +144,7 @@ def _cut(said: Conversation | None, most: int, roles: dict[str, int]) -> tuple[l
     parts = _turns(said) if said is not None else []
     for i, (role, text) in enumerate(parts):
         kept = _fitting(text, (most - taken) // max(1, min(len(parts), _TURNS) - i)) if i < _TURNS else ""
-        left += len(text) - len(kept)
+        left += len(text) - text.count("\r\n") - len(kept)
         if kept or i < _TURNS:
             turns.append([roles.setdefault(replaced(role)[:40], len(roles)), kept])
             taken += _size(kept)

@@ -201,12 +201,14 @@ def _lengths(table: PoolTable) -> dict[str, Any] | None:
     pool, picked = table.n_tokens[known], table.n_tokens[known & table.picked]
     if not len(picked) or pool.min() == pool.max():
         return None
-    ratio = float(picked.mean() / pool.mean())
-    how = "about as long as" if 0.9 <= ratio <= 1.1 else f"{ratio:.2g} times as long as"
-    said = f"The picks are on average {how} the pool's rows: {picked.mean():,.0f} tokens against {pool.mean():,.0f}."
-    if not 2 / 3 <= ratio <= 1.5:
-        said += " Length alone can explain such a choice: compare with --method matched-random."
-    alt = f"Histogram of tokens a row. {said} Medians: {np.median(picked):.0f} and {np.median(pool):.0f}."
+    means, medians = ([float(of(values)) for values in (picked, pool)] for of in (np.mean, np.median))
+    said = (
+        f"A pick has {means[0]:,.0f} tokens on average, a row of the pool {means[1]:,.0f}; "
+        f"medians {medians[0]:,.0f} and {medians[1]:,.0f}."
+    )
+    if not 2 / 3 <= medians[0] / medians[1] <= 1.5 or not 2 / 3 <= means[0] / means[1] <= 1.5:
+        said += " Part of the choice may be length alone: compare with --method matched-random."
+    alt = f"Histogram of tokens a row. {said}"
     return {"said": said, "svg": in_both_widths(partial(length_histogram, pool, picked, alt))}
 
 

@@ -25,9 +25,11 @@ if CHROMIUM is None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+        try:
+            opened = started.chromium.launch(executable_path=CHROMIUM, args=flags)
+        except playwright.Error as cause:
+            pytest.skip(f"{CHROMIUM} does not start here: {cause}")
         yield opened
         opened.close()
 

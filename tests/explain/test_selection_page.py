@@ -83,7 +83,7 @@ def test_facts_of_the_page_are_those_of_the_record() -> None:
     assert [one[0] for one in data["picks"]] == [0, 1, 2] and data["sources"] == ["source 0", "source 1", "source 2"]
     assert data["picks"][1][1] == pytest.approx(score[1], rel=1e-5) and data["picks"][1][2] == tokens[1]
     assert data["roles"] == ["user", "assistant"] and data["picks"][0][6] == [[0, "a question"], [1, "an answer"]]
-    assert data["last"] == pytest.approx(score[2], rel=1e-5) and data["spread"] == pytest.approx(score.std(), rel=1e-5)
+    assert data["cut"] == pytest.approx(score[2], rel=1e-5) and data["spread"] == pytest.approx(score.std(), rel=1e-5)
 
 
 def test_the_error_of_a_random_draw_is_that_of_many_draws() -> None:
@@ -169,6 +169,7 @@ def test_a_text_is_cut_to_its_bytes_in_the_page() -> None:
             assert text.startswith(kept) and len(embedded(kept).encode()) - 2 <= most
     turns, left, taken = page_data._cut(Conversation([{"role": "user", "content": "abc"}] * 40), 1000, {})
     assert len(turns) == 12 and left == 28 * 3 and taken == 36
+    assert page_data._cut(Conversation(text="a\r\nb\r\nc"), 1000, {})[:2] == ([[0, "a\nb\nc"]], 0)
 
 
 def test_several_targets_have_their_columns(target: Dataset, extractor: NeuronFeatureExtractor) -> None:

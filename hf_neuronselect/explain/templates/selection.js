@@ -227,14 +227,14 @@ order("place", false);
 // ----------------------------------------------------------------------------------- near misses
 const near = byId("near-rows");
 if (data.near.length) {
-  const texts = data.near.some(([, , , turns]) => turns.length), top = near.createTHead().insertRow(), body = near.createTBody();
-  const names = [["n", "score"], ...(data.spread ? [["n", "below the last pick"]] : []), ["n", "tokens"], ["n", "row"], ...(texts ? [["", "text"]] : [])];
+  const below = data.spread && data.cut !== null, texts = data.near.some(([, , , turns]) => turns.length), top = near.createTHead().insertRow(), body = near.createTBody();
+  const names = [["n", "score"], ...(below ? [["n sparse", "below the cut"]] : []), ["n sparse", "tokens"], ["n", "row"], ...(texts ? [["", "text"]] : [])];
   for (const [kind, name] of names) { const cell = make("th", kind, name); cell.scope = "col"; top.append(cell); }
   for (const [index, score, tokens, turns] of data.near) {
-    const row = body.insertRow(), add = (value) => row.append(make("td", "n", value));
+    const row = body.insertRow(), add = (value, kind) => row.append(make("td", kind ?? "n", value));
     add(number(score));
-    if (data.spread) add(`${((data.last - score) / data.spread).toFixed(3)} sd`);
-    add(count(tokens));
+    if (below) add(`${((data.cut - score) / data.spread).toFixed(3)} sd`, "n sparse");
+    add(count(tokens), "n sparse");
     add(count(index));
     if (texts) { const said = make("p", "", opening(turns)), cell = make("td"); said.dir = "auto"; cell.append(said); row.append(cell); }
   }
