@@ -217,7 +217,8 @@ class CompareConfig(KeepOptions, ExtractionOptions):
     target: tuple[str, ...] = opt((), EXEMPLARS_HELP, metavar="[NAME=]ROWS")
     ratio: float | None = opt(None, "Share of the pool kept, in (0, 1].")  # no auto: all methods keep as many rows
     methods: str = opt(
-        "mona,random,longest", "Methods separated by commas, or all but those that take hours; name(option=value,...) sets options."
+        "mona,random,longest",
+        "Methods separated by commas, or all but those that take hours; name(option=value,...) sets options.",
     )
     picker: str | None = opt(
         None,

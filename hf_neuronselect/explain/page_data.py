@@ -28,6 +28,7 @@ class PoolTable:
 
     Attributes:
         index: int64 ``[N]``, numbers in the pool. score: float64 ``[N]``. n_tokens: int64 ``[N]``, -1 where not known.
+            A stream of several targets keeps only those of its picks: the others are NaN.
         picked, able: bool ``[N]``, rows that were picked, and that could be. targets: name -> score float64 ``[N]``.
     """
 
@@ -40,8 +41,8 @@ class PoolTable:
 
     @property
     def compared(self) -> np.ndarray:
-        """Rows that could be picked and have a finite score."""
-        return self.able & np.isfinite(self.score)
+        """Rows that could be picked and have a score; of several targets, for the first."""
+        return self.able & np.isfinite(next(iter(self.targets.values()), self.score))
 
 
 @dataclass(frozen=True)

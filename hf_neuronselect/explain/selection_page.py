@@ -250,6 +250,8 @@ def _by_target(report: Report) -> dict[str, Any] | None:
 
 
 def _near_said(report: Report) -> str:
+    if not report.near and (report.table.able & ~report.table.picked).any():
+        return "A stream of several targets keeps no score by which the rows that were not picked could be ordered."
     if not report.near:
         return "None: every row that could be picked was picked."
     said = f"The {len(report.near)} rows with the highest scores of those that were not picked."

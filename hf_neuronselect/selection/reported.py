@@ -31,6 +31,7 @@ def reported(selection: Selection, examples: bool) -> Report:
     """
     table = pool_table(pa.concat_tables(list(selection.score_batches())))
     place = _Places(table.index)
+    table.score[place.of(selection.indices)] = selection.dataset["neuron_score"]  # of a stream the table may lack them
     pool, fmt = selection.pool if examples else None, selection.row_format
     column = (selection.provenance.spread or Spread()).source_column
     own = selection.dataset.column_names[: selection.dataset.column_names.index("source_index")]
@@ -60,7 +61,7 @@ def pool_table(scores: pa.Table) -> PoolTable:
 
     return PoolTable(
         index=scores.column("source_index").to_numpy(),
-        score=numbers("score"),
+        score=numbers("score").copy(),
         n_tokens=scores.column("n_tokens").fill_null(-1).to_numpy().astype(np.int64),
         picked=scores.column("selected").to_numpy(),
         able=scores.column("excluded").is_null().to_numpy(),
@@ -70,7 +71,7 @@ def pool_table(scores: pa.Table) -> PoolTable:
 
 def near_misses(table: PoolTable) -> np.ndarray:
     """int64, places of the rows with the highest scores that were not picked, the smaller index first among equals."""
-    rest = np.flatnonzero(table.compared & ~table.picked)
+    rest = np.flatnonzero(table.able & ~table.picked & np.isfinite(table.score))
     if len(rest) > NEAR:  # a large pool is not sorted for them
         rest = rest[table.score[rest] >= np.partition(table.score[rest], -NEAR)[-NEAR]]
     return rest[np.lexsort((table.index[rest], -table.score[rest]))[:NEAR]]

@@ -188,6 +188,19 @@ def test_several_targets_have_their_columns(target: Dataset, extractor: NeuronFe
     assert "the target that gains least" in page.parts[""]
 
 
+@pytest.mark.parametrize("targets", [1, 2])
+def test_a_stream(targets: int, target: Dataset, extractor: NeuronFeatureExtractor) -> None:
+    pool = Dataset.from_list([{"messages": chat(f"question {i}", "yes " * i)} for i in range(1, 30)])
+    other = Dataset.from_list([{"messages": chat("yes yes", "yes yes yes")}])
+    selector = NeuronSelector("mona").fit({"t": target, "o": other} if targets == 2 else target, extractor=extractor)
+    selection = selector.select(pool.to_iterable_dataset(), k=6)
+    page = Page(selection.report())
+    assert page.parts[""].count("Scores ") == targets and "nan" not in page.parts[""].lower()
+    assert [one[1] for one in page.data["picks"]] == pytest.approx(list(selection.dataset["neuron_score"]), rel=1e-5)
+    assert len(page.data["near"]) == (0 if targets == 2 else 20)
+    assert ("keeps no score" in page.parts[""]) == (targets == 2)
+
+
 def test_pools_without_a_picture(target: Dataset, extractor: NeuronFeatureExtractor) -> None:
     """Constant scores, all rows picked, no tokens: the page says less, and nothing wrong."""
     flat = replace(report().table, score=np.ones(10), n_tokens=np.full(10, -1))
