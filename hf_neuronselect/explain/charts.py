@@ -169,10 +169,10 @@ def _edges(scores: np.ndarray, bins: int, cut: float | None) -> np.ndarray:
     if high <= low:
         low, high = low - 0.5, high + 0.5
     step = (high - low) / bins
-    if cut is not None and low < cut < high:
-        low = cut - math.ceil((cut - low) / step - 1e-9) * step
-        bins = math.ceil((high - low) / step - 1e-9)
-    return low + step * np.arange(bins + 1)
+    if cut is None or not low < cut < high:
+        return low + step * np.arange(bins + 1)
+    before, after = (math.ceil(span / step - 1e-9) for span in (cut - low, high - cut))
+    return cut + step * np.arange(-before, after + 1)  # the edge is the cut itself, not nearly so
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
