@@ -190,6 +190,7 @@ def test_the_tables_of_ratio_auto_are_their_record(monkeypatch: pytest.MonkeyPat
 RIVALS = {
     "Every rival on one real model": "compare_smollm2_5000",
     "Every rival on the whole pool": "compare_smollm2_full",
+    "Every rival without the target's own source": "compare_smollm2_full_out",
 }
 """Section -> its record."""
 
