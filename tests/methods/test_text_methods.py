@@ -413,7 +413,7 @@ def test_texts_of_exemplars_are_never_saved(tmp_path: Any) -> None:
         lambda: selector.save_pretrained(tmp_path / "cap"),
         lambda: FeatureLibrary({"one": selector}).save_pretrained(tmp_path / "lib"),
     ):
-        with pytest.raises(NeuronSelectError, match="keeps the exemplars' texts, which are never saved"):
+        with pytest.raises(NeuronSelectError, match="keeps the exemplars' texts, so it is never saved"):
             save()
     selector.select(pool, k=3).save_pretrained(tmp_path / "out")
     assert secret.encode() not in b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())

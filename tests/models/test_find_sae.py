@@ -121,7 +121,7 @@ def test_every_entry_of_the_catalogue_can_be_used() -> None:
     formats = {reader.__name__.removeprefix("_") for reader in _READERS.values()}
     assert len(catalogue()) == len(text) >= 20
     for said, entry in zip(text, catalogue(), strict=True):
-        assert set(said) - {"l0"} == {"models", "repo", "folder", "layers", "format", "license"}, said
+        assert set(said) - {"l0", "neuronpedia"} == {"models", "repo", "folder", "layers", "format", "license"}, said
         assert entry.format in formats and entry.license and entry.repo.count("/") == 1 and entry.models
         assert all(model.count("/") == 1 for model in entry.models)
         assert len(set(entry.layers)) == len(entry.layers) and entry.layers == tuple(sorted(entry.layers))

@@ -100,7 +100,7 @@ def weights(folder: Path) -> bytes:
         ({"assistant_only_loss": False}, "assistant_only_loss", "questions would be trained on; remove it"),
         ({"assistant_only_loss": "no"}, "assistant_only_loss", "questions would be trained on"),
         ({"controls": ["randm"]}, "controls", "unknown control; did you mean random"),
-        ({"controls": "mona"}, "controls", "unknown control; known: alpagasus, deita, full, ifd, instruction-mining, longest, random"),
+        ({"controls": "mona"}, "controls", "unknown control; known: alpagasus, deita, full, gradient-norm, ifd, instruction-mining, longest, random"),
         ({"max_steps": "many"}, "max_steps", "TRL refuses it: invalid literal for int"),
         ({"packing": "perhaps"}, "packing", "TRL refuses it: Truthy value expected"),
         ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type", "must be one of linear, cosine"),
