@@ -77,7 +77,7 @@ def pick(
         combined = table.mean(axis=0)
     else:
         share = np.asarray([(weights or {})[name] for name in names], dtype=np.float64)
-        combined = (share / share.sum()) @ table
+        combined = (share[:, None] * table).sum(axis=0) / share.sum()  # `@` rounds equal sums differently
     if aggregate in ("quota", "round_robin"):
         turns = list(orders.values())
         order = take_turns(turns) if aggregate == "round_robin" or wanted is None else _quota(turns, wanted)
