@@ -238,3 +238,29 @@ def test_the_table_of_every_rival_is_its_record(heading: str) -> None:
         tokens = sum(float(found[target]["picked_tokens"]) for target in targets) / len(targets)
         told = [*(f"{value:.2f}" for value in values), f"{sum(values) / len(values):.3f}"]
         assert cells == [*told, "" if column == "high" else f"{tokens:.0f}"], label
+
+
+def test_the_table_of_gradients_is_its_record() -> None:
+    record = json.loads((ROOT / "benchmarks" / "gradients_smollm2.json").read_text(encoding="utf-8"))
+    section = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").split("## Gradients of single rows\n")[1]
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.split("\n## ")[0].splitlines()
+        if line[:2] == "| "
+    ][1:]
+    rows = ("ours", "ours, Adam's steps too", "row by row", "row by row, projected", "vmap", "training pass")
+    assert [cells[1:] for cells in table] == [
+        [f"{record['tokens_per_s'][name]['median']:.0f}", f"{record['time_over_ours'][name]['median']:.2f}"]
+        for name in rows
+    ]
+    assert f"takes {record['less_over_training']['median']:.2f} times the training pass" in section
+
+
+def test_the_losses_with_targets_avoided_are_their_record() -> None:
+    record = json.loads((ROOT / "benchmarks" / "avoid.json").read_text(encoding="utf-8"))
+    section = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").split("### What a model then loses\n")[1]
+    for trained, losses in record["losses"].items():
+        told = [
+            f"{losses[t]['mean']:.3f} ({losses[t]['low']:.3f} to {losses[t]['high']:.3f})" for t in ("gsm8k", "mbpp")
+        ]
+        assert f"| {trained} | {' | '.join(told)} |" in section
