@@ -249,6 +249,9 @@ class CompareConfig(KeepOptions, ExtractionOptions):
     )  # fmt: skip
     train_seeds: int = opt(1, "Trainings on each method's picks.", minimum=1, moves=False)
     features: Path | None = opt(None, "Feature store to use and to add missing signals to.", moves=False)
+    examples: bool = opt(
+        True, "Show beginnings of rows and their sources in the page.", flag="examples/no-examples", moves=False
+    )
     out: Path = opt(help="Folder for a selection per method and target, and the tables.", moves=False)
 
 

@@ -25,6 +25,7 @@ from ..selection.marks import mark_pool
 from ..selection.record import mean_length
 from ..selection.selection import Selection
 from ..signals.extractor import NeuronFeatureExtractor
+from .compare_files import write_comparison
 from .compare_train import check_training, train_all
 from .comparison import HIGH, LOW, Comparison, Line, jaccard, slug
 from .exemplars import able, read_exemplars, with_signals
@@ -56,7 +57,7 @@ def compare(
         found = compare_in(config.out / COMPARISON_STORE, config, note=note, keep=True, table=table)
         if held_out:
             train_all(found, config, held_out, note)
-            found.write(config.out)
+            write_comparison(found, config.out)
     say(found.table())
     say(f"-> {config.out}")
     return found
@@ -85,7 +86,9 @@ def compare_in(
     related = _related(config, specs)
     rows = load_rows(config.pool, texts=config.columns.values())
     assert isinstance(rows.data, Dataset)
-    sources = _sources(rows.data, config) if related else None
+    if related and config.source_column not in rows.data.column_names:
+        raise NeuronSelectError(f"the pool has no such column; it has {', '.join(rows.data.column_names)}",
+                                option="source_column", value=config.source_column)  # fmt: skip
     targets = load_named(specs, "target", config.columns.values())
     check_rows([rows, *targets.values()], config)
     failures = Failures()
@@ -102,7 +105,7 @@ def compare_in(
     except NeuronSelectError:
         ready = able(ready, targets, config, failures)
         extractor, stores = read_exemplars(ready, targets, kept, config, quiet)
-    found = Comparison(extractor, rows.data, stores)
+    found = Comparison(extractor, rows.data, stores, config=config, row_sources=_sources(rows.data, config))
     jobs = found.jobs
     for chosen in ready:
         for name, part in targets.items():
@@ -125,8 +128,9 @@ def compare_in(
         for (_, name), job in jobs.items():
             job.marks = marks[name]
     if keep:
-        found.write(config.out)
+        write_comparison(found, config.out)
     facts = RowFacts(rows.data, config)
+    sources = found.row_sources if related else None
     if sources is not None:
         found.sources["", ""] = shares_of(sources, np.arange(len(sources)))
     right = {name: np.isin(sources, of) for name, of in related.items()} if sources is not None else {}
@@ -145,7 +149,7 @@ def compare_in(
             found.add(line, list(targets))
             live.tell(found, line)
             if keep:
-                found.write(config.out)
+                write_comparison(found, config.out)
         together.forget()
     failures.check(found.selections)
     return found
@@ -308,11 +312,11 @@ def _related(config: CompareConfig, specs: Mapping[str, str]) -> dict[str, list[
     return found
 
 
-def _sources(pool: Dataset, config: CompareConfig) -> np.ndarray:
+def _sources(pool: Dataset, config: CompareConfig) -> np.ndarray | None:
+    """Source of each row, if the pool has that column."""
     if config.source_column not in pool.column_names:
-        raise NeuronSelectError(f"the pool has no such column; it has {', '.join(pool.column_names)}",
-                                option="source_column", value=config.source_column)  # fmt: skip
-    return np.asarray(pool[config.source_column][:])
+        return None
+    return np.asarray([str(one) for one in pool[config.source_column]], dtype=object)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,31 +1,26 @@
-"""A comparison's lines and what is written of them: tables, ranks, overlaps, sources, a page."""
+"""A comparison's lines, and what follows from them: tables, ranks, warnings, overlaps."""
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset
 
-from ..core.folders import COMPARISON
+from ..core.configs import CompareConfig
 from ..core.text import shown
-from ..core.writing import writing
-from ..explain.report import page, table, text_table
+from ..explain.report import page as html_page
+from ..explain.report import table, text_table
 from ..selection.selection import Selection
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .job import Job
 from .trained import TRAINED, Trained, training_cells, training_warnings
 
-TABLE, LOW, HIGH, BOOTSTRAP = "compare.csv", 5, 95, 1000
+LOW, HIGH, BOOTSTRAP = 5, 95, 1000
 
 
 @dataclass(frozen=True)
@@ -86,21 +81,21 @@ class Line:
             self.name,
             self.target,
             str(self.rows),
-            _number(self.precision, 2),
+            number(self.precision, 2),
             "" if self.low is None else f"{self.low:.2f}–{self.high:.2f}",
-            _number(self.recall, 2),
-            _number(self.overlap, 2),
-            _number(self.picked_tokens, 0),
-            _number(self.answers, 2),
-            _number(self.mtld, 0),
-            _number(self.near_copies, 2),
-            _number(self.seconds, 2),
+            number(self.recall, 2),
+            number(self.overlap, 2),
+            number(self.picked_tokens, 0),
+            number(self.answers, 2),
+            number(self.mtld, 0),
+            number(self.near_copies, 2),
+            number(self.seconds, 2),
         )
 
     def of_pool(self) -> tuple[str, ...]:
         """The same cells of the whole pool."""
-        return ("(the pool)", self.target, "", _number(self.base_rate, 3), "", "", "", _number(self.pool_tokens, 0),
-                _number(self.pool_answers, 2), _number(self.pool_mtld, 0), "", "")  # fmt: skip
+        return ("(the pool)", self.target, "", number(self.base_rate, 3), "", "", "", number(self.pool_tokens, 0),
+                number(self.pool_answers, 2), number(self.pool_mtld, 0), "", "")  # fmt: skip
 
     def short(self) -> str:
         """One line as soon as a method is done."""
@@ -139,6 +134,7 @@ class Comparison:
         sources: (method, target) -> share of each source among the picks; ``("", "")``: of the pool.
         jobs: (method, target) -> what selects. trained: models trained on the picks, if that was asked for.
         exemplars: target -> the signals of its rows. store: the pool's signals, if several methods read some.
+        config: what was asked for. row_sources: text ``[N]``, source of each row of the pool, if it has that column.
     """
 
     extractor: NeuronFeatureExtractor
@@ -152,6 +148,8 @@ class Comparison:
     trained: list[Trained] = field(default_factory=list)
     store: FeatureStore | None = None
     pass_seconds: float = 0.0
+    config: CompareConfig | None = None
+    row_sources: np.ndarray | None = None
 
     def add(self, line: Line, targets: Sequence[str]) -> None:
         """Add a line; lines are in the order of targets, then of methods."""
@@ -256,45 +254,8 @@ class Comparison:
         picked = [self.selections[method, target].indices for method in methods]
         return methods, np.asarray([[jaccard(one, other) for other in picked] for one in picked])
 
-    # ------------------------------------------------------------------------------------ writing
-    def write(self, folder: Path) -> None:
-        """``compare.csv``, ``.parquet``, ``.md`` and ``.html``, ``overlap.csv`` and ``sources.csv``, with the lines so far."""
-        with writing(folder, COMPARISON) as new:
-            lines = [asdict(line) for line in self.lines]
-            _csv(new / TABLE, [one.name for one in fields(Line)], lines)
-            _parquet(new / "compare.parquet", lines, Line)
-            overlaps = [
-                {"target": target, "method": one, "other": other, "overlap": float(matrix[i, k])}
-                for target in self.targets
-                for methods, matrix in [self.overlaps(target)]
-                for i, one in enumerate(methods)
-                for k, other in enumerate(methods)
-            ]
-            _csv(new / "overlap.csv", ["target", "method", "other", "overlap"], overlaps)
-            shares = [
-                {"target": target, "method": method or "(the pool)", "source": source, "share": share}
-                for (method, target), mix in self.sources.items()
-                for source, share in mix.items()
-            ]
-            _csv(new / "sources.csv", ["target", "method", "source", "share"], shares)
-            if self.trained:
-                runs = [asdict(one) for one in self.trained]
-                _csv(new / "training.csv", [one.name for one in fields(Trained)], runs)
-                _parquet(new / "training.parquet", runs, Trained)
-            (new / "compare.md").write_text(self._markdown(), encoding="utf-8")
-            (new / "compare.html").write_text(self._page(), encoding="utf-8")
-
-    def _markdown(self) -> str:
-        parts = [_markdown_table(*self.shown(*self.targets), 2), LEGEND]
-        if ranks := self.ranks():
-            parts.append(_markdown_table(RANKS, [rank_cells(one) for one in ranks], 1))
-        if trained := [cells for name in self.targets for cells in self.of_training(name)]:
-            parts.append(_markdown_table(TRAINED, trained, 2))
-        said = [*self.warnings(self.targets), *(line.short() for line in self.failed)]
-        parts += ["\n".join(f"- {shown(one)}" for one in said)] if said else []
-        return "\n\n".join(parts) + "\n"
-
-    def _page(self) -> str:
+    def page(self) -> str:
+        """The lines as a page."""
         parts = [f"<p>{escape(LEGEND)}.</p>"]
         if ranks := self.ranks():
             parts.append(f"<h2>Ranks by precision</h2>{table(RANKS, [rank_cells(one) for one in ranks])}")
@@ -312,7 +273,7 @@ class Comparison:
             mixes = {name: self.sources[name, target] for name in methods if (name, target) in self.sources}
             if mixes:
                 parts.append(f"<h3>Where picks come from</h3>{_mixes(mixes, self.sources.get(('', ''), {}))}")
-        return page("neuronselect compare", *parts)
+        return html_page("neuronselect compare", *parts)
 
 
 RANKS = ("method", "mean rank", "5–95 %")
@@ -340,26 +301,6 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return above + (equal + 1) / 2
 
 
-def _csv(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-_ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
-
-
-def _parquet(path: Path, rows: Sequence[Mapping[str, Any]], kind: type[Line | Trained]) -> None:
-    schema = pa.schema([(one.name, _ARROW[str(one.type).split(" | ")[0]]) for one in fields(kind)])
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), path)
-
-
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    lines = [header, ["---"] * left + ["--:"] * (len(header) - left), *rows]
-    return "\n".join(f"| {' | '.join(shown(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in lines)
-
-
 def _heat(methods: Sequence[str], matrix: np.ndarray) -> str:
     """A matrix as a table; the darker a cell, the larger its number."""
     head = "".join(f"<th>{escape(name)}</th>" for name in methods)
@@ -382,5 +323,5 @@ def _mix(shares: Mapping[str, float], most: int) -> str:
     return ", ".join(f"{source} {share:.0%}" for source, share in list(shares.items())[:most])
 
 
-def _number(value: float | None, places: int) -> str:
+def number(value: float | None, places: int) -> str:
     return "" if value is None else f"{value:.{places}f}"

@@ -516,3 +516,36 @@ def test_names_of_methods() -> None:
     assert [one.method.options for one in found if one.draws] == [{"seed": 5}]
     assert methods_of("random(seed=7)", 5)[0].method.options == {"seed": 7}
     assert [slug(one.label) for one in found] == ["mona", "nait-normalize=true-direction=mean", "random"]
+
+
+def test_what_targets_have_in_common_is_written(options: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = compared(options, out, methods="mona,random,full", k=20)
+    picks = {(method, target): set(one.indices.tolist()) for (method, target), one in found.selections.items()}
+    a, b = picks["mona", "a"], picks["mona", "b"]
+    overlaps = {
+        (one["method"], one["target"], one["other"]): one for one in csv.DictReader((out / "target_overlap.csv").open())
+    }
+    assert int(overlaps["mona", "a", "b"]["rows"]) == len(a & b) > 0 and int(overlaps["mona", "a", "a"]["rows"]) == 20
+    assert float(overlaps["mona", "b", "a"]["overlap"]) == len(a & b) / len(a | b)
+    cores = {one["method"]: one for one in csv.DictReader((out / "core.csv").open())}
+    assert int(cores["mona"]["rows"]) == len(a & b) and float(cores["mona"]["share"]) == len(a & b) / len(a | b)
+    p = 20 / 60
+    assert float(cores["mona"]["by_chance"]) == pytest.approx(p * p / (1 - (1 - p) ** 2))
+    assert float(cores["full"]["share"]) == float(cores["full"]["by_chance"]) == 1
+    tokens = found.selections["mona", "a"].scores.column("n_tokens").to_numpy()
+    assert float(cores["mona"]["tokens"]) == round(float(tokens[sorted(a & b)].mean()), 2)
+    sets = {one["targets"]: int(one["rows"]) for one in csv.DictReader((out / "target_sets.csv").open()) if one["method"] == "mona"}  # fmt: skip
+    assert sets == {"a": len(a - b), "b": len(b - a), "a+b": len(a & b)}
+    rows_of = [one for one in pq.read_table(out / "picks.parquet").to_pylist() if one["method"] == "mona"]
+    assert {one["row"] for one in rows_of if one["targets"] == 2} == a & b
+    assert all(one["picked_for"] == [name for name, of in (("a", a), ("b", b)) if one["row"] in of] for one in rows_of)
+    mix = found.row_sources[sorted(a & b)]
+    share = max(np.mean(mix == name) for name in set(mix))
+    (line,) = (one for one in (out / "compare.md").read_text().splitlines() if one.startswith("| mona | 2 |"))
+    assert f"{share:.0%}" in line and "s0" in line
+    compared(options, out, methods="mona,random,full", k=20, examples=False)
+    assert "s0" not in (out / "compare.md").read_text() + (out / "compare.html").read_text()
+    # with one target there is nothing in common, and no old file stays
+    compared(options | {"target": options["target"][:1]}, out, methods="mona", k=20)
+    assert not [name for name in ("core.csv", "picks.parquet", "target_sets.csv") if (out / name).exists()]

@@ -149,6 +149,7 @@ LINES: dict[str, dict[str, Line]] = {
         "source_column": Line("kind", lambda seen: seen["line"].base_rate, 4 / 16, {"related": {"t": "k3"}}),
         "features": Line(Path("{files}/kept"), lambda seen: seen["store"].folder,
                          beside={"methods": "hidden,nait", "model": "{files}/model", "k": 2}),
+        "examples": Line(False, lambda seen: seen["config"].examples),
         "out": Line(Path("{files}/other"), lambda seen: (seen["config"].out / "compare.csv").is_file(), True),
     },
     "demo": {
