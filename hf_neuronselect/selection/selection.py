@@ -34,6 +34,7 @@ from .reported import reported
 if TYPE_CHECKING:
     from ..explain.explanation import Contrast, Explanation, WhyNot
     from ..store.store import FeatureStore
+    from .plot import Plots
     from .selector import NeuronSelector
     from .why import Explainer
 
@@ -136,6 +137,13 @@ class Selection(PushToHub):
         return other
 
     # ------------------------------------------------------------------------------------ explain
+    @property
+    def plot(self) -> Plots:
+        """The report's pictures as matplotlib figures: ``selection.plot.scores()``, ``.lengths()``, ``.sources()``."""
+        from .plot import Plots  # matplotlib is loaded where a picture is wanted
+
+        return Plots(self)
+
     def explainer(
         self,
         *,
