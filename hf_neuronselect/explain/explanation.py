@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .labels import Label
-from .report import text_table
+from .report import percent, text_table
 from .spots import Spot, one_line
 
 
@@ -38,8 +38,8 @@ class Part:
 
     def cells(self) -> list[str]:
         """For a table: name, share, facts and rarity."""
-        rare = [] if self.rarity is None else [_percent(self.rarity)]
-        return [self.name, _percent(self.share), *(f"{value:.4g}" for value in self.facts.values()), *rare]
+        rare = [] if self.rarity is None else [percent(self.rarity)]
+        return [self.name, percent(self.share), *(f"{value:.4g}" for value in self.facts.values()), *rare]
 
     def lines(self) -> list[str]:
         """What there is to read about it, a line each."""
@@ -89,7 +89,7 @@ class Explanation:
             lines += ["", _table(self.parts)]
             left = self.of - len(self.parts)
             if left:
-                lines.append(f"and {left} more, {_percent(1 - sum(part.share for part in self.parts))} of the sum")
+                lines.append(f"and {left} more, {percent(1 - sum(part.share for part in self.parts))} of the sum")
             for part in self.parts:
                 if found := part.lines():
                     lines += ["", part.name, *(f"  {line}" for line in found)]
@@ -100,14 +100,15 @@ class Explanation:
     def _repr_pretty_(self, printer: object, cycle: bool) -> None:
         printer.text(str(self))  # type: ignore[attr-defined]
 
+    def _repr_html_(self) -> str:
+        from .fragments import explanation_fragment
+
+        return explanation_fragment(self)
+
 
 def _table(parts: Sequence[Part]) -> str:
     rare = ["pool rows with it"] if any(part.rarity is not None for part in parts) else []
     return text_table([parts[0].unit, "share", *parts[0].facts, *rare], [part.cells() for part in parts])
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}" if abs(share) >= 0.001 or not share else f"{share:.3%}"
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,17 @@ class Contrast:
             rows = [[name, f"{a:.4g}", f"{b:.4g}", f"{a - b:+.4g}"] for name, a, b in self.parts]
             lines += ["", "What parts add to the score:", text_table(["", "A", "B", "A - B"], rows)]
             lines += [f"{name} (made by a machine, AUC {one.auc:.2f}): {one}" for name, one in self.labels.items()]
-        return "\n".join([*lines, *(f"Note: {note}." for note in dict.fromkeys((*self.one.notes, *self.other.notes)))])
+        return "\n".join([*lines, *(f"Note: {note}." for note in self.notes)])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Those of both rows, each once."""
+        return tuple(dict.fromkeys((*self.one.notes, *self.other.notes)))
+
+    def _repr_html_(self) -> str:
+        from .fragments import contrast_fragment
+
+        return contrast_fragment(self)
 
 
 @dataclass(frozen=True)
@@ -161,3 +172,8 @@ class WhyNot:
     def __str__(self) -> str:
         lines = [f"Row {self.row} of the pool: {self.says[0]}.", *(f"{one}." for one in self.says[1:])]
         return "\n".join([*lines, *(["", str(self.contrast)] if self.contrast else [])])
+
+    def _repr_html_(self) -> str:
+        from .fragments import why_not_fragment
+
+        return why_not_fragment(self)

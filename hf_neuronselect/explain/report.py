@@ -44,6 +44,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
+def percent(share: float) -> str:
+    """A share as people read it; a tiny one is not told as zero."""
+    return f"{share:.1%}" if abs(share) >= 0.001 or not share else f"{share:.3%}"
+
+
 def page(title: str, *parts: str) -> str:
     """An HTML page of finished parts."""
     return replaced(

@@ -32,9 +32,15 @@ class Spot:
     value: float
     row: int | None = None
 
+    @property
+    def pieces(self) -> tuple[str, str, str]:
+        """What is before it, the token, what is after it: on one line, cut, and safe for a terminal."""
+        return _flat(self.before)[-MOST:], _flat(self.token)[:MOST], _flat(self.after)[:MOST]
+
     def __str__(self) -> str:
-        """On one line, the token in brackets; nothing in it moves a cursor."""
-        return f"{_flat(self.before)[-MOST:]}[{_flat(self.token)[:MOST]}]{_flat(self.after)[:MOST]}"
+        """On one line, the token in brackets."""
+        before, token, after = self.pieces
+        return f"{before}[{token}]{after}"
 
 
 def _flat(text: str) -> str:

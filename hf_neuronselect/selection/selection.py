@@ -19,8 +19,11 @@ from ..core.folders import CAPABILITY_FOLDER, DATA_FILE, FITTED, SCORES_FILE
 from ..core.folders import SELECTION_RECORD as RECORD
 from ..core.provenance import Budget, Provenance
 from ..core.seals import checksums, encode
+from ..core.spread import Spread
 from ..core.writing import put, writing
+from ..explain.fragments import selection_fragment
 from ..explain.selection_page import selection_page
+from ..explain.spots import one_line
 from ..hub.cards import SelectionCard, write_card
 from ..hub.pushable import PushToHub
 from ..rows.formats import Conversation, RowFormat, read_row, row_format
@@ -37,6 +40,10 @@ if TYPE_CHECKING:
     from .plot import Plots
     from .selector import NeuronSelector
     from .why import Explainer
+
+
+SHOWN = 5
+"""Rows that a notebook shows."""
 
 
 class Selection(PushToHub):
@@ -75,6 +82,16 @@ class Selection(PushToHub):
 
     def __repr__(self) -> str:
         return f"Selection({len(self)} of {self.provenance.counts.rows} rows by {self.provenance.method.name!r})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a sentence, what speaks against the selection, and the first rows."""
+        few = self.dataset.with_format(None)[:SHOWN]
+        shown = {"score": [f"{score:.4g}" for score in few["neuron_score"]], "pool row": map(str, few["source_index"])}
+        column = (self.provenance.spread or Spread()).source_column
+        if column in self._own_columns and all(isinstance(one, str) for one in few[column]):
+            shown[column] = [one_line(name, 40) for name in few[column]]
+        shown["text"] = [one_line(self.excerpt(i), 160) for i in range(len(few["neuron_score"]))]
+        return selection_fragment(self.provenance, list(shown), list(zip(*shown.values(), strict=True)))
 
     # ------------------------------------------------------------------------------------- scores
     def score_batches(self) -> Iterator[pa.Table]:
@@ -201,12 +218,17 @@ class Selection(PushToHub):
     @property
     def row_format(self) -> RowFormat:
         """How the selected rows were read when they were scored."""
+        own = self._own_columns
+        settings = self.provenance.extractor.options if self.provenance.extractor else None
+        return row_format(own, settings.row_format, settings.columns) if settings else row_format(own)
+
+    @property
+    def _own_columns(self) -> list[str]:
+        """The data's own columns."""
         names = self.dataset.column_names
         # Columns after `source_index` are ours: a saved selection may have a column `messages` there.
         own = names[: names.index("source_index")] if "source_index" in names else names
-        own = [name for name in own if not name.startswith("neuron_")]
-        settings = self.provenance.extractor.options if self.provenance.extractor else None
-        return row_format(own, settings.row_format, settings.columns) if settings else row_format(own)
+        return [name for name in own if not name.startswith("neuron_")]
 
     def conversations(self) -> list[Conversation]:
         """The rows as they were read when they were scored; of rows scored as plain text, the turns if there are any."""
