@@ -2,7 +2,7 @@
 
 import typer
 
-from ..core.configs import SaeFindConfig, SaeInspectConfig, SaeLabelConfig, SaeTrainConfig
+from ..core.sae_configs import SaeFindConfig, SaeInspectConfig, SaeLabelConfig, SaeTrainConfig
 from .flags import command, note, say
 
 app = typer.Typer(help="Train, find or look at a sparse autoencoder.", no_args_is_help=True, rich_markup_mode=None)

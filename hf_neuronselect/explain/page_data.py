@@ -14,6 +14,7 @@ from ..core.provenance import Provenance
 from ..core.text import replaced
 from ..rows.formats import Conversation
 from .charts import cut_of
+from .reasons import Reasons, reasons_data, turns_of
 
 MOST_ROWS = 20_000
 """Picks listed on a page; a larger selection's first ones."""
@@ -62,6 +63,7 @@ class Report:
         picks: best first, read while the page is made. near: rows just not picked, best first.
         sources: source -> picks, of pool_sources -> rows; None where the rows have no such column, or are not at hand.
         examples: whether texts of the data are shown. pool_at_hand: whether rows that were not picked could be read.
+        reasons: place in the pool table -> why the row has its score. unexplained: why there are none, a sentence.
     """
 
     made: Provenance
@@ -72,6 +74,8 @@ class Report:
     pool_sources: Mapping[str, int] | None = None
     examples: bool = True
     pool_at_hand: bool = False
+    reasons: Mapping[int, Reasons] = field(default_factory=dict)
+    unexplained: str = ""
 
 
 def spread_of(scores: np.ndarray) -> float:
@@ -119,6 +123,7 @@ def page_data(report: Report) -> str:
     ]  # fmt: skip
     cut = cut_of(table.score[able], table.picked[able])
     spread = spread_of(table.score[able]) if best is None else 0.0  # scores of several targets are of ranks
+    why = {int(table.index[place]): reasons_data(one, roles) for place, one in report.reasons.items()}
     return embedded({
         "targets": list(table.targets) if best is not None else [],
         "mean": _rounded(table.score[able].mean()) if able.any() else None,
@@ -128,6 +133,7 @@ def page_data(report: Report) -> str:
         "sources": list(sources),
         "picks": picks,
         "near": near,
+        "why": why,
     })  # fmt: skip
 
 
@@ -142,7 +148,7 @@ def embedded(value: Any) -> str:
 def _cut(said: Conversation | None, most: int, roles: dict[str, int]) -> tuple[list[list[Any]], int, int]:
     """A row's turns as they fit into so many bytes, how many characters were left out, and the bytes taken."""
     turns, left, taken = [], 0, 0
-    parts = _turns(said) if said is not None else []
+    parts = turns_of(said) if said is not None else []
     for i, (role, text) in enumerate(parts):
         kept = _fitting(text, (most - taken) // max(1, min(len(parts), _TURNS) - i)) if i < _TURNS else ""
         left += len(text) - text.count("\r\n") - len(kept)
@@ -150,23 +156,6 @@ def _cut(said: Conversation | None, most: int, roles: dict[str, int]) -> tuple[l
             turns.append([roles.setdefault(replaced(role)[:40], len(roles)), kept])
             taken += _size(kept)
     return turns, left, taken
-
-
-def _turns(said: Conversation) -> list[tuple[str, str]]:
-    """Role and text of each turn; a turn's reasoning and its calls of tools as turns of their own."""
-    if said.text is not None:
-        return [("text", said.text)]
-    turns = []
-    for one in said.messages:
-        role = str(one["role"])
-        if thought := one.get("reasoning_content"):
-            turns.append((f"{role}, reasoning", str(thought)))
-        calls = one.get("tool_calls")
-        if one["content"] or not calls:
-            turns.append((role, str(one["content"])))
-        if calls:
-            turns.append((f"{role}, calls", json.dumps(calls, ensure_ascii=False, sort_keys=True, default=str)))
-    return turns
 
 
 def _fitting(text: str, most: int) -> str:

@@ -58,6 +58,8 @@ def selection_page(report: Report) -> str:
         "numbers": _numbers(report)[:3],
         "cards": report.examples,
         "listed": _listed(report),
+        "unexplained": report.unexplained,
+        "explained": _explained(report),
         "lengths": _lengths(table),
         "sources": _sources(report),
         "by_target": _by_target(report),
@@ -187,6 +189,20 @@ def _median(values: np.ndarray) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ further parts
+def _explained(report: Report) -> str:
+    """How the cards with reasons are read."""
+    if not report.reasons:
+        return ""
+    said = "Below a text: the parts of its score, largest first, each with its share of their sum."
+    heats = [one.heat for one in report.reasons.values() if one.heat is not None]
+    if not heats:
+        return said
+    said += " A darker token adds more to the score; press a part to see where it alone comes from."
+    if any((heat.values < 0).any() for heat in heats):
+        said += " What is underlined lowers the score."
+    return said
+
+
 def _listed(report: Report) -> str:
     selected = report.made.counts.selected
     if selected > MOST_ROWS:

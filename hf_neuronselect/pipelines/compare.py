@@ -203,7 +203,7 @@ def _picked(together: Together, name: str, config: CompareConfig, folder: Path |
         first = job.select(config)
         seconds = together.seconds + time.perf_counter() - started
         if folder is not None:
-            first.save_pretrained(folder)
+            first.save_pretrained(folder, reasons=False)  # many selections: their cards would cost minutes
     seeds = range(config.seed + 1, config.seed + (config.draws if job.chosen.draws else 1))
     draws = [first.indices, *(together.draw(name, seed, config) for seed in seeds)]
     return Picked(first, draws, seconds)

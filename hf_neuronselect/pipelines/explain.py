@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..core.configs import ExplainConfig
+from ..core.configs import EvidenceOptions, ExplainConfig
 from ..core.errors import NeuronSelectError
 from ..core.provenance import SourceRecord
 from ..explain.explanation import Contrast, Explanation, WhyNot
@@ -40,30 +40,39 @@ def _explainer(config: ExplainConfig) -> Explainer:
     selection = Selection.from_pretrained(config.folder)
     name, given, spec = (config.target or "").partition("=")
     target = name or None
-    selector, pool, exemplars = selection.selector, None, None
+    selector, exemplars = selection.selector, None
     if selector is None:
         raise NeuronSelectError(
             f"a selection by {selection.provenance.method.name} keeps nothing of its exemplars: select again in Python, and "
             "explain there", option="folder", value=config.folder,
         )  # fmt: skip
-    if config.pool is not None:
-        pool = _rows(config.pool, "pool", selection.provenance.pool)
-    elif (known := selection.provenance.pool.id or "").startswith(BUNDLED):
-        pool = _rows(known, "pool", None)
+    pool = pool_of(config, selection)
     target = target or next(iter(selector.targets))
     record = selector.exemplars.get(target)
     source = record.source if record else None
     if given:
-        exemplars = _rows(spec, "target", source)
+        exemplars = rows_like(spec, "target", source)
     elif source is not None and (source.id or "").startswith(BUNDLED):
-        exemplars = _rows(str(source.id), "target", None)
+        exemplars = rows_like(str(source.id), "target", None)
     if config.model is not None or config.sae is not None or config.device != "auto":
         selector.make_extractor(model=config.model, sae=config.sae, device=config.device)
     store = None if config.features is None else FeatureStore(config.features)
     return selection.explainer(target=target, features=store, pool=pool, exemplars=exemplars)
 
 
-def _rows(spec: str, option: str, known: SourceRecord | None) -> Dataset:
+def pool_of(config: EvidenceOptions, selection: Selection) -> Dataset | None:
+    """The pool that is named, or a bundled one; None where it is not at hand.
+
+    Raises:
+        NeuronSelectError: another one than the selection's.
+    """
+    if config.pool is not None:
+        return rows_like(config.pool, "pool", selection.provenance.pool)
+    known = selection.provenance.pool.id or ""
+    return rows_like(known, "pool", None) if known.startswith(BUNDLED) else None
+
+
+def rows_like(spec: str, option: str, known: SourceRecord | None) -> Dataset:
     """Rows, which must be those that are recorded.
 
     Raises:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from datasets import Dataset
 
-from ..core.configs import SaeLabelConfig
 from ..core.errors import NeuronSelectError
 from ..core.options import AUTO, ExtractionOptions
+from ..core.sae_configs import SaeLabelConfig
 from ..explain.labels import Labels, labels_path, make_labels
 from ..rows.formats import Conversation, read_row, row_format
 from ..rows.load import load_rows

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datasets import Dataset
 
 from ..core import bundled
-from ..core.configs import SaeFindConfig, SaeInspectConfig, SaeTrainConfig
 from ..core.errors import NeuronSelectError
 from ..core.folders import SAE
 from ..core.options import AUTO, ExtractionOptions
+from ..core.sae_configs import SaeFindConfig, SaeInspectConfig, SaeTrainConfig
 from ..core.sae_record import SaeRecord
 from ..core.sources import Source
 from ..explain.report import text_table

@@ -13,6 +13,7 @@ from ..core.sources import Source
 from ..explain.background import Firing, firing_in
 from ..explain.explanation import Part
 from ..explain.labels import Label, Labels, labels_of
+from ..explain.reasons import Heat, heat_of, word_heat
 from ..explain.spots import Spot, spot_at, spots_of
 from ..methods.why import Moves, Why
 from ..models.find_sae import feature_page
@@ -26,6 +27,8 @@ TOLD, TOKENS, ROWS = 5, 3, 2
 """Parts whose tokens are told; tokens of each; other rows of each."""
 COMMON = 0.99
 """Share of the pool's rows from which on a part is said to be in all of them."""
+HEATED = 1024
+"""Units whose tokens are told together."""
 MOVED = 4
 """Tokens told that moved a score up, and as many that moved it down."""
 
@@ -65,7 +68,7 @@ class Behind:
                     exemplars=carriers.get(unit),
                     tokens=tokens.get(unit, ()) if place < TOLD else (),
                     elsewhere=self._elsewhere(why.signal, unit, firing) if firing and place < TOLD else (),
-                    link=feature_page(self.sae, unit) if self.sae and _of_sae(why.signal) else "",
+                    link=self.link(why.signal, unit),
                 )
             )
         return tuple(told)
@@ -87,6 +90,10 @@ class Behind:
     def label(self, signal: str, unit: int) -> Label | None:
         """A feature's label, if there is one."""
         return self._labels.get(unit) if _of_sae(signal) and self._labels is not None else None
+
+    def link(self, signal: str, unit: int) -> str:
+        """A page about a feature; "" where there is none."""
+        return feature_page(self.sae, unit) if self.sae and _of_sae(signal) else ""
 
     def _firing(self, why: Why, number: int) -> Firing | None:
         """Where the units fire in the pool; how much of the sum says nothing, since nearly every row has it, is noted."""
@@ -146,6 +153,32 @@ class Behind:
                 spots = spots_of(evidence.extractor.forward.tokenizer.decode, values, 0, top=1, row=number)
             found += spots or (Spot("", "", text.content()[:200], value, number),)
         return tuple(found)
+
+    def heat(self, why: Why, text: Conversation | None, told: int) -> Heat | None:
+        """A row's text with what its tokens, or its words, add to the score; None where they say nothing.
+
+        A unit's part of the score is shared out over tokens as its strength is, so that tokens add up to the score's parts.
+
+        Args:
+            told: of the first so many parts the same is told for each by itself.
+        """
+        extractor = self.evidence.extractor if why.signal or why.moves is not None else None
+        if text is None:
+            return None
+        if why.unit in ("word", "n-gram"):
+            return word_heat(text, dict(zip(why.names, why.amounts.tolist(), strict=True)))
+        if extractor is None:
+            return None
+        decode = extractor.forward.tokenizer.decode
+        if why.moves is not None:
+            moved = moved_values(extractor, text, why.moves.signal, why.moves.weights, why.moves.offset)
+            return heat_of(decode, moved, text)
+        found = unit_values(extractor, text, why.signal, why.ids[:HEATED].tolist())
+        total = found.values.sum(axis=0)
+        share = np.divide(found.values, total, out=np.zeros_like(found.values), where=total > 0)
+        amounts = why.amounts[:HEATED]
+        columns = np.column_stack([share @ amounts, share[:, :told] * amounts[:told]])
+        return heat_of(decode, replace(found, values=columns), text)
 
     def moved(self, moves: Moves, text: Conversation | None) -> tuple[Spot, ...]:
         """The tokens that moved a score most, up and then down."""

@@ -66,12 +66,14 @@ class Doubts:
 
     Attributes:
         hits: target -> share of held-out exemplars that score above the pool's top 5 %.
+        finished: the targets as rows were scored by them, once the pool was observed.
     """
 
     method: Method
     halves: Mapping[str, Halves] = field(default_factory=dict)
     watched: Collection[str] | None = None
     hits: dict[str, float] = field(default_factory=dict)
+    finished: Mapping[str, Target] = field(default_factory=dict)
     _held: dict[str, np.ndarray] = field(default_factory=dict)
     _scores: _Thinned[Columns] = field(default_factory=lambda: _Thinned(MOST_SCORES, _take_columns, _join_columns))
     _rows: _Thinned[RowBatch] = field(default_factory=lambda: _Thinned(MOST_ROWS, RowBatch.take, RowBatch.join))

@@ -21,7 +21,7 @@ from ..signals.columns import RowBatch
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.lookup import row_of
 from ..store.store import FeatureStore, columns_of, skips_of
-from .reader import Reader, own_columns
+from .reader import Reader, column_names, own_columns
 from .scan import Tally, observe_pool
 from .stages import prepared
 
@@ -58,6 +58,7 @@ class Evidence:
         self.pool = selection.pool if pool is None else without_selection(single_split(pool, "pool"))
         self.examples = exemplars if exemplars is not None else self.selector.examples.get(self.target)
         self._given = extractor
+        self._ahead: dict[int, RowBatch] = {}
         self._check()
 
     def note(self, text: str) -> None:
@@ -190,22 +191,39 @@ class Evidence:
             if why := skips_of(tables)[0]:
                 raise NeuronSelectError(f"has no {', '.join(self.stored)}: {why}", option="row", value=number)
             columns |= columns_of(tables)
-        if missing := [one for one in signals_of(self.method.signals) if not (self.stored and one.stored)]:
+        if missing := self._missing:
             columns |= self._computed(number, missing)
         return RowBatch(np.asarray([number]), np.ones(1, bool), columns)
 
-    def _computed(self, number: int, signals: Sequence[Signal]) -> Mapping[str, Any]:
-        place = self.place_of(number)
-        if place is None and self.pool is None:
+    def read_ahead(self, numbers: Sequence[int]) -> None:
+        """Compute in one pass what a store lacks of these rows; those whose text is not at hand are left out."""
+        signals = self._missing
+        at_hand = [number for number in numbers if self.pool is not None or self.place_of(number) is not None]
+        if signals and at_hand:
+            parts = [batch.rows for batch in self.reader(signals).read(self._texts(at_hand))]
+            rows = RowBatch.join(parts)
+            self._ahead |= {number: rows.take(np.asarray([i])) for i, number in enumerate(at_hand) if rows.usable[i]}
+
+    @property
+    def _missing(self) -> list[Signal]:
+        """Signals that are computed: those that no store has."""
+        return [one for one in signals_of(self.method.signals) if not (self.stored and one.stored)]
+
+    def _texts(self, numbers: Sequence[int]) -> Dataset:
+        """Rows of the pool, by the pool or else by the selection."""
+        if self.pool is not None:
+            return self.pool.select(numbers)
+        data, places = self.selection.dataset, [self.place_of(number) for number in numbers]
+        if None in places:
+            number = numbers[places.index(None)]
             raise NeuronSelectError(f"row {number} was not selected: give the pool, which has its text", option="pool")
-        if place is not None:
-            data = self.selection.dataset
-            data = data.remove_columns([c for c in data.column_names if c.startswith("neuron_") or c == "source_index"])
-            row = data.select([place])
-        else:
-            assert self.pool is not None
-            row = self.pool.select([number])
-        batch = next(iter(self.reader(signals).read(row)))
+        data = data.remove_columns([c for c in data.column_names if c.startswith("neuron_") or c == "source_index"])
+        return data.select(places)
+
+    def _computed(self, number: int, signals: Sequence[Signal]) -> Mapping[str, Any]:
+        if number in self._ahead:
+            return self._ahead[number].columns
+        batch = next(iter(self.reader(signals).read(self._texts([number]))))
         if not batch.rows.usable[0]:
             raise NeuronSelectError(f"cannot be read: {batch.skips[0]}", option="row", value=number)
         return batch.rows.columns
@@ -223,6 +241,8 @@ class Evidence:
             self.method = prepared(self.method, self.pool, self.made.pool, self._given or self.selector.extractor)
         if not self.method.observes:
             return fitted
+        if (known := self.selection.finished.get(self.target)) is not None:
+            return known
         if self.pool is None:
             raise NeuronSelectError(
                 f"{self.method.name} weighs a row by the whole pool, which a selection does not keep: give the pool",
@@ -239,10 +259,14 @@ class Evidence:
             NeuronSelectError: they are others than those that the target was fitted on.
         """
         method = self.method.of if isinstance(self.method, EachExemplar) else self.method
+        names = tuple(dict.fromkeys([*exemplar_signals(method), *method.signals]))
+        kept = self.selector.kept.get(self.target)
+        if self.examples is self.selector.examples.get(self.target) and kept is not None and method.tells_exemplars:
+            if all(column in kept for signal in signals_of(names) for column in column_names(signal)):
+                return kept
         runs = any(signal.engine != "text" for signal in signals_of(method.signals))
         if self.examples is None or not method.tells_exemplars or (runs and self.extractor is None):
             return None
-        names = tuple(dict.fromkeys([*exemplar_signals(method), *method.signals]))
         reader = self.reader(names, option="target")
         found = RowBatch.join([batch.rows.only_usable() for batch in reader.read(self.examples)])
         fitted, again = self.selector.scored_against[self.target], self.method.fit(found)

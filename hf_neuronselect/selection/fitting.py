@@ -27,10 +27,12 @@ class Fitted:
     """A target, how many exemplars it has, and what is left out of pools for their sake.
 
     Attributes:
+        exemplars: those that it was fitted on, with their signals.
         halves: of the exemplars, to see whether one half finds the other; none where they cannot be scored.
     """
 
     target: Target
+    exemplars: RowBatch
     record: TargetRecord
     leakage: Leakage
     halves: dict[str, Halves]
@@ -75,6 +77,7 @@ def fit_target(
     scorable = method.needs_target and method.judges_others and _has(exemplars, method.signals)
     return Fitted(
         target=fitted,
+        exemplars=exemplars,
         record=TargetRecord(exemplars=rows, used=usable, source=source, doubts=doubts),
         leakage=leakage,
         halves=Halves.of(name, method, exemplars) if scorable else {},

@@ -12,22 +12,26 @@ from datasets import Dataset
 
 from ..core.spread import Spread
 from ..explain.page_data import MOST_ROWS, PoolTable, Report, ReportRow
+from ..explain.reasons import Reasons
 from ..rows.formats import RowFormat, read_row, rows_of
+from .reasons import PICKS, reasons_of
 
 if TYPE_CHECKING:
     from .selection import Selection
 
 NEAR = 20
 """Rows shown of those that were not picked."""
+UNEXPLAINED = "Why these rows have their scores is not shown: it was left out; neuronselect report FOLDER adds it."
 _BLOCK = 256  # rows read at once
 _MOST_SOURCES = 200  # a column with more different values than that names no sources
 
 
-def reported(selection: Selection, examples: bool) -> Report:
+def reported(selection: Selection, examples: bool, reasons: bool | None = None) -> Report:
     """What a page about a selection is made from; the picks are read while it is made.
 
     Args:
-        examples: whether texts of the data are shown; sources are such texts, too.
+        examples: whether texts of the data are shown; sources are such texts, too, and so are reasons.
+        reasons: as of :meth:`Selection.report`.
     """
     table = pool_table(pa.concat_tables(list(selection.score_batches())))
     place = _Places(table.index)
@@ -39,6 +43,13 @@ def reported(selection: Selection, examples: bool) -> Report:
     by_source = column if sources else None
     near = near_misses(table)
     beside = _rows(pool, table.index[near], fmt, None) if pool is not None else (ReportRow(0) for _ in near)
+    why: Mapping[int, Reasons] = {}
+    unexplained = ""
+    if examples and reasons is not False:
+        picks = place.of(selection.indices[:PICKS]).tolist()
+        why, unexplained = reasons_of(selection, table, picks, near.tolist() if pool is not None else [], bool(reasons))
+    elif examples:
+        unexplained = UNEXPLAINED
     return Report(
         made=selection.provenance,
         table=table,
@@ -48,6 +59,8 @@ def reported(selection: Selection, examples: bool) -> Report:
         pool_sources=_sources(pool, column, most=None) if sources and pool is not None else None,
         examples=examples,
         pool_at_hand=pool is not None,
+        reasons=why,
+        unexplained=unexplained,
     )
 
 

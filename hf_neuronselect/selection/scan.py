@@ -154,6 +154,7 @@ def scan(
     if method.scores_by_row:
         reader.names = compared
     score = method.scorer(fitted)
+    doubts.finished = fitted
     doubts.start(score)
     total = len(data) if isinstance(data, Dataset) else None
     if total is not None and (said := method.forecast(total, fitted)):

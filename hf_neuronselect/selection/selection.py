@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from glob import escape
 from pathlib import Path
@@ -26,6 +26,7 @@ from ..explain.selection_page import selection_page
 from ..explain.spots import one_line
 from ..hub.cards import SelectionCard, write_card
 from ..hub.pushable import PushToHub
+from ..methods.base import Target
 from ..rows.formats import Conversation, RowFormat, read_row, row_format
 from ..rows.load import conversations_of, with_messages
 from ..rows.media import with_bytes
@@ -55,6 +56,7 @@ class Selection(PushToHub):
         provenance: model, SAE, method, options, counts, timing, cost: what ``selection.json`` holds.
         selector: the fitted selector that made it; None only for a selection put together by hand.
         pool, features: what it was selected from; None for a stream, or a selection read from disk.
+        finished: targets as the pool was scored by them; of those missing here, the method looks at the pool again.
     """
 
     provenance: Provenance
@@ -76,6 +78,7 @@ class Selection(PushToHub):
         self._scores, self._choose, self._keep_alive = scores, choose, keep_alive
         self.pool: Dataset | None = None
         self.features: FeatureStore | None = None
+        self.finished: Mapping[str, Target] = {}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -141,7 +144,7 @@ class Selection(PushToHub):
         budget = Budget(ratio, k, threshold, max_tokens)
         dataset, indices, table = self._choose(budget)
         other = Selection(dataset, indices, table, selector=self.selector, choose=self._choose)
-        other.pool, other.features = self.pool, self.features
+        other.pool, other.features, other.finished = self.pool, self.features, self.finished
         made = self.provenance
         other.provenance = replace(
             made,
@@ -244,13 +247,15 @@ class Selection(PushToHub):
         return text if len(text) <= characters else text[:characters] + " …"
 
     # -------------------------------------------------------------------------------- persistence
-    def save_pretrained(self, folder: str | Path, *, messages: bool = True, examples: bool = True) -> None:
+    def save_pretrained(
+        self, folder: str | Path, *, messages: bool = True, examples: bool = True, reasons: bool | None = None
+    ) -> None:
         """Write a selection folder; ``datasets.load_dataset(folder)`` opens its rows.
 
         Args:
             folder: new, empty, or a selection folder (replaced; what was added to its README stays).
             messages: add a ``messages`` column where the rows have none.
-            examples: show beginnings of rows in the card and the report.
+            examples: show beginnings of rows in the card and the report. reasons: as of :meth:`report`.
 
         Raises:
             NeuronSelectError: the folder holds something else, or the disk is full.
@@ -269,18 +274,26 @@ class Selection(PushToHub):
                 self.selector.fitted().save(new / CAPABILITY_FOLDER)
                 files += FITTED
             self.provenance = replace(self.provenance, files=checksums(new, files))
-            self.write_pages(new, examples, before=Path(folder))
+            self.write_pages(new, examples, before=Path(folder), reasons=reasons)
             put(new / RECORD, encode(self.provenance))
 
-    def write_pages(self, folder: Path, examples: bool, before: Path | None = None) -> None:
+    def write_pages(
+        self, folder: Path, examples: bool, before: Path | None = None, reasons: bool | None = None
+    ) -> None:
         """Write ``README.md`` (what was added to the one ``before`` stays) and ``report.html`` of a selection folder."""
         shown = [self.excerpt(i) for i in range(min(3, len(self)))] if examples else []
         write_card(folder, SelectionCard(self.provenance, shown), before)
-        put(folder / "report.html", self.report(examples))
+        put(folder / "report.html", self.report(examples, reasons))
 
-    def report(self, examples: bool = True) -> str:
-        """The selection as one HTML page that needs nothing else; without examples no text of the data is in it."""
-        return selection_page(reported(self, examples))
+    def report(self, examples: bool = True, reasons: bool | None = None) -> str:
+        """The selection as one HTML page that needs nothing else.
+
+        Args:
+            examples: without them no text of the data is in it, and no reasons.
+            reasons: why the best rows and those that just missed have their scores, which takes two passes of the model over
+                these 18 rows. Default: where the model is loaded; True: it is loaded where it is not.
+        """
+        return selection_page(reported(self, examples, reasons))
 
     def _with_messages(self) -> Dataset:
         return with_messages(self.dataset, self.row_format)

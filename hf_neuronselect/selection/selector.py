@@ -30,13 +30,13 @@ from ..core.provenance import (
 from ..core.writing import writing
 from ..hub.cards import CapabilityCard, write_card
 from ..hub.pushable import PushToHub
-from ..methods import Method, make_method
-from ..methods.base import Target, exemplar_signals, signals_needed, vector_signal
+from ..methods.base import Method, Target, exemplar_signals, make_method, signals_needed, vector_signal
 from ..methods.each import EachExemplar
 from ..pickers import Picker, picker_of
 from ..rows.leakage import Leakage
 from ..rows.load import single_split, source_of, without_selection
 from ..signals.base import Signal, signals_of
+from ..signals.columns import RowBatch
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .auto_ratio import check_auto, estimate_ratio
@@ -92,12 +92,12 @@ class NeuronSelector(Scoring, PushToHub):
         self._forget()
 
     def _forget(self) -> None:
-        """Start clean: nothing is fitted, no exemplar is known."""
+        """Start clean: nothing is fitted; of exemplars no halves, signals (kept) or rows (examples) are known."""
         self.targets: dict[str, Target] = {} if self.method.needs_target else {self.method.name: {}}
         self.avoided: dict[str, Target] = {}
         self.avoid_weight = 1.0
         self.exemplars: dict[str, TargetRecord] = {}
-        self.halves, self.examples = dict[str, Halves](), dict[str, Data]()  # of the exemplars of targets fitted here
+        self.halves, self.kept, self.examples = dict[str, Halves](), dict[str, RowBatch](), dict[str, Data]()
         self.identities: dict[str, str] = {}
         self.extraction = ExtractionRecord()  # how the exemplars' signals were computed
         self.capability: SourceRecord | None = None  # where a loaded one came from
@@ -208,7 +208,7 @@ class NeuronSelector(Scoring, PushToHub):
             optional=method.signals if method.needs_target else (),
         )  # fmt: skip
         found = fit_target(method, name, data, reader, source)
-        self.exemplars[name], self.examples[name] = found.record, data
+        self.exemplars[name], self.examples[name], self.kept[name] = found.record, data, found.exemplars
         self.leakage |= found.leakage
         self.halves |= found.halves
         self.cost = self.cost.merge(found.cost)
@@ -344,7 +344,7 @@ class NeuronSelector(Scoring, PushToHub):
                     estimate = estimate_ratio(scored, self.method, next(iter(self.targets.values())), compared)
                     budget = Budget(ratio=estimate.ratio)
                 selection = Selection(*scored.choose(budget), selector=self, choose=scored.choose)
-                selection.pool, selection.features = pool, features
+                selection.pool, selection.features, selection.finished = pool, features, doubts.finished
             else:
                 picks = select_from_stream(pool, found, budget, list(self.targets), aggregate, held, of_kept)
                 tally.check(bool(picks.kept))

@@ -81,7 +81,11 @@ class Explainer:
 
     def reasons(self, i: int) -> Why:
         """The method's own reasons for a place in the selection, with all parts and nothing behind them."""
-        return self._why(self._number(i))[0]
+        return self.why(self._number(i))
+
+    def why(self, number: int) -> Why:
+        """The same for a row of the pool, by its number there."""
+        return self._why(number)[0]
 
     def spots(self, i: int, units: Sequence[int]) -> dict[int, tuple[Spot, ...]]:
         """Where in a row of the selection units of the method's sparse signal are strongest."""

@@ -64,7 +64,8 @@ def unit_values(
     backbone, sae = extractor.forward.loaded([reader])
     places = np.flatnonzero(sample.pooled)
     found = np.zeros((len(places), len(units)))
-    column = {int(unit): i for i, unit in enumerate(units)}
+    order = np.argsort(np.asarray(units, np.int64), kind="stable")
+    sought = np.asarray(units, np.int64)[order]
     observers: list[tuple[Site, Observer]] = []
 
     def add(rows: slice) -> None:
@@ -76,8 +77,8 @@ def unit_values(
             observe(hidden)
             sparse = RowBatch(np.arange(own.size), np.ones(own.size, bool), reduce()).sparse(signal)
             token = np.repeat(np.arange(own.size), np.diff(sparse.indptr))
-            for at in np.flatnonzero(np.isin(sparse.indices, list(column))).tolist():
-                found[rows][token[at], column[int(sparse.indices[at])]] = sparse.values[at]
+            at = np.flatnonzero(np.isin(sparse.indices, sought))
+            found[rows][token[at], order[np.searchsorted(sought, sparse.indices[at])]] = sparse.values[at]
 
         observers.append((site, seen))
 

@@ -18,11 +18,11 @@ import torch
 from datasets import Dataset, IterableDataset
 from safetensors.torch import save_file
 
-from ..core.configs import SaeTrainConfig
 from ..core.digests import SAE_FILES
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.folders import SAE, SAE_WORK
 from ..core.provenance import SourceRecord, plain
+from ..core.sae_configs import SaeTrainConfig
 from ..core.sae_record import SAE_RECORD, SaeRecord, read_record, verdict_of
 from ..core.seals import encode, write_checksums
 from ..core.sources import Source

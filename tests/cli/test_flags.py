@@ -20,6 +20,7 @@ WORK |= {f"sae {one}": f"hf_neuronselect.pipelines.sae.{one}_sae" for one in ("t
 WORK["sae label"] = "hf_neuronselect.pipelines.labels.label_sae"
 ARGUMENTS = {
     "explain": ["folder"],
+    "report": ["folder"],
     "run": ["recipe"],
     "export": ["folder"],
     "push": ["folder", "repo"],

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from reports import EVIL, report
 
+from hf_neuronselect.explain.explanation import Part
 from hf_neuronselect.explain.page_data import Report, ReportRow
+from hf_neuronselect.explain.reasons import Reasons, heat_of
 from hf_neuronselect.explain.selection_page import selection_page
 from hf_neuronselect.rows.formats import Conversation
+from hf_neuronselect.signals.heat import TokenValues
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -245,6 +248,40 @@ def test_several_targets(show: Any) -> None:
     assert set(shown.column("best")) == {"a"} and page.text_content("#found") == "60 rows"
     page.select_option("#of-target select", label="b")
     assert page.text_content("#found") == "0 of 60 rows"
+
+
+def test_reasons_and_shades(show: Any) -> None:
+    made = many(30, 60)
+    said = [one.said for one in made.picks[:2]]
+    reasons = {}
+    for row, one in enumerate([*said, said[0]]):
+        text = f"<s>user\n{one.messages[0]['content']}\n<s>assistant\n{one.messages[1]['content']}"
+        ids = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+        values = np.zeros((len(ids), 2))
+        values[text.index("question"), 0] = values[text.index("number"), 1] = 1.0
+        values[text.index("yes"), 0] = -0.5
+        heat = heat_of(lambda ids: bytes(ids).decode(), TokenValues(ids, np.arange(len(ids)), values), one)
+        parts = tuple(Part(f"feature {i}", "feature", i, 1.0, 0.5 / (i + 1), {}) for i in range(2))
+        reasons[row if row < 2 else 40] = Reasons("t", f"{EVIL} says {row}", parts, 7, heat)
+    shown = show(replace(made, reasons=reasons, near=[ReportRow(40, said[0])], pool_at_hand=True))
+    page = shown.page
+    first = page.locator("#cards .card").first
+
+    def shaded() -> list[str]:
+        every = first.locator(".turn span[class^=h]")
+        return every.evaluate_all("all => all.map((one) => one.textContent + one.className)")
+
+    assert shaded() == ["qh6", "yhb"] and f"{EVIL} says 0." in first.text_content()
+    press = first.locator("button.part")
+    assert press.count() == 1 and "50 %" in press.text_content() and "and 5 more parts" in first.text_content()
+    press.focus()
+    page.keyboard.press("Enter")
+    assert press.get_attribute("aria-pressed") == "true" and shaded() == ["nh6"]
+    press.click()
+    assert press.get_attribute("aria-pressed") == "false" and shaded() == ["qh6", "yhb"]
+    assert page.locator("#near-cards .card").count() == 1 and "not picked" in page.text_content("#near-cards")
+    assert page.locator("#cards .card").nth(2).locator(".why").count() == 0
+    assert "underlined lowers" in page.text_content("#best") and page.locator("img").count() == 0
 
 
 def test_dark_and_on_paper(show: Any) -> None:

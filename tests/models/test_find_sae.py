@@ -15,9 +15,9 @@ from tiny import rows, write_sae
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning
 from hf_neuronselect.core import bundled
-from hf_neuronselect.core.configs import SaeFindConfig
 from hf_neuronselect.core.digests import SAE_FILES, model_hash
 from hf_neuronselect.core.options import ExtractionOptions
+from hf_neuronselect.core.sae_configs import SaeFindConfig
 from hf_neuronselect.core.sae_record import SAE_RECORD, SaeRecord, read_record
 from hf_neuronselect.core.seals import encode, write_checksums
 from hf_neuronselect.core.sources import Source

@@ -20,13 +20,26 @@ from tiny import rows
 
 from hf_neuronselect import NeuronSelector
 from hf_neuronselect.cli.main import main
-from hf_neuronselect.core import configs
+from hf_neuronselect.core import configs, sae_configs
 from hf_neuronselect.core.configs import EvaluateOptions, FitConfig, PushSection, RunConfig, SelectConfig
 from hf_neuronselect.core.options import ExtractionOptions, Options, flag_words, options_of
-from hf_neuronselect.core.provenance import SelectionSummary, SourceRecord
+from hf_neuronselect.core.provenance import SelectionSummary, SourceRecord, TargetRecord
 from hf_neuronselect.models.pin import pin_model
 from hf_neuronselect.models.sae_formats import load_sae
-from hf_neuronselect.pipelines import compare, demo, evaluate, explain, export, extract, fit, labels, push, run, sae
+from hf_neuronselect.pipelines import (
+    compare,
+    demo,
+    evaluate,
+    explain,
+    export,
+    extract,
+    fit,
+    labels,
+    push,
+    report,
+    run,
+    sae,
+)
 
 Seen = dict[str, Any]
 SAME = object()
@@ -203,6 +216,16 @@ LINES: dict[str, dict[str, Line]] = {
         "sae": Line("{files}/sae", lambda seen: seen["made"]["sae"], beside=ROW),
         "device": Line("cpu", lambda seen: seen["made"]["device"], beside=ROW),
     },
+    "report": {
+        "folder": Line(Path("{files}/t.jsonl").parent, lambda seen: Path(seen["folder"])),
+        "target": Line(("t={files}/t.jsonl",), lambda seen: {name: len(one) for name, one in seen["exemplars"].items()}, {"t": 4}),
+        "examples": Line(False, lambda seen: seen["shown"][0]),
+        "features": Line(Path("{files}/kept"), lambda seen: seen["selection"].features),
+        "pool": Line("{files}/pool.jsonl", lambda seen: len(seen["selection"].pool), 16),
+        "model": Line("{files}/model", lambda seen: seen["made"]["model"]),
+        "sae": Line("{files}/sae", lambda seen: seen["made"]["sae"]),
+        "device": Line("cpu", lambda seen: seen["made"]["device"]),
+    },
     "sae label": {
         name: EXTRACTION[name]
         for name in ("model", "revision", "sae", "sae_revision", "layer", "max_length", "dtype", "device")
@@ -233,6 +256,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "sae train": {"pool": "{files}/pool.jsonl", "out": "{files}/out"},
     "sae find": {"model": "{files}/model"},
     "explain": {"folder": "selection"},
+    "report": {"folder": "{files}"},
     "sae label": {"pool": "{files}/pool.jsonl"},
     "demo": {"out": "{files}/demo"},
 }  # fmt: skip
@@ -262,6 +286,13 @@ def write_recipe(path: Path, files: Path, **changes: Any) -> Path:
     return path
 
 
+class Empty(SimpleNamespace):
+    """A selection without rows."""
+
+    def __len__(self) -> int:
+        return 0
+
+
 def patch_explanations(found: Seen, patch: Callable[..., None]) -> None:
     """The callees of ``explain`` and ``sae label``."""
 
@@ -284,6 +315,22 @@ def patch_explanations(found: Seen, patch: Callable[..., None]) -> None:
         made = SimpleNamespace(pool=SourceRecord(id="pool.jsonl"))
         return SimpleNamespace(selector=selector, provenance=made, explainer=explainer)
 
+    def written(folder: Path) -> Any:
+        found.update(folder=folder, exemplars={})
+        selector = SimpleNamespace(
+            exemplars={"t": TargetRecord()}, examples=found["exemplars"],
+            make_extractor=lambda **given: found.update(made=given),
+        )  # fmt: skip
+        found["selection"] = Empty(
+            selector=selector,
+            provenance=SimpleNamespace(pool=SourceRecord(id="pool.jsonl")),
+            report=lambda *given, **more: found.update(shown=given) or "",
+        )
+        return found["selection"]
+
+    patch(report, "Selection", SimpleNamespace(from_pretrained=written))
+    patch(report, "FeatureStore", lambda folder: folder)
+    patch(report, "put", lambda path, text: None)
     patch(labels, "make_labels", make_labels)
     patch(explain, "Selection", SimpleNamespace(from_pretrained=selected))
     patch(explain, "FeatureStore", lambda folder: folder)
@@ -398,10 +445,11 @@ def steps(seen: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Seen:
 # ------------------------------------------------------------------------------------------------ tests
 SECTIONS = {"evaluate": EvaluateOptions, "push": PushSection}
 PIPELINES = {"fit": fit, "extract": extract, "compare": compare, "demo": demo, "run": run, "evaluate": evaluate,
-             "export": export, "push": push, "explain": explain, "sae label": labels, "sae train": sae, "sae find": sae, "sae inspect": sae}  # fmt: skip
+             "export": export, "push": push, "explain": explain, "report": report, "sae label": labels, "sae train": sae, "sae find": sae, "sae inspect": sae}  # fmt: skip
 FUNCTIONS = {"sae label": "label_sae", "sae train": "train_sae", "sae find": "find_sae", "sae inspect": "inspect_sae"}
 PLACED = {
     "explain": ["folder"],
+    "report": ["folder"],
     "run": ["recipe"],
     "export": ["folder"],
     "push": ["folder", "repo"],
@@ -420,7 +468,7 @@ def test_every_option_of_every_command_has_a_line() -> None:
     assert {*LINES, "select"} == set(CONFIGS)
     for command, lines in LINES.items():
         assert set(lines) == set(options_of(CONFIGS[command])), command
-    known = {kind for name, kind in vars(configs).items() if name.endswith("Config")}
+    known = {kind for of in (configs, sae_configs) for name, kind in vars(of).items() if name.endswith("Config")}
     assert known == set(CONFIGS.values()), "a command that is not in the tables"
     assert set(MEASURED) == set(options_of(EvaluateOptions))
     assert set(COMMITTED) | {"selection", "adapter"} == set(options_of(PushSection))
@@ -437,7 +485,7 @@ def test_flag_recipe_and_python_reach_the_pipeline_alike(
     placed = [str(values[one]) for one in PLACED.get(command, []) if one in values]
     rest = {one: value for one, value in values.items() if one not in PLACED.get(command, [])}
     ways = [[*flag_words(type(config), rest), *placed]]
-    if command not in ("run", "push", "explain", "sae label", "sae find", "sae inspect"):
+    if command not in ("run", "push", "explain", "report", "sae label", "sae find", "sae inspect"):
         section = {one: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
                    for one, v in rest.items()}  # fmt: skip
         (tmp_path / "r.yaml").write_text(yaml.safe_dump({command.split()[0]: section}))

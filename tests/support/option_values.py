@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-from hf_neuronselect.core import configs
+from hf_neuronselect.core import configs, sae_configs
 from hf_neuronselect.core.options import Option, Options, options_of
 
 CONFIGS: dict[str, type[Options]] = {
@@ -19,10 +19,11 @@ CONFIGS: dict[str, type[Options]] = {
     "export": configs.ExportConfig,
     "push": configs.PushConfig,
     "explain": configs.ExplainConfig,
-    "sae train": configs.SaeTrainConfig,
-    "sae label": configs.SaeLabelConfig,
-    "sae find": configs.SaeFindConfig,
-    "sae inspect": configs.SaeInspectConfig,
+    "report": configs.ReportConfig,
+    "sae train": sae_configs.SaeTrainConfig,
+    "sae label": sae_configs.SaeLabelConfig,
+    "sae find": sae_configs.SaeFindConfig,
+    "sae inspect": sae_configs.SaeInspectConfig,
 }
 EVERY = [(command, name) for command, kind in CONFIGS.items() for name in options_of(kind)]
 # Values of options that not every text or number is a value of.

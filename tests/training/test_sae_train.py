@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from tiny import rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_neuronselect.core.configs import SaeTrainConfig
 from hf_neuronselect.core.errors import NeuronSelectError, NeuronSelectWarning
+from hf_neuronselect.core.sae_configs import SaeTrainConfig
 from hf_neuronselect.core.sae_record import SaeRecord
 from hf_neuronselect.models.sae_formats import load_sae
 from hf_neuronselect.pipelines.sae import train_sae

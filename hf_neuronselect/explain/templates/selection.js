@@ -15,11 +15,62 @@ const picks = data.picks.map(([index, score, tokens, source, best, scores, turns
   ({place, index, score, tokens, source: data.sources[source], best: data.targets[best], scores, turns, left}));
 const opening = (turns) => turns.map(([, text]) => text.slice(0, 300)).join(" · ").slice(0, 400);
 
+// ------------------------------------------------------------------------ why a row has its score
+const percent = (share) => Math.abs(share) >= 0.1 || !share ? `${(share * 100).toFixed(0)} %` : Math.abs(share) >= 0.001 ? `${(share * 100).toFixed(1)} %` : "< 0.1 %";
+const turnOf = (role, said) => {
+  const turn = make("div", "turn"), name = data.roles[role];
+  if (name === "user" || name === "assistant") turn.classList.add(name);
+  said.dir = "auto";
+  turn.append(make("h4", "", name), said);
+  return turn;
+};
+const explained = (why, turns) => {
+  const box = make("div", "why"), pieces = [];
+  if (why.turns) turns.replaceChildren(...why.turns.map(([role, texts]) => {
+    const said = make("p", ""), spans = texts.map((text) => make("span", "", text));
+    said.append(...spans);
+    pieces.push(...spans);
+    return turnOf(role, said);
+  }));
+  const shade = (levels) => pieces.forEach((piece, i) => { piece.className = levels[i] && levels[i] !== "0" ? `h${levels[i]}` : ""; });
+  if (why.turns) shade(why.levels);
+  box.append(make("p", "says", `${data.targets.length ? `For ${why.target}: ` : ""}${why.says}.`));
+  const list = make("ol", "parts"), most = Math.max(...why.parts.map((part) => Math.abs(part.share)), 1e-9);
+  for (const part of why.parts) {
+    const item = make("li"), line = make(part.levels ? "button" : "div", "part"), bar = make("i", "bar");
+    bar.style.width = `${Math.max(2, 100 * Math.abs(part.share) / most)}%`;
+    const name = make("span", "name", part.name), track = make("span", "track");
+    name.dir = "auto";
+    track.append(bar);
+    line.append(name, track, make("b", "", percent(part.share)));
+    const more = [part.unit, part.auc === null || part.auc === undefined ? "" : `label by a machine, AUC ${part.auc.toFixed(2)}`,
+      part.rarity === null ? "" : `in ${percent(part.rarity)} of the pool`].filter(Boolean).join(" · ");
+    if (more) line.append(make("small", "", more));
+    if (part.levels) {
+      line.type = "button";
+      line.setAttribute("aria-pressed", "false");
+      line.addEventListener("click", () => {
+        const on = line.getAttribute("aria-pressed") !== "true";
+        for (const other of list.querySelectorAll("button")) other.setAttribute("aria-pressed", String(on && other === line));
+        shade(on ? part.levels : why.levels);
+      });
+    }
+    item.append(line);
+    list.append(item);
+  }
+  if (why.parts.length) box.append(list);
+  if (why.of > why.parts.length && why.parts.length) box.append(make("p", "left", `and ${count(why.of - why.parts.length)} more parts`));
+  if (why.outside >= 0.02) box.append(make("p", "left", `${percent(why.outside)} comes from tokens that are not shown: those of the chat template, or further on.`));
+  if (why.whole === false) box.append(make("p", "left", "The text is longer than what is shown here."));
+  return box;
+};
+
 // ---------------------------------------------------------------------------------- a row as a card
 const card = (pick, whole) => {
   const one = make("article", "card"), head = make("header"), turns = make("div", whole ? "turns" : "turns short");
   const say = (before, value) => { const part = make("span", "", before); part.append(make("strong", "", value)); head.append(part); };
-  head.append(make("b", "", `${pick.place + 1}`));
+  const why = data.why[pick.index];
+  head.append(make("b", "", pick.place === undefined ? "not picked" : `${pick.place + 1}`));
   say("score ", number(pick.score));
   if (data.spread && pick.score !== null) say("above the pool ", `${((pick.score - data.mean) / data.spread).toFixed(1)} sd`);
   if (pick.tokens !== null) say("tokens ", count(pick.tokens));
@@ -28,18 +79,14 @@ const card = (pick, whole) => {
   say("row ", count(pick.index));
   one.append(head);
   for (const [role, text] of pick.turns) {
-    const turn = make("div", "turn"), said = make("p", "", text);
-    const name = data.roles[role];
-    if (name === "user" || name === "assistant") turn.classList.add(name);
-    said.dir = "auto";
-    turn.append(make("h4", "", name), said);
-    turns.append(turn);
+    turns.append(turnOf(role, make("p", "", text)));
   }
   if (!pick.turns.length) turns.append(make("p", "left", "The page was made without texts of the data."));
   one.append(turns);
-  if (pick.left) one.append(make("p", "left", `${count(pick.left)} more characters are in the data, not in this page.`));
+  const reasons = why && explained(why, turns);
+  if (pick.left && !(why && why.turns)) one.append(make("p", "left", `${count(pick.left)} more characters are in the data, not in this page.`));
   if (!whole) {
-    const open = make("button", "", "Show all");
+    const open = make("button", "open", "Show all");
     open.type = "button";
     open.hidden = true;
     open.setAttribute("aria-expanded", "false");
@@ -50,10 +97,11 @@ const card = (pick, whole) => {
     });
     one.append(open);
   }
+  if (reasons) one.append(reasons);
   return one;
 };
 const offer = (one) => { // the button, where a text is cut off on the screen
-  const open = one.querySelector("button");
+  const open = one.querySelector("button.open");
   if (open) open.hidden = ![...one.querySelectorAll(".turn p")].some((text) => text.scrollHeight > text.clientHeight + 2);
 };
 
@@ -226,6 +274,10 @@ order("place", false);
 
 // ----------------------------------------------------------------------------------- near misses
 const near = byId("near-rows");
+const missed = data.near.filter(([index]) => data.why[index]).map(([index, score, tokens, turns]) =>
+  card({index, score, tokens, turns, left: 0}, false));
+byId("near-cards").append(...missed);
+missed.forEach(offer);
 if (data.near.length) {
   const below = data.spread && data.cut !== null, texts = data.near.some(([, , , turns]) => turns.length), top = near.createTHead().insertRow(), body = near.createTBody();
   const names = [["n", "score"], ...(below ? [["n sparse", "below the cut"]] : []), ["n sparse", "tokens"], ["n", "row"], ...(texts ? [["", "text"]] : [])];
