@@ -16,16 +16,16 @@ from ..core.folders import COMPARISON
 from ..core.text import shown
 from ..core.writing import writing
 from ..explain.shared_picks import SharedPicks
-from .comparison import LEGEND, RANKS, Comparison, Line, number, rank_cells
-from .core_rows import CoreLine, core_lines, shared_picks
+from .compare_report import page_of
+from .comparison import LEGEND, RANKS, Comparison, Line, rank_cells
+from .core_rows import CORE, CoreLine, core_cells, core_lines, shared_picks
 from .trained import TRAINED, Trained
-
-CORE = ("method", "picked for at least", "rows", "share", "by chance", "tokens", "sources")
 
 
 def write_comparison(found: Comparison, folder: Path) -> None:
     """Write the files that ``docs/methods.md`` lists, with the lines so far; what was there of an earlier run goes."""
-    shared = shared_picks(found.selections, len(found.pool))
+    needs = {key: one for key, one in found.selections.items() if found.jobs[key].chosen.method.needs_target}
+    shared = shared_picks(needs, len(found.pool))  # other methods pick the same rows for every target
     cores = cores_of(found, shared)
     with writing(folder, COMPARISON) as new:
         lines = [asdict(line) for line in found.lines]
@@ -45,7 +45,7 @@ def write_comparison(found: Comparison, folder: Path) -> None:
             _csv(new / "training.csv", [one.name for one in fields(Trained)], runs)
             _parquet(new / "training.parquet", runs, Trained)
         (new / "compare.md").write_text(_markdown(found, cores), encoding="utf-8")
-        (new / "compare.html").write_text(found.page(), encoding="utf-8")
+        (new / "compare.html").write_text(page_of(found, shared, cores), encoding="utf-8")
 
 
 def cores_of(found: Comparison, shared: Mapping[str, SharedPicks]) -> list[CoreLine]:
@@ -96,13 +96,6 @@ def _write_shared(new: Path, found: Comparison, shared: Mapping[str, SharedPicks
 
 
 _PICKED = pa.schema([("method", pa.string()), ("row", pa.int64()), ("targets", pa.int64()), ("picked_for", pa.list_(pa.string()))])  # fmt: skip
-
-
-def core_cells(line: CoreLine, most: int = 3) -> tuple[str, ...]:
-    """A core's line of a table."""
-    mix = ", ".join(f"{source} {share:.0%}" for source, share in list(line.sources.items())[:most])
-    return (line.method, str(line.least), str(line.rows), f"{line.share:.2%}", f"{line.by_chance:.2%}",
-            number(line.tokens, 0), mix)  # fmt: skip
 
 
 def _markdown(found: Comparison, cores: Sequence[CoreLine]) -> str:

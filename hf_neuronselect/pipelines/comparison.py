@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 
 import numpy as np
 from datasets import Dataset
 
 from ..core.configs import CompareConfig
-from ..core.text import shown
-from ..explain.report import page as html_page
-from ..explain.report import table, text_table
+from ..explain.report import text_table
 from ..selection.selection import Selection
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
@@ -254,27 +251,6 @@ class Comparison:
         picked = [self.selections[method, target].indices for method in methods]
         return methods, np.asarray([[jaccard(one, other) for other in picked] for one in picked])
 
-    def page(self) -> str:
-        """The lines as a page."""
-        parts = [f"<p>{escape(LEGEND)}.</p>"]
-        if ranks := self.ranks():
-            parts.append(f"<h2>Ranks by precision</h2>{table(RANKS, [rank_cells(one) for one in ranks])}")
-        if said := [*self.warnings(self.targets), *(line.short() for line in self.failed)]:
-            parts.append(f"<h2>Before you choose</h2><ul>{''.join(f'<li>{escape(shown(one))}' for one in said)}</ul>")
-        for target in self.targets:
-            parts.append(f"<h2>{escape(target)}</h2>{table(*self.shown(target))}")
-            if trained := self.of_training(target):
-                parts.append(
-                    f"<h3>After training on the picks: loss and accuracy on held-out answers</h3>{table(TRAINED, trained)}"
-                )
-            methods, matrix = self.overlaps(target)
-            if len(methods) > 1:
-                parts.append(f"<h3>How much picks overlap (Jaccard index)</h3>{_heat(methods, matrix)}")
-            mixes = {name: self.sources[name, target] for name in methods if (name, target) in self.sources}
-            if mixes:
-                parts.append(f"<h3>Where picks come from</h3>{_mixes(mixes, self.sources.get(('', ''), {}))}")
-        return html_page("neuronselect compare", *parts)
-
 
 RANKS = ("method", "mean rank", "5–95 %")
 
@@ -299,28 +275,6 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     above = (values[:, None, :] < values[None, :, :]).sum(axis=1)
     equal = (values[:, None, :] == values[None, :, :]).sum(axis=1)
     return above + (equal + 1) / 2
-
-
-def _heat(methods: Sequence[str], matrix: np.ndarray) -> str:
-    """A matrix as a table; the darker a cell, the larger its number."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in methods)
-    body = "".join(
-        f"<tr><th>{escape(name)}</th>"
-        + "".join(f'<td class=n style="background:rgba(0,114,178,{value * 0.7:.2f})">{value:.2f}</td>' for value in row)
-        + "</tr>"
-        for name, row in zip(methods, matrix.tolist(), strict=True)
-    )
-    return f"<div style='overflow-x:auto'><table><tr><th></th>{head}</tr>{body}</table></div>"
-
-
-def _mixes(mixes: Mapping[str, Mapping[str, float]], pool: Mapping[str, float], most: int = 4) -> str:
-    """The largest sources of each selection."""
-    rows = [("(the pool)", _mix(pool, most)), *((name, _mix(mix, most)) for name, mix in mixes.items())]
-    return table(("method", "sources"), rows)
-
-
-def _mix(shares: Mapping[str, float], most: int) -> str:
-    return ", ".join(f"{source} {share:.0%}" for source, share in list(shares.items())[:most])
 
 
 def number(value: float | None, places: int) -> str:

@@ -17,6 +17,7 @@ from ..selection.record import mean_length
 from ..selection.selection import Selection
 from .measures import shares_of
 
+CORE = ("method", "picked for at least", "rows", "share", "by chance", "tokens", "sources")
 TEXTS, CHARACTERS = 3, 300
 """Texts shown of a method's most shared rows, and how much of each."""
 
@@ -60,6 +61,13 @@ def core_lines(method: str, shared: SharedPicks, tokens: np.ndarray, sources: np
         mix = shares_of(sources, core.rows) if sources is not None and len(core.rows) else {}
         found.append(CoreLine(method, core.least, len(core.rows), core.share, core.by_chance, mean_length(known), mix))
     return found
+
+
+def core_cells(line: CoreLine, most: int = 3) -> tuple[str, ...]:
+    """A core's line of a table."""
+    mix = ", ".join(f"{source} {share:.0%}" for source, share in list(line.sources.items())[:most])
+    return (line.method, str(line.least), str(line.rows), f"{line.share:.2%}", f"{line.by_chance:.2%}",
+            "" if line.tokens is None else f"{line.tokens:.0f}", mix)  # fmt: skip
 
 
 def core_texts(shared: SharedPicks, pool: Dataset, options: RowOptions) -> list[CoreText]:

@@ -131,7 +131,7 @@ def test_the_same_picks_as_one_at_a_time(
         )
         assert float(line["overlap"]) == len(one & other) / len(one | other)
     page = (tmp_path / "out" / "compare.html").read_text()
-    assert "Ranks by precision" in page and "http" not in page
+    assert "Ranks by precision" in page and "://" not in page and str(tmp_path) not in page
 
 
 def test_intervals_are_of_fits_on_exemplars_drawn_again(options: dict[str, Any], tmp_path: Path) -> None:
@@ -532,7 +532,7 @@ def test_what_targets_have_in_common_is_written(options: dict[str, Any], tmp_pat
     assert int(cores["mona"]["rows"]) == len(a & b) and float(cores["mona"]["share"]) == len(a & b) / len(a | b)
     p = 20 / 60
     assert float(cores["mona"]["by_chance"]) == pytest.approx(p * p / (1 - (1 - p) ** 2))
-    assert float(cores["full"]["share"]) == float(cores["full"]["by_chance"]) == 1
+    assert set(cores) == {"mona"}, "random and full pick the same rows for every target"
     tokens = found.selections["mona", "a"].scores.column("n_tokens").to_numpy()
     assert float(cores["mona"]["tokens"]) == round(float(tokens[sorted(a & b)].mean()), 2)
     sets = {one["targets"]: int(one["rows"]) for one in csv.DictReader((out / "target_sets.csv").open()) if one["method"] == "mona"}  # fmt: skip
