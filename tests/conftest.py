@@ -40,6 +40,7 @@ import datasets.config
 import faulty
 import huggingface_hub.constants
 import pytest
+from chat_server import KEY, ChatServer, chatting
 from datasets import Dataset
 from families import tiny_model, tiny_tokenizer
 from hub import Hub, running
@@ -98,3 +99,16 @@ def pool24() -> Dataset:
 @pytest.fixture
 def make_faulty(extractor: NeuronFeatureExtractor, tmp_path: Path) -> Callable[..., faulty.Faulty]:
     return lambda deeds: faulty.make_faulty(extractor, deeds, tmp_path / "counted")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ChatServer]:
+    """A server, an empty cache, a key; ``server.url`` is its base URL."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    told = ChatServer()
+    with chatting(told) as url:
+        told.url = url
+        yield told

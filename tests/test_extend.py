@@ -29,7 +29,7 @@ from hf_neuronselect import (
 from hf_neuronselect.core.options import ExtractionOptions, opt
 from hf_neuronselect.core.provenance import Budget
 from hf_neuronselect.methods import METHODS
-from hf_neuronselect.models.judge import JudgeSpec
+from hf_neuronselect.models.chat import JudgeSpec
 from hf_neuronselect.pickers import PICKERS
 from hf_neuronselect.pickers.base import best_first, row_scores
 from hf_neuronselect.signals.base import SIGNALS, register_signal

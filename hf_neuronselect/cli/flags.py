@@ -97,7 +97,8 @@ def command(
 
 
 def _argument(option: Option) -> Any:
-    return Annotated[str | None, typer.Argument(metavar=option.name.upper(), help=_help(option), show_default=False)]
+    kind: Any = list[str] if option.repeated else str
+    return Annotated[kind | None, typer.Argument(metavar=option.name.upper(), help=_help(option), show_default=False)]
 
 
 def _flag(option: Option, flag: str | None) -> Any:

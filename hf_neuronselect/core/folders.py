@@ -59,6 +59,8 @@ DEMO = FolderKind("a demo folder", ("report.html",), "<title>neuronselect demo",
 RUN = FolderKind("a run's folder", ("run.json",), '"steps"', again="name another folder")
 # A store whose manifest was lost is restored from its shards.
 STORE = FolderKind("a feature store", ("manifest.json", "*/signal.json", "*/shard-*.parquet", ".*.part"))
+JUDGED, JUDGED_ROWS = "judged.json", "judged.parquet"
+JUDGEMENT = FolderKind("a judge's folder", (JUDGED,), '"judge"', (JUDGED_ROWS,), again="judge again")
 EVALUATION = FolderKind("an evaluation's folder", ("evaluation.json",), '"base"')
 
 

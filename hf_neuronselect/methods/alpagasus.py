@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ..core.judging import JudgeOptions
 from ..core.options import opt
 from ..core.provenance import Budget, SourceRecord
 from ..signals.columns import RowBatch
@@ -15,11 +16,11 @@ from .base import Method, Target, register_method
 from .why import Why
 
 if TYPE_CHECKING:
-    from ..models.judge import JudgeSpec
+    from ..models.chat import JudgeSpec
     from ..signals.extraction import Extraction
     from ..signals.judge import Mark
 
-PAPERS, API = "gpt-3.5-turbo", "https://api.openai.com/v1"
+PAPERS = "gpt-3.5-turbo"
 LINE = 6
 """Tokens that a local judge says: only the first line counts."""
 _TASK = (
@@ -34,7 +35,7 @@ _HOW = (
 
 @register_method
 @dataclass(frozen=True)
-class AlpaGasus(Method):
+class AlpaGasus(JudgeOptions, Method):
     """A judge's mark from 0 to 5, greedily; rows of 4.5 and more are kept, best first.
 
     Choices: the prompt is in our own words; the last answer of a row is judged, given all turns before it. A row whose mark
@@ -47,31 +48,13 @@ class AlpaGasus(Method):
     default_budget = Budget(threshold=4.5)
 
     ask: Literal["accuracy", "helpfulness"] = opt("accuracy", "What is judged.")
-    judge: str = opt(PAPERS, "The judge: a name that the API knows, a Hub id, or with at=local a folder or Hub id.")
-    at: str = opt(
-        API, "Where it is asked: the base URL of an API like OpenAI's, hub (a provider of the Hub), or local."
-    )
-    key: str | None = opt(
-        None, "Environment variable with that URL's key, which is never written down; OPENAI_API_KEY for OpenAI's own."
-    )
-    concurrency: int = opt(8, "Requests at once.", minimum=1, moves=False)
-    tries: int = opt(6, "Tries of a request that times out, or that a busy API refuses.", minimum=1, moves=False)
-    timeout: float = opt(60.0, "Seconds that a request may take.", unit="seconds", minimum=0.01, moves=False)
-    price_in: float | None = opt(None, "US dollars a million tokens of prompts.", minimum=0, moves=False)
-    price_out: float | None = opt(None, "US dollars a million tokens of answers.", minimum=0, moves=False)
+    judge: str = opt(PAPERS, "The judge: a name that the API knows, a Hub id, or a folder of a model on this machine.")
 
     @cached_property
     def _spec(self) -> JudgeSpec:
-        from ..models.judge import LOCAL, JudgeSpec  # heavy
-        from ..models.pin import pin_named
+        from ..models.chat import JudgeSpec  # heavy
 
-        if self.at == LOCAL:
-            model = pin_named(self.judge, "judge")
-            return JudgeSpec(model.id, LOCAL, model=model, begin="Mark:", max_tokens=LINE)
-        return JudgeSpec(
-            self.judge, self.at, self.key or "", max_tokens=256, tries=self.tries, timeout=self.timeout,
-            concurrency=self.concurrency, price_in=self.price_in, price_out=self.price_out,
-        )  # fmt: skip
+        return JudgeSpec.of(self, begin="Mark:", local_tokens=LINE)
 
     @property
     def signals(self) -> tuple[Mark]:  # type: ignore[override]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from ..core import progress
-from ..core.errors import NeuronSelectWarning
-from ..models.judge import Judge, JudgeSpec, Messages, read_mark
+from ..models.chat import JudgeSpec, Messages
+from ..models.judge import Judge
+from ..models.marks import read_mark
 from ..rows.formats import Conversation
 from .base import Signal, digest
 from .engine import Computed, Engine, register_engine
@@ -62,6 +62,10 @@ class JudgeSignal(Signal):
     @abstractmethod
     def messages(self, question: str, answer: str) -> Messages:
         """What a judge is asked about an answer, and all that came before it."""
+
+    def read(self, answer: str) -> float | None:
+        """The mark in an answer; None where there is none."""
+        return read_mark(answer, self.most)
 
     def asked(self, conversation: Conversation) -> ToAsk:
         """About the last answer of a row."""
@@ -130,32 +134,18 @@ class JudgeEngine(Engine):
             judge = self.judges.setdefault(signal.judge, Judge(signal.judge))
             rows = given[signal.name]
             asked = [row for row in rows if not row.skip]
-            estimate = judge.estimate([row.messages for row in asked])
-            if estimate.requests:
-                warnings.warn(
-                    f"{signal.judge.name} is asked about {len(asked):,} rows: {estimate}",
-                    NeuronSelectWarning,
-                    stacklevel=2,
-                )
-            answers = iter(judge.ask([row.messages for row in asked], _advance))
+            ratings = iter(
+                judge.rate([row.messages for row in asked], signal.read, what="rows", unread=NO_MARK, done=_advance)
+            )
             marks = np.full(len(rows), np.nan, dtype=np.float32)
             reasons = [row.skip for row in rows]
-            unread = 0
             for i, row in enumerate(rows):
                 if row.skip:
                     continue
-                answer = next(answers)
-                mark = None if answer.text is None else read_mark(answer.text, signal.most)
-                if mark is not None:
-                    marks[i] = mark
-                    continue
-                reasons[i] = answer.problem or NO_MARK
-                unread += 1
-            if unread:
-                warnings.warn(
-                    f"{unread:,} of {len(asked):,} answers of {signal.judge.name} cannot be read: these rows have no mark",
-                    NeuronSelectWarning, stacklevel=2,
-                )  # fmt: skip
+                rating = next(ratings)
+                reasons[i] = rating.problem
+                if rating.value is not None:
+                    marks[i] = rating.value
             columns[signal.name], skips[signal.name] = marks, reasons
         return Computed(columns, skips)
 

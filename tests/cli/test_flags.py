@@ -21,6 +21,7 @@ WORK["sae label"] = "hf_neuronselect.pipelines.labels.label_sae"
 ARGUMENTS = {
     "explain": ["folder"],
     "report": ["folder"],
+    "judge": ["folder"],
     "run": ["recipe"],
     "export": ["folder"],
     "push": ["folder", "repo"],
@@ -56,7 +57,8 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Cal
 def words_of(command: str, values: dict[str, Any]) -> list[str]:
     placed = ARGUMENTS.get(command, [])
     flags = flag_words(CONFIGS[command], {name: value for name, value in values.items() if name not in placed})
-    return [*flags, *(str(values[name]) for name in placed if name in values)]
+    given = [values[name] for name in placed if name in values]
+    return [*flags, *(str(one) for value in given for one in (value if isinstance(value, tuple) else [value]))]
 
 
 @pytest.mark.parametrize(("command", "name"), EVERY)

@@ -6,40 +6,25 @@ import json
 import re
 import shlex
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
 import numpy as np
 import pytest
-from chat_server import ChatServer, chatting
+from chat_server import KEY, ChatServer
 from datasets import Dataset
 from tiny import chat
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning
 from hf_neuronselect.cli import main as cli
-from hf_neuronselect.core import digests
 from hf_neuronselect.core.folders import DATA_FILE
 from hf_neuronselect.core.options import ExtractionOptions
 from hf_neuronselect.core.provenance import plain
 from hf_neuronselect.methods import make_method
-from hf_neuronselect.models.judge import Answer, Judge, JudgeSpec, read_mark
-
-KEY = "sk-hidden-123"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ChatServer]:
-    """A server, an empty cache, a key; ``server.url`` is its base URL."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(digests.constants, "HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    told = ChatServer()
-    with chatting(told) as url:
-        told.url = url  # type: ignore[attr-defined]
-        yield told
+from hf_neuronselect.models.chat import JudgeSpec
+from hf_neuronselect.models.judge import Answer, Judge
+from hf_neuronselect.models.marks import read_mark
 
 
 def by_letters(prompt: str) -> str:
@@ -53,7 +38,7 @@ def pool(answers: list[str]) -> Dataset:
 
 
 def select(server: ChatServer, rows: Dataset, **options: Any) -> Any:
-    given = {"at": server.url, "judge": "some-judge", "tries": 3, "key": "OPENAI_API_KEY"} | options  # type: ignore[attr-defined]
+    given = {"at": server.url, "judge": "some-judge", "tries": 3, "key": "OPENAI_API_KEY"} | options
     selector = NeuronSelector("alpagasus", **given)
     extractor = NeuronFeatureExtractor.from_options(ExtractionOptions(), selector.method.signals)
     with warnings.catch_warnings(record=True) as said:
@@ -109,7 +94,7 @@ def test_what_passes_is_tried_again(server: ChatServer, fault: int | str) -> Non
 
 
 def spec(server: ChatServer, **options: Any) -> JudgeSpec:
-    return JudgeSpec("some-judge", server.url, tries=3, concurrency=1, **{"key": "OPENAI_API_KEY"} | options)  # type: ignore[attr-defined]
+    return JudgeSpec("some-judge", server.url, tries=3, concurrency=1, **{"key": "OPENAI_API_KEY"} | options)
 
 
 def test_waits_grow_and_follow_what_the_server_asks(server: ChatServer) -> None:
@@ -119,7 +104,7 @@ def test_waits_grow_and_follow_what_the_server_asks(server: ChatServer) -> None:
     assert waited == [7.0, 7.0]
     waited.clear()
     server.faults, server.retry_after = [429] * 4, ""
-    judge = Judge(JudgeSpec("other", server.url, tries=5), sleep=waited.append)  # type: ignore[attr-defined]
+    judge = Judge(JudgeSpec("other", server.url, tries=5), sleep=waited.append)
     judge.ask([[{"role": "user", "content": "q"}]])
     assert all(0.5 * 2**nth <= wait <= 2**nth for nth, wait in enumerate(waited)) and len(waited) == 4
 
@@ -189,7 +174,7 @@ def test_marks_are_the_one_number_of_the_first_line(answer: str, mark: float | N
 def test_requests_run_at_once_and_equal_ones_once(server: ChatServer) -> None:
     server.pause = 0.03
     asked = [[{"role": "user", "content": f"q{i % 8}"}] for i in range(16)]
-    judge = Judge(JudgeSpec("some-judge", server.url, concurrency=4))  # type: ignore[attr-defined]
+    judge = Judge(JudgeSpec("some-judge", server.url, concurrency=4))
     assert judge.estimate(asked).requests == 8
     assert len(judge.ask(asked)) == 16
     assert len(server.asked) == 8 and 2 <= server.busiest <= 4
@@ -239,7 +224,7 @@ def test_the_cards_command_asks_the_same_judge(
     server.answer = by_letters
     pool(["b" * n for n in (3, 9, 10, 2, 8)]).to_json(tmp_path / "pool.jsonl")
     monkeypatch.chdir(tmp_path)
-    options = {"at": server.url, "judge": "some-judge", "ask": "helpfulness", "concurrency": 2}  # type: ignore[attr-defined]
+    options = {"at": server.url, "judge": "some-judge", "ask": "helpfulness", "concurrency": 2}
     words = [word for name, value in options.items() for word in ("--method-option", f"{name}={value}")]
     run = ["neuronselect", "select", "--pool", "pool.jsonl", "--method", "alpagasus", *words, "--out", "one"]
     for out in ("one", "selected"):
@@ -251,5 +236,5 @@ def test_the_cards_command_asks_the_same_judge(
         found = re.search(r"```bash\n(.*?)\n```", (tmp_path / out / "README.md").read_text(), re.DOTALL)
         assert found is not None
         run = shlex.split(found[1].replace(" \\\n", " "))
-        assert {"judge=some-judge", f"at={server.url}", "ask=helpfulness", "--threshold"} <= set(run)  # type: ignore[attr-defined]
+        assert {"judge=some-judge", f"at={server.url}", "ask=helpfulness", "--threshold"} <= set(run)
     assert len(server.asked) == 5

@@ -20,7 +20,7 @@ from tiny import rows
 
 from hf_neuronselect import NeuronSelector
 from hf_neuronselect.cli.main import main
-from hf_neuronselect.core import configs, sae_configs
+from hf_neuronselect.core import configs, judging, sae_configs
 from hf_neuronselect.core.configs import EvaluateOptions, FitConfig, PushSection, RunConfig, SelectConfig
 from hf_neuronselect.core.options import ExtractionOptions, Options, flag_words, options_of
 from hf_neuronselect.core.provenance import SelectionSummary, SourceRecord, TargetRecord
@@ -34,11 +34,13 @@ from hf_neuronselect.pipelines import (
     export,
     extract,
     fit,
+    judge,
     labels,
     push,
     report,
     run,
     sae,
+    select,
 )
 
 Seen = dict[str, Any]
@@ -226,6 +228,25 @@ LINES: dict[str, dict[str, Line]] = {
         "sae": Line("{files}/sae", lambda seen: seen["made"]["sae"]),
         "device": Line("cpu", lambda seen: seen["made"]["device"]),
     },
+    "judge": {
+        "folder": Line(("{files}/selected", "{files}/second"), lambda seen: [one.name for one in seen["groups"][:2]],
+                       ["selected", "second"]),
+        "target": Line("u={files}/u.jsonl", lambda seen: seen["groups"][-3].name, "other exemplars of u"),
+        "pool": Line("{files}/pool.jsonl", lambda seen: seen["groups"][1].name, "random rows of the pool"),
+        "samples": Line(2, lambda seen: len(seen["groups"][0].rows)),
+        "checks": Line(2, lambda seen: len(seen["groups"][-1].rows)),
+        "prompt": Line(Path("{files}/prompt.txt"), lambda seen: seen["prompt"][:2], "Is"),
+        "seed": Line(5, lambda seen: seen["groups"][0].rows, (13, 3), {"samples": 2}),  # (3, 11) by the default
+        "out": Line(Path("{files}/judged"), key("folder")),
+        "judge": Line("some", lambda seen: seen["spec"].name),
+        "at": Line("hub", lambda seen: seen["spec"].at),
+        "key": Line("KEY", lambda seen: seen["spec"].key),
+        "concurrency": Line(3, lambda seen: seen["spec"].concurrency),
+        "tries": Line(2, lambda seen: seen["spec"].tries),
+        "timeout": Line(9.5, lambda seen: seen["spec"].timeout),
+        "price_in": Line(0.5, lambda seen: seen["spec"].price_in),
+        "price_out": Line(0.5, lambda seen: seen["spec"].price_out),
+    },
     "sae label": {
         name: EXTRACTION[name]
         for name in ("model", "revision", "sae", "sae_revision", "layer", "max_length", "dtype", "device")
@@ -257,6 +278,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "sae find": {"model": "{files}/model"},
     "explain": {"folder": "selection"},
     "report": {"folder": "{files}"},
+    "judge": {"folder": ("{files}/selected",), "target": "t={files}/t.jsonl", "at": "http://localhost/v1"},
     "sae label": {"pool": "{files}/pool.jsonl"},
     "demo": {"out": "{files}/demo"},
 }  # fmt: skip
@@ -276,6 +298,9 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
         rows(4, seed=seed).to_json(folder / f"{name}.jsonl")
     same = {"target": (f"t={folder / 't.jsonl'}",), "method": "nait"}
     fit.fit(FitConfig(**same, out=folder / "cap"))
+    for name in ("selected", "second"):
+        select.select(SelectConfig(pool=str(folder / "pool.jsonl"), method="random", k=4, out=folder / name))
+    (folder / "prompt.txt").write_text("Is {exemplar} like {row}?")
     write_recipe(folder / "recipe.yaml", folder)
     write_recipe(folder / "other.yaml", folder, train={"learning_rate": 0.5})
     return folder
@@ -334,6 +359,17 @@ def patch_explanations(found: Seen, patch: Callable[..., None]) -> None:
     patch(labels, "make_labels", make_labels)
     patch(explain, "Selection", SimpleNamespace(from_pretrained=selected))
     patch(explain, "FeatureStore", lambda folder: folder)
+
+
+def patch_judge(found: Seen, patch: Callable[..., None]) -> None:
+    """The callees of ``judge``."""
+
+    def rated(asked: Any, prompt: str, exemplar: str, groups: Any) -> Any:
+        found.update(spec=asked.spec, prompt=prompt, groups=groups)
+        raise Enough
+
+    patch(judge, "_rated", rated)
+    patch(judge, "check_folder", lambda folder, kind: found.update(folder=folder))
 
 
 @pytest.fixture
@@ -397,6 +433,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         found["picked"] = layer
 
     patch_explanations(found, patch)
+    patch_judge(found, patch)
+    monkeypatch.setenv("KEY", "x")
     before, look = evaluate.base_source, sae.find_folder
     patch(sae, "pin_model", pin)
     patch(sae, "pick_sae", pick)
@@ -445,11 +483,12 @@ def steps(seen: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Seen:
 # ------------------------------------------------------------------------------------------------ tests
 SECTIONS = {"evaluate": EvaluateOptions, "push": PushSection}
 PIPELINES = {"fit": fit, "extract": extract, "compare": compare, "demo": demo, "run": run, "evaluate": evaluate,
-             "export": export, "push": push, "explain": explain, "report": report, "sae label": labels, "sae train": sae, "sae find": sae, "sae inspect": sae}  # fmt: skip
+             "export": export, "push": push, "explain": explain, "report": report, "judge": judge, "sae label": labels, "sae train": sae, "sae find": sae, "sae inspect": sae}  # fmt: skip
 FUNCTIONS = {"sae label": "label_sae", "sae train": "train_sae", "sae find": "find_sae", "sae inspect": "inspect_sae"}
 PLACED = {
     "explain": ["folder"],
     "report": ["folder"],
+    "judge": ["folder"],
     "run": ["recipe"],
     "export": ["folder"],
     "push": ["folder", "repo"],
@@ -457,6 +496,11 @@ PLACED = {
     "sae inspect": ["sae"],
 }
 ALL = [(command, name) for command, lines in LINES.items() for name in lines]
+
+
+def words_of(value: Any) -> list[str]:
+    """A value by position: several words where it has several parts."""
+    return [str(one) for one in (value if isinstance(value, tuple) else [value])]
 
 
 def config_of(command: str, name: str, files: Path) -> Options:
@@ -468,7 +512,8 @@ def test_every_option_of_every_command_has_a_line() -> None:
     assert {*LINES, "select"} == set(CONFIGS)
     for command, lines in LINES.items():
         assert set(lines) == set(options_of(CONFIGS[command])), command
-    known = {kind for of in (configs, sae_configs) for name, kind in vars(of).items() if name.endswith("Config")}
+    modules = (configs, judging, sae_configs)
+    known = {kind for of in modules for name, kind in vars(of).items() if name.endswith("Config")}
     assert known == set(CONFIGS.values()), "a command that is not in the tables"
     assert set(MEASURED) == set(options_of(EvaluateOptions))
     assert set(COMMITTED) | {"selection", "adapter"} == set(options_of(PushSection))
@@ -482,10 +527,10 @@ def test_flag_recipe_and_python_reach_the_pipeline_alike(
     config = config_of(command, name, files)
     values = {one: getattr(config, one) for one in config.given}
     assert values[name] != options_of(type(config))[name].default
-    placed = [str(values[one]) for one in PLACED.get(command, []) if one in values]
+    placed = [word for one in PLACED.get(command, []) if one in values for word in words_of(values[one])]
     rest = {one: value for one, value in values.items() if one not in PLACED.get(command, [])}
     ways = [[*flag_words(type(config), rest), *placed]]
-    if command not in ("run", "push", "explain", "report", "sae label", "sae find", "sae inspect"):
+    if command not in ("run", "push", "explain", "judge", "report", "sae label", "sae find", "sae inspect"):
         section = {one: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
                    for one, v in rest.items()}  # fmt: skip
         (tmp_path / "r.yaml").write_text(yaml.safe_dump({command.split()[0]: section}))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+KEY = "sk-hidden-123"
+
 
 @dataclass
 class ChatServer:
@@ -19,7 +21,7 @@ class ChatServer:
     Attributes:
         answer: a prompt -> the text of the answer. faults: done to the next requests, one each: a status, ``slow``,
             ``garbage`` (no JSON), ``empty`` (JSON without choices) or ``cut`` (the connection). retry_after: sent with a status.
-        asked: the requests' bodies. keys: their Authorization. busiest: most requests at once.
+        url: base URL while it serves. asked: the requests' bodies. keys: their Authorization. busiest: most requests at once.
     """
 
     answer: Callable[[str], str] = lambda prompt: "4.5\nFine."
@@ -27,6 +29,7 @@ class ChatServer:
     retry_after: str = ""
     slow: float = 0.6
     pause: float = 0.0
+    url: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     busiest: int = 0

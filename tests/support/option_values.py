@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-from hf_neuronselect.core import configs, sae_configs
+from hf_neuronselect.core import configs, judging, sae_configs
 from hf_neuronselect.core.options import Option, Options, options_of
 
 CONFIGS: dict[str, type[Options]] = {
@@ -19,6 +19,7 @@ CONFIGS: dict[str, type[Options]] = {
     "export": configs.ExportConfig,
     "push": configs.PushConfig,
     "explain": configs.ExplainConfig,
+    "judge": judging.JudgeConfig,
     "report": configs.ReportConfig,
     "sae train": sae_configs.SaeTrainConfig,
     "sae label": sae_configs.SaeLabelConfig,
