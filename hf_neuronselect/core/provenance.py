@@ -75,13 +75,15 @@ class TargetRecord:
 
     Attributes:
         hit: of a selection, the share of exemplars that score above the pool's top 5 % when they are not fitted on; None
-            where it is not known. doubts: what speaks against its scores, a sentence each.
+            where it is not known. held_out: of a selection, what exemplars score when they are not fitted on, largest first;
+            of more than 200, quantiles. doubts: what speaks against its scores, a sentence each.
     """
 
     exemplars: int = 0
     used: int = 0
     source: SourceRecord | None = None
     hit: float | None = None
+    held_out: tuple[float, ...] = ()
     doubts: tuple[str, ...] = ()
 
 

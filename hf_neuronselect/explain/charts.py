@@ -22,19 +22,20 @@ def in_both_widths(draw: Callable[[int], str]) -> str:
 
 # ------------------------------------------------------------------------------------------- pictures
 def score_histogram(
-    scores: np.ndarray, picked: np.ndarray, drawn: np.ndarray, cut: float | None, alt: str, width: int
+    scores: np.ndarray, picked: np.ndarray, drawn: np.ndarray, held: np.ndarray, cut: float | None, alt: str, width: int
 ) -> str:
     """How many rows have which score, the picks among them in colour, and a random draw for comparison.
 
     Args:
         scores: float64 ``[N]``, finite. picked: bool ``[N]``. drawn: bool ``[N]``, random rows, as many as the picks.
+        held: float64 ``[n]``, what exemplars score when they are not fitted on.
         cut: score at which the picks end, where one score parts them from the rest. alt: the picture in words.
     """
     edges = _edges(scores, 56 if width == WIDE else 32, cut)
     every, chosen = (
         np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] for values in (scores, scores[picked])
     )
-    left, right, top, bottom, floor = 52.0, width - 12.0, 34.0, 248.0, 330
+    left, right, top, bottom, floor = 58.0, width - 12.0, 34.0, 248.0, 330
     x, y = _scale(edges[0], edges[-1], left, right), _scale(0, float(every.max()) * 1.04, bottom, top)
     parts = [_count_axis(every.max(), y, left, right)]
     for i, (rows, taken) in enumerate(zip(every.tolist(), chosen.tolist(), strict=True)):
@@ -54,10 +55,11 @@ def score_histogram(
         end = "end" if place > width / 2 else "start"
         parts.append(f'<path class="cut" d="M{place:.1f} {top - 8:.0f}V{bottom + 5:.0f}"/>')
         parts.append(_note(f"cut {cut:.4g}", place + (-6 if end == "end" else 6), top - 4, end, "strong"))
-    for kind, marked, height in (("picks", picked, 292.0), ("chance", drawn, 311.0)):
-        parts.append(_rug(kind, np.clip(scores[marked], edges[0], edges[-1]), x, height))
-        parts.append(_note(kind, left - 5, height + 9, "end"))
-    return _svg(alt, width, floor, parts)
+    rugs = {"picks": scores[picked], "chance": scores[drawn], **({"held-out": held} if len(held) else {})}
+    for i, (kind, values) in enumerate(rugs.items()):
+        parts.append(_rug(kind, np.clip(values, edges[0], edges[-1]), x, 292.0 + 19 * i))
+        parts.append(_note(kind, left - 5, 301 + 19 * i, "end"))
+    return _svg(alt, width, floor + 19 * (len(rugs) - 2), parts)
 
 
 def length_histogram(pool: np.ndarray, picked: np.ndarray, alt: str, width: int) -> str:

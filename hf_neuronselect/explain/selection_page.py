@@ -178,10 +178,22 @@ def _pictures(report: Report) -> list[dict[str, Any]]:
             f"median {np.median(scores):.4g}. {int(picked.sum()):,} rows are picked"
             + (f", those from {cut:.4g} on." if cut is not None else f", their median is {_median(scores[picked])}.")
         )
-        svg = in_both_widths(partial(score_histogram, scores, picked, drawn, cut, alt))
+        held = _held_out(report.made, name)
+        if len(held):
+            above = (
+                f"{(held >= cut).mean():.0%} of them from the cut on" if cut is not None else f"median {_median(held)}"
+            )
+            alt += f" {len(held)} exemplars by what they score when they are not fitted on: {above}."
+        svg = in_both_widths(partial(score_histogram, scores, picked, drawn, held, cut, alt))
         title = f"Scores for {name}:" if name else "Scores of the pool:"
-        pictures.append({"name": name, "title": title, "said": said, "svg": svg})
+        pictures.append({"name": name, "title": title, "said": said, "svg": svg, "held": len(held)})
     return pictures
+
+
+def _held_out(made: Provenance, name: str) -> np.ndarray:
+    """What a target's exemplars score when they are not fitted on; none where rows are scored on another scale."""
+    record = made.targets.get(name or next(iter(made.targets), ""))
+    return np.asarray(record.held_out if record is not None and made.avoided is None else ())
 
 
 def _median(values: np.ndarray) -> str:

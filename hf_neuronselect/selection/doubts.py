@@ -24,6 +24,8 @@ POOR_HIT = 0.05
 LENGTH = 0.8
 MOST_SCORES = 50_000
 MOST_ROWS = 128
+MOST_HELD = 200
+"""Scores of held-out exemplars that are recorded."""
 MIN_EXEMPLARS = 8
 MIN_ROWS = 200  # below it a share of 5 % and a rank correlation say little
 
@@ -105,7 +107,12 @@ class Doubts:
 
         def records(before: Mapping[str, TargetRecord]) -> dict[str, TargetRecord]:
             return {
-                name: replace(one, doubts=(*one.doubts, *found.get(name, ())), hit=self.hits.get(name))
+                name: replace(
+                    one,
+                    doubts=(*one.doubts, *found.get(name, ())),
+                    hit=self.hits.get(name),
+                    held_out=self._held_out(name),
+                )
                 for name, one in before.items()
             }
 
@@ -114,6 +121,16 @@ class Doubts:
                 warnings.warn(f"target {name}: {sentence}", NeuronSelectWarning, stacklevel=3)
         avoided = about.avoided and replace(about.avoided, targets=records(about.avoided.targets))
         return replace(about, targets=records(about.targets), avoided=avoided)
+
+    def _held_out(self, name: str) -> tuple[float, ...]:
+        """What a target's exemplars score for the half that they are not in, largest first."""
+        if name not in self.halves:
+            return ()
+        scores = np.concatenate([self._held.get(_half(name, i), np.zeros(0)) for i in range(2)])
+        scores = np.sort(scores[np.isfinite(scores)])[::-1]
+        if len(scores) > MOST_HELD:
+            scores = np.quantile(scores, np.linspace(1, 0, MOST_HELD))
+        return tuple(float(f"{score:.6g}") for score in scores.tolist())
 
     def _found(self, targets: Mapping[str, Target]) -> dict[str, list[str]]:
         """By target, one plain sentence for each sign."""

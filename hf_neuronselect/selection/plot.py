@@ -74,7 +74,7 @@ class Plots:
         Raises:
             NeuronSelectError: the rows have no column that names sources.
         """
-        report = reported(self.selection, examples=True)
+        report = reported(self.selection, examples=True, reasons=False)
         if not report.sources:
             column = (self.selection.provenance.spread or Spread()).source_column
             raise NeuronSelectError("the rows have no such column of names", option="source_column", value=column)

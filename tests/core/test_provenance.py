@@ -30,7 +30,9 @@ from hf_neuronselect.core.seals import decode, encode
 MADE = Provenance(
     method=MethodRecord(name="m", paper="p", options={"a": None, "b": 1, "c": 0.5, "d": "x", "e": True, "f": [1, "y"]}),
     targets={"t": TargetRecord(exemplars=3, used=2, source=SourceRecord(id="o/n", commit="0" * 40, split="dev"))},
-    avoided=Avoided(targets={"u": TargetRecord(exemplars=4, used=4, hit=0.5, doubts=("no",))}, weight=0.5),
+    avoided=Avoided(
+        targets={"u": TargetRecord(exemplars=4, used=4, hit=0.5, held_out=(0.5, 0.25), doubts=("no",))}, weight=0.5
+    ),
     budget=Budget(ratio=0.05),
     auto=AutoRatio(
         ratio=0.05, estimates={"knee": 0.05}, absent={"b": "none"}, shares=(0.1, 1.0), curves={"knee": (0.5, 0.0)}

@@ -18,7 +18,7 @@ from reports import EVIL, report
 from tiny import chat
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelector
-from hf_neuronselect.core.provenance import SourceRecord
+from hf_neuronselect.core.provenance import Avoided, SourceRecord, TargetRecord
 from hf_neuronselect.core.text import replaced
 from hf_neuronselect.explain import page_data
 from hf_neuronselect.explain import selection_page as made_by
@@ -237,6 +237,26 @@ def test_shares_of_small_sources_are_added_up() -> None:
     found = top_shares({"a": 6, "b": 2, "c": 2}, {"a": 5, "b": 5, "c": 5, "d": 5}, most=2)
     assert found == [("a", 0.6, 0.25), ("b", 0.2, 0.25), ("2 others", 0.2, 0.5)]
     assert top_shares({"a": 1}, None) == [("a", 1.0, None)]
+
+
+def test_held_out_exemplars_are_marked_on_the_axis_of_the_scores() -> None:
+    found = report(picks=40, total=500)
+    html = unescape(selection_page(found))
+    cut = found.table.score[39]
+    share = np.mean([one >= cut for one in (2.0, 1.5, 0.25, -9.0)])
+    assert f"4 exemplars by what they score when they are not fitted on: {share:.0%} of them from the cut on." in html
+    rugs = re.findall(r'class="rug ([a-z-]+)" d="([^"]*)"', html.partition('class="narrow"')[0])
+    assert [(kind, path.count("M")) for kind, path in rugs] == [("picks", 40), ("chance", 40), ("held-out", 4)]
+    places = [float(one) for one in re.findall(r"M([\d.]+)", rugs[2][1])]
+    ends = [float(one) for one in re.search(r'class="axis" d="M([\d.]+) [\d.]+H([\d.]+)', html).groups()]  # type: ignore[union-attr]
+    assert places == sorted(places, reverse=True) and places[-1] == ends[0], "one below all rows is at the axis' end"
+    cut_at = float(re.search(r'class="cut" d="M([\d.]+)', html).group(1))  # type: ignore[union-attr]
+    assert [one >= cut_at - 0.1 for one in places] == [one >= cut for one in (2.0, 1.5, 0.25, -9.0)]
+    assert "when they are held out" in html
+    without = replace(found.made, targets={"t": TargetRecord(used=8)})
+    assert "held-out" not in Page(selection_page(replace(found, made=without))).parts[""]
+    avoiding = replace(found.made, avoided=Avoided(targets={"u": TargetRecord()}))
+    assert 'class="rug held-out"' not in selection_page(replace(found, made=avoiding))
 
 
 def test_pictures_draw_every_row_and_every_pick() -> None:

@@ -107,6 +107,21 @@ def test_held_out_exemplars_are_not_those_fitted_on(registered: None) -> None:
     assert selection.provenance.targets["t"].hit == 0
 
 
+def test_scores_of_held_out_exemplars_are_recorded(registered: None) -> None:
+    """By hand: the share of an exemplar's words that those at the other parity have."""
+    words = [set(text.split()) for text in texts(1, 16, "red green blue black white oak elm")]
+    every = Dataset.from_dict({"text": texts(1, 16, "red green blue black white oak elm")})
+    known = [set().union(*words[1::2]), set().union(*words[::2])]
+    shares = [np.mean([one in known[i % 2] for one in text.split()]) for i, text in enumerate(every["text"])]
+    record = NeuronSelector("shared_words").fit({"t": every}).select(POOL, k=5).provenance.targets["t"]
+    assert record.held_out == pytest.approx(np.sort(shares)[::-1], rel=1e-5)
+    many = Dataset.from_dict({"text": texts(5, 900, "red green blue black white oak elm")})
+    record = NeuronSelector("shared_words").fit({"t": many}).select(POOL, k=5).provenance.targets["t"]
+    assert len(record.held_out) == 200 and list(record.held_out) == sorted(record.held_out, reverse=True)
+    few = NeuronSelector("shared_words").fit({"t": every.select(range(7))}).select(POOL, k=5)
+    assert few.provenance.targets["t"].held_out == ()
+
+
 def test_few_exemplars_and_loaded_capabilities_are_not_judged(registered: None, tmp_path: Path) -> None:
     few = NeuronSelector("shared_words").fit({"t": TARGET.select(range(7))}).select(POOL, k=5)
     NeuronSelector("shared_words").fit({"t": TARGET}).save_pretrained(tmp_path / "cap")

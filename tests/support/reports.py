@@ -30,7 +30,7 @@ def report(picks: int = 3, total: int = 10, text: str = "a question", **more) ->
     )
     made = Provenance(
         method=MethodRecord(name="mona", paper="arXiv:1"),
-        targets={"t": TargetRecord(exemplars=9, used=8, hit=0.625)},
+        targets={"t": TargetRecord(exemplars=9, used=8, hit=0.625, held_out=(2.0, 1.5, 0.25, -9.0))},
         budget=Budget(k=picks),
         pool=SourceRecord(id="me/pool", commit="0" * 40),
         counts=Counts(rows=total, selected=picks, duplicate=2, leak=1, reasons=("row 3: a bad role",)),
