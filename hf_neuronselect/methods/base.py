@@ -54,6 +54,7 @@ class Method(ABC):
         costly: whether it trains a model, or lets one answer again and again: ``compare --methods all`` leaves it out.
         grades: whether a score says how good a row is; False of controls, whose scores are draws, places or lengths.
         fits_once: whether a fit is too dear for comparisons to repeat it on resampled exemplars.
+        prototype: which array of a target is its vector, or its vectors ``[blocks, width]``: cosines between targets are of them.
         tells_exemplars: whether :meth:`explain` has more to say where the exemplars are at hand.
     """
 
@@ -73,6 +74,7 @@ class Method(ABC):
     costly: ClassVar[bool] = False
     grades: ClassVar[bool] = True
     fits_once: ClassVar[bool] = False
+    prototype: ClassVar[str] = ""
     tells_exemplars: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from .why import Why
 class EmbeddingMethod(Method):
     """Cosine of a row's embedding to the mean of the exemplars'."""
 
+    prototype = "prototype"
     tells_exemplars = True
 
     def fit(self, exemplars: RowBatch) -> Target:

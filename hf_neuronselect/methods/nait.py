@@ -52,6 +52,7 @@ class Nait(Method):
     name = "nait"
     paper = "arXiv:2603.13201"
     default_budget = Budget(ratio=0.10)
+    prototype = "directions"
 
     reading: Literal["content", "paper"] = opt(
         "content", "content: ends=content, direction=svd (choice); paper: ends=template, direction=pca, to the letter."

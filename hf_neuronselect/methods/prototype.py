@@ -105,6 +105,7 @@ class SparsePrototypeMethod(Method):
     """Similarity of a sparse signal to the mean of the exemplars' (MoNA and its comparison)."""
 
     unit: ClassVar[str] = "feature"
+    prototype = "prototype"
     tells_exemplars = True
 
     metric: Literal["jaccard", "cosine", "euclidean"] = opt("jaccard", "Similarity; jaccard is the paper's.")

@@ -16,6 +16,7 @@ class Routing(Method):
     name = "routing"
     paper = "arXiv:2503.15573 section 3.6"
     signals = ("routing",)
+    prototype = "prototype"
 
     def fit(self, exemplars: RowBatch) -> Target:
         return {"prototype": exemplars.dense("routing").astype(np.float64).mean(axis=0)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from ..core.folders import COMPARISON
 from ..core.text import shown
 from ..core.writing import writing
 from ..explain.shared_picks import SharedPicks
+from ..selection.cosines import Cosines, cosines
+from ..selection.selector import NeuronSelector
 from .compare_report import page_of
 from .comparison import LEGEND, RANKS, Comparison, Line, rank_cells
 from .core_rows import CORE, CoreLine, core_cells, core_lines, shared_picks
@@ -26,7 +28,7 @@ def write_comparison(found: Comparison, folder: Path) -> None:
     """Write the files that ``docs/methods.md`` lists, with the lines so far; what was there of an earlier run goes."""
     needs = {key: one for key, one in found.selections.items() if found.jobs[key].chosen.method.needs_target}
     shared = shared_picks(needs, len(found.pool))  # other methods pick the same rows for every target
-    cores = cores_of(found, shared)
+    cores, alike = cores_of(found, shared), cosines_by_method(found)
     with writing(folder, COMPARISON) as new:
         lines = [asdict(line) for line in found.lines]
         _csv(new / "compare.csv", [one.name for one in fields(Line)], lines)
@@ -39,13 +41,20 @@ def write_comparison(found: Comparison, folder: Path) -> None:
         ]
         _csv(new / "sources.csv", ["target", "method", "source", "share"], shares)
         if shared:
-            _write_shared(new, found, shared, cores)
+            _write_shared(new, shared, cores)
+        if alike:
+            names = ["method", "target", "other", "block", "cosine"]
+            _csv(
+                new / "cosines.csv",
+                names,
+                [line for method, one in alike.items() for line in _of_cosines(method, one)],
+            )
         if found.trained:
             runs = [asdict(one) for one in found.trained]
             _csv(new / "training.csv", [one.name for one in fields(Trained)], runs)
             _parquet(new / "training.parquet", runs, Trained)
         (new / "compare.md").write_text(_markdown(found, cores), encoding="utf-8")
-        (new / "compare.html").write_text(page_of(found, shared, cores), encoding="utf-8")
+        (new / "compare.html").write_text(page_of(found, shared, cores, alike), encoding="utf-8")
 
 
 def cores_of(found: Comparison, shared: Mapping[str, SharedPicks]) -> list[CoreLine]:
@@ -60,6 +69,29 @@ def _tokens(found: Comparison, method: str) -> np.ndarray:
     return first.scores.column("n_tokens").to_numpy().astype(np.float64)
 
 
+def cosines_by_method(found: Comparison) -> dict[str, Cosines]:
+    """Cosines between the targets of each method that keeps a vector of them; of two targets at least."""
+    fitted: dict[str, dict[str, NeuronSelector]] = {}
+    for method, target in found.selections:
+        job = found.jobs[method, target]
+        if job.chosen.method.prototype:
+            fitted.setdefault(method, {})[target] = job.fit()
+    return {method: cosines(of) for method, of in fitted.items() if len(of) > 1}
+
+
+def _of_cosines(method: str, one: Cosines) -> Iterator[dict[str, Any]]:
+    for block, matrix in enumerate(one.by_layer):
+        for i, target in enumerate(one.names):
+            for k, other in enumerate(one.names):
+                yield {
+                    "method": method,
+                    "target": target,
+                    "other": other,
+                    "block": block,
+                    "cosine": float(matrix[i, k]),
+                }
+
+
 def _overlaps(found: Comparison) -> list[dict[str, Any]]:
     return [
         {"target": target, "method": one, "other": other, "overlap": float(matrix[i, k])}
@@ -70,7 +102,7 @@ def _overlaps(found: Comparison) -> list[dict[str, Any]]:
     ]
 
 
-def _write_shared(new: Path, found: Comparison, shared: Mapping[str, SharedPicks], cores: Sequence[CoreLine]) -> None:
+def _write_shared(new: Path, shared: Mapping[str, SharedPicks], cores: Sequence[CoreLine]) -> None:
     """Overlaps of targets, cores, sets of targets, and every picked row with the targets that picked it."""
     overlaps = [
         {"method": method, "target": target, "other": other, "overlap": float(one.overlap[i, k]), "rows": int(one.common[i, k])}

@@ -17,6 +17,7 @@ from ..explain.compare_charts import Point, dot_chart, heat_map, upset_plot
 from ..explain.compare_page import ComparePage, Figure, Part, Section, Table, compare_page
 from ..explain.shared_picks import SharedPicks
 from ..hub.cards import source_name
+from ..selection.cosines import Cosines
 from .comparison import BOOTSTRAP, HIGH, LEGEND, LOW, RANKS, Comparison, Line, Rank, number, rank_cells
 from .core_rows import CORE, CoreLine, core_cells, core_texts
 from .trained import TRAINED
@@ -27,17 +28,19 @@ _TEXTS = ("chat_template", "encoder_prompt")
 """Options whose text may have slashes that are no folders."""
 
 
-def page_of(found: Comparison, shared: Mapping[str, SharedPicks], cores: Sequence[CoreLine]) -> str:
+def page_of(
+    found: Comparison, shared: Mapping[str, SharedPicks], cores: Sequence[CoreLine], cosines: Mapping[str, Cosines]
+) -> str:
     """The page, as HTML.
 
     Args:
-        shared, cores: what each method's picks for several targets have in common.
+        shared, cores: what each method's picks for several targets have in common. cosines: method -> of its targets' directions.
     """
     ranks = found.ranks()
     sections = [
         *([_ranks(ranks)] if ranks else []),
         *([_targets(found)] if found.lines else []),
-        *([_shared(found, shared, cores)] if shared else []),
+        *([_shared(found, shared, cores, cosines)] if shared else []),
         *([_costs(found)] if found.lines else []),
         *([_failed(found)] if found.failed else []),
     ]
@@ -215,7 +218,9 @@ def _mixes(found: Comparison, target: str, most: int = 4) -> list[Table]:
     return [Table(("method", "sources"), rows, (1,), "Where picks come from: the largest sources.")]
 
 
-def _shared(found: Comparison, shared: Mapping[str, SharedPicks], cores: Sequence[CoreLine]) -> Section:
+def _shared(
+    found: Comparison, shared: Mapping[str, SharedPicks], cores: Sequence[CoreLine], cosines: Mapping[str, Cosines]
+) -> Section:
     overlaps, sets, texts = [], [], dict[tuple[int, str], list[str]]()
     examples = found.config is not None and found.config.examples
     for method, one in shared.items():
@@ -238,8 +243,32 @@ def _shared(found: Comparison, shared: Mapping[str, SharedPicks], cores: Sequenc
         Part("Sets of targets", figures=sets),
         Part("The core: rows picked for several targets", note, tables=[_core_table(cores)], texts=shown),
     ]
+    parts[:0] = _cosine_parts(cosines)
     said = "What a method picks for one target beside what it picks for another. picks.parquet has every row with its targets."
     return Section("shared", "Several targets", said, parts)
+
+
+def _cosine_parts(cosines: Mapping[str, Cosines]) -> list[Part]:
+    """Heat maps of the targets' directions: all pairs, and where in the model they are alike."""
+    pairs, layers = [], []
+    for method, one in cosines.items():
+        title = f"Cosines between what {method} keeps of the targets."
+        said = f"Mean over {len(one.by_layer)} blocks." if len(one.by_layer) > 1 else ""
+        pairs.append(Figure(title, said, _heat(one.names, one.matrix, title), method))
+        if len(one.by_layer) > 1:
+            layers.append(_over_layers(method, one))
+    said = "At 1 two targets point the same way: the method can hardly tell them apart."
+    found = [Part("Directions of the targets", said, figures=pairs)] if pairs else []
+    return [*found, *([Part("Directions over the blocks of the model", figures=layers)] if layers else [])]
+
+
+def _over_layers(method: str, one: Cosines) -> Figure:
+    title, values = f"Where {method}'s directions of a target are like those of the others.", one.to_others
+    blocks = [str(i) for i in range(values.shape[1])]
+    least, most = values.mean(axis=0).argmin(), values.mean(axis=0).argmax()
+    said = f"Mean cosine with the other targets; most alike in block {most}, least in block {least}."
+    draw = partial(heat_map, one.names, blocks, values, float(np.abs(values).max()) or 1.0, f"{title} {said}")
+    return Figure(title, said, in_both_widths(draw), method)
 
 
 def _core_table(cores: Sequence[CoreLine]) -> Table:

@@ -18,6 +18,7 @@ from ..core.writing import put, settle, writing
 from ..hub.cards import LibraryCard, write_card
 from ..hub.pushable import PushToHub
 from .capability import Capability
+from .cosines import Cosines, cosines
 from .selector import NeuronSelector
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -88,6 +89,10 @@ class FeatureLibrary(PushToHub, MutableMapping[str, NeuronSelector]):
         if name not in self._entries:
             raise unknown("capability of this library", name, self._entries, "target")
         return self._entries[name]
+
+    def cosines(self) -> Cosines:
+        """How alike the capabilities' directions are: see :func:`~hf_neuronselect.selection.cosines.cosines`."""
+        return cosines(self)
 
     # -------------------------------------------------------------------------------- persistence
     def save_pretrained(self, folder: str | Path) -> None:

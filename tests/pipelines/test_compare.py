@@ -546,6 +546,15 @@ def test_what_targets_have_in_common_is_written(options: dict[str, Any], tmp_pat
     assert f"{share:.0%}" in line and "s0" in line
     compared(options, out, methods="mona,random,full", k=20, examples=False)
     assert "s0" not in (out / "compare.md").read_text() + (out / "compare.html").read_text()
+    (line,) = (
+        one for one in csv.DictReader((out / "cosines.csv").open()) if (one["target"], one["other"]) == ("a", "b")
+    )
+    of_a, of_b = (found.jobs["mona", name].fit().targets[name]["prototype"] for name in "ab")
+    n = min(len(of_a), len(of_b))
+    cosine = of_a[:n] @ of_b[:n] / np.linalg.norm(of_a) / np.linalg.norm(of_b)
+    assert (line["method"], line["block"]) == ("mona", "0") and float(line["cosine"]) == pytest.approx(cosine)
     # with one target there is nothing in common, and no old file stays
     compared(options | {"target": options["target"][:1]}, out, methods="mona", k=20)
-    assert not [name for name in ("core.csv", "picks.parquet", "target_sets.csv") if (out / name).exists()]
+    assert not [
+        name for name in ("core.csv", "picks.parquet", "target_sets.csv", "cosines.csv") if (out / name).exists()
+    ]

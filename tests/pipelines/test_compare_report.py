@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from hf_neuronselect.core.configs import CompareConfig
+from hf_neuronselect.explain.shared_picks import SharedPicks
 from hf_neuronselect.pipelines import compare_report
 from hf_neuronselect.pipelines.compare_report import page_of
 from hf_neuronselect.pipelines.comparison import Comparison, Line
+from hf_neuronselect.selection.cosines import Cosines
 
 CONTROLS = ("random", "longest")
 
@@ -35,7 +37,7 @@ def found(*precisions: tuple[str, float, float], samples: bool = True, **more: o
 
 
 def text(made: Comparison) -> str:
-    return " ".join(unescape(re.sub(r"<[^>]+>", " ", re.sub(r"(?s)<(style|script).*?</\1>", "", page_of(made, {}, [])))).split())  # fmt: skip
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", re.sub(r"(?s)<(style|script).*?</\1>", "", page_of(made, {}, [], {})))).split())  # fmt: skip
 
 
 def test_the_first_screen_names_the_first_and_says_whether_it_is_settled() -> None:
@@ -50,7 +52,7 @@ def test_the_first_screen_names_the_first_and_says_whether_it_is_settled() -> No
 def test_a_control_in_the_first_place_is_a_warning() -> None:
     made = found(("mona", 0.2, 0.2), ("longest", 0.7, 0.7))
     assert "longest is a control: no method beats it here" in text(made)
-    assert 'class="doubts"' in page_of(made, {}, [])
+    assert 'class="doubts"' in page_of(made, {}, [], {})
 
 
 def test_without_right_sources_or_methods() -> None:
@@ -61,7 +63,7 @@ def test_without_right_sources_or_methods() -> None:
     assert "1 method on 1 target Nothing says which picks are right" in text(made)
     made.add(Line("gist", "a", reason="no <b>gradient</b>"), ["a"])
     said = text(made)
-    assert "Did not run" in said and "no <b>gradient</b>" in said and "<b>gradient" not in page_of(made, {}, [])
+    assert "Did not run" in said and "no <b>gradient</b>" in said and "<b>gradient" not in page_of(made, {}, [], {})
 
 
 def test_intervals_of_means_are_of_draws_within_targets() -> None:
@@ -92,3 +94,12 @@ def test_the_command_names_files_without_their_folders(tmp_path: Path) -> None:
 def test_costs_are_sums_over_targets() -> None:
     said = text(found(("mona", 0.8, 0.9), ("random", 0.1, 0.1)))
     assert "method seconds fitting mona 3.00 1.00 random 3.00 1.00" in said
+
+
+def test_directions_of_targets_are_shown_over_blocks() -> None:
+    by_layer = np.asarray([[[1.0, 0.5], [0.5, 1.0]], [[1.0, -0.25], [-0.25, 1.0]]])
+    picks = {"mona": SharedPicks.of({"a": np.arange(3), "b": np.arange(2, 5)}, 90)}
+    html = page_of(found(("mona", 0.8, 0.9)), picks, [], {"mona": Cosines(("a", "b"), by_layer)})
+    assert "<title>a, b: 0.125</title>" in html and "Mean over 2 blocks." in html
+    assert "most alike in block 0, least in block 1" in html
+    assert "<title>a, 0: 0.500</title>" in html and "<title>b, 1: -0.250</title>" in html
