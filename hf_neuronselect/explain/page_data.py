@@ -14,6 +14,7 @@ from ..core.provenance import Provenance
 from ..core.text import replaced
 from ..rows.formats import Conversation
 from .charts import cut_of
+from .features import TargetFeature, features_data
 from .reasons import Reasons, reasons_data, turns_of
 
 MOST_ROWS = 20_000
@@ -64,6 +65,7 @@ class Report:
         sources: source -> picks, of pool_sources -> rows; None where the rows have no such column, or are not at hand.
         examples: whether texts of the data are shown. pool_at_hand: whether rows that were not picked could be read.
         reasons: place in the pool table -> why the row has its score. unexplained: why there are none, a sentence.
+        features: target -> those that carry it. unsampled: why nothing is told of the pool's signals, words; "" where it is.
     """
 
     made: Provenance
@@ -76,6 +78,8 @@ class Report:
     pool_at_hand: bool = False
     reasons: Mapping[int, Reasons] = field(default_factory=dict)
     unexplained: str = ""
+    features: Mapping[str, Sequence[TargetFeature]] = field(default_factory=dict)
+    unsampled: str = ""
 
 
 def spread_of(scores: np.ndarray) -> float:
@@ -134,6 +138,7 @@ def page_data(report: Report) -> str:
         "picks": picks,
         "near": near,
         "why": why,
+        "features": {name: features_data(found) for name, found in report.features.items()},
     })  # fmt: skip
 
 

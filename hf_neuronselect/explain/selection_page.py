@@ -60,6 +60,8 @@ def selection_page(report: Report) -> str:
         "listed": _listed(report),
         "unexplained": report.unexplained,
         "explained": _explained(report),
+        "features": list(report.features),
+        "unsampled": report.unsampled,
         "lengths": _lengths(table),
         "sources": _sources(report),
         "by_target": _by_target(report),
@@ -205,11 +207,15 @@ def _explained(report: Report) -> str:
     """How the cards with reasons are read."""
     if not report.reasons:
         return ""
-    said = "Below a text: the parts of its score, largest first, each with its share of their sum."
+    usual = any("usual" in part.facts for one in report.reasons.values() for part in one.parts)
+    first = "those first that set the row apart most from an average row of the pool" if usual else "largest first"
+    said = f"Below a text: parts of its score, {first}, each with its share of the sum of all parts."
     heats = [one.heat for one in report.reasons.values() if one.heat is not None]
     if not heats:
         return said
-    said += " A darker token adds more to the score; press a part to see where it alone comes from."
+    said += (
+        " The stronger a token's shade, the more it adds to the score; press a part to see where it alone comes from."
+    )
     if any((heat.values < 0).any() for heat in heats):
         said += " What is underlined lowers the score."
     return said

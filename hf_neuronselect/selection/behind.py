@@ -154,13 +154,13 @@ class Behind:
             found += spots or (Spot("", "", text.content()[:200], value, number),)
         return tuple(found)
 
-    def heat(self, why: Why, text: Conversation | None, told: int) -> Heat | None:
+    def heat(self, why: Why, text: Conversation | None, told: Sequence[int]) -> Heat | None:
         """A row's text with what its tokens, or its words, add to the score; None where they say nothing.
 
         A unit's part of the score is shared out over tokens as its strength is, so that tokens add up to the score's parts.
 
         Args:
-            told: of the first so many parts the same is told for each by itself.
+            told: places of parts of which the same is told for each by itself.
         """
         extractor = self.evidence.extractor if why.signal or why.moves is not None else None
         if text is None:
@@ -173,11 +173,12 @@ class Behind:
         if why.moves is not None:
             moved = moved_values(extractor, text, why.moves.signal, why.moves.weights, why.moves.offset)
             return heat_of(decode, moved, text)
-        found = unit_values(extractor, text, why.signal, why.ids[:HEATED].tolist())
+        kept = np.union1d(np.arange(min(HEATED, len(why.ids))), np.asarray(told, np.int64))
+        found = unit_values(extractor, text, why.signal, why.ids[kept].tolist())
         total = found.values.sum(axis=0)
         share = np.divide(found.values, total, out=np.zeros_like(found.values), where=total > 0)
-        amounts = why.amounts[:HEATED]
-        columns = np.column_stack([share @ amounts, share[:, :told] * amounts[:told]])
+        added = share * why.amounts[kept]
+        columns = np.column_stack([added.sum(axis=1), added[:, np.searchsorted(kept, told)]])
         return heat_of(decode, replace(found, values=columns), text)
 
     def moved(self, moves: Moves, text: Conversation | None) -> tuple[Spot, ...]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..core.errors import NeuronSelectError
 from ..explain.explanation import Part
+from ..explain.features import TargetFeature
 from ..explain.page_data import PoolTable, best_target
 from ..explain.reasons import Reasons
 from ..signals.base import signals_of
+from .sample import PoolSample, sample_pool
+from .target_features import target_features
 from .why import Explainer
 
 if TYPE_CHECKING:
@@ -17,45 +23,101 @@ if TYPE_CHECKING:
 
 PICKS, NEAR, PARTS = 12, 6, 5
 """Picks and near misses whose reasons are shown, and parts of each."""
+AVERAGED = 200
+"""Rows of the pool over which reasons are averaged."""
 _COMMAND = "neuronselect report FOLDER"
 _NEVER_AGAIN = ("judge",)  # engines that cost money
 
 
-def reasons_of(
-    selection: Selection, table: PoolTable, picks: Sequence[int], near: Sequence[int], load: bool
-) -> tuple[Mapping[int, Reasons], str]:
-    """Why rows have their scores.
+@dataclass(frozen=True)
+class Told:
+    """What a report tells beside scores and texts.
+
+    Attributes:
+        reasons: place in the pool table -> why the row has its score. unexplained: why there are none, a sentence, or "".
+        features: target -> the features that carry it. sample: rows of the pool with their signals; None without a store.
+        unsampled: why there is none, a sentence, or "".
+    """
+
+    reasons: Mapping[int, Reasons] = field(default_factory=dict)
+    unexplained: str = ""
+    features: Mapping[str, tuple[TargetFeature, ...]] = field(default_factory=dict)
+    sample: PoolSample | None = None
+    unsampled: str = ""
+
+
+def told_of(selection: Selection, table: PoolTable, picks: Sequence[int], near: Sequence[int], load: bool) -> Told:
+    """Reasons, and a sample of the pool where a store of its signals is at hand.
 
     Args:
         picks, near: places in the table. load: whether the model is loaded for it where it is not.
-
-    Returns:
-        Reasons by place in the table; and why there are none, in one sentence, or "".
     """
     shown = [*picks[:PICKS], *near[:NEAR]]
-    found: dict[int, Reasons] = {}
+    reasons: dict[int, Reasons] = {}
+    features: dict[str, tuple[TargetFeature, ...]] = {}
+    sample, unsampled = None, ""
     try:
         for target, places in _by_target(selection, table, shown).items():
             explainer = selection.explainer(target=target)
+            evidence = explainer.evidence
             _check(explainer, load)
             numbers = {place: int(table.index[place]) for place in places}
-            explainer.evidence.read_ahead(list(numbers.values()))
+            if sample is None and not unsampled:
+                sample, unsampled = _sampled(explainer, table, [int(table.index[place]) for place in shown])
+            usual = None if sample is None else _usual(explainer, sample)
+            evidence.read_ahead(list(numbers.values()))
             for place, number in numbers.items():
-                if (one := _reasons(explainer, number)) is not None:
-                    found[place] = one
+                if (one := _reasons(explainer, number, sample, usual)) is not None:
+                    reasons[place] = one
+            if sample is not None and (of_target := target_features(explainer, sample)):
+                features[evidence.target] = of_target
     except NeuronSelectError as cause:
-        return {}, f"Why these rows have their scores is not shown: {cause.message}."
-    return found, ""
+        return Told(unexplained=f"Why these rows have their scores is not shown: {cause.message}.", unsampled=unsampled)
+    return Told(reasons, "", features, sample, unsampled)
+
+
+def _sampled(explainer: Explainer, table: PoolTable, shown: Sequence[int]) -> tuple[PoolSample | None, str]:
+    """A sample of the pool, or why there is none."""
+    evidence = explainer.evidence
+    if evidence.store is None:
+        return (
+            None,
+            f"the signals of the pool were not kept: neuronselect extract keeps them in a store, and {_COMMAND} --features STORE adds this",
+        )
+    try:
+        return sample_pool(
+            evidence.store, evidence.stored, table.index[table.able], evidence.selection.indices.tolist(), shown
+        ), ""
+    except NeuronSelectError as cause:
+        return None, cause.message
+
+
+def _usual(explainer: Explainer, sample: PoolSample) -> np.ndarray | None:
+    """What each unit adds to the score of an average row of the pool, float64 ``[units]``; None where there are no units."""
+    evidence = explainer.evidence
+    rows = np.flatnonzero(sample.drawn)
+    if not set(map(str, evidence.method.signals)) <= set(evidence.stored) & set(sample.signals) or not len(rows):
+        return None
+    rows = rows[:: -(-len(rows) // AVERAGED)]
+    total = np.zeros(1)
+    for place in rows.tolist():
+        why = evidence.method.explain(sample.rows.take(np.asarray([place])), evidence.finished, None)
+        if not why.signal:
+            return None
+        width = int(why.ids.max(initial=0)) + 1
+        total = np.pad(total, (0, max(0, width - len(total))))
+        total[why.ids] += why.amounts
+    return total / len(rows)
 
 
 def _by_target(selection: Selection, table: PoolTable, places: Sequence[int]) -> dict[str | None, list[int]]:
-    """The rows by the target that they suit best."""
+    """Every target, and the rows that suit it best."""
     if len(table.targets) < 2:
         return {None: list(places)}
     names, best = list(table.targets), best_target(table)
-    found: dict[str | None, list[int]] = {}
+    found: dict[str | None, list[int]] = {name: [] for name in names}
     for place in places:
-        found.setdefault(names[int(best[place])], []).append(place)
+        found[names[int(best[place])]].append(place)
     return found
 
 
@@ -83,23 +145,36 @@ def _check(explainer: Explainer, load: bool) -> None:
             )
 
 
-def _reasons(explainer: Explainer, number: int) -> Reasons | None:
-    """Of one row; None where it is not at hand, or cannot be read."""
+def _reasons(explainer: Explainer, number: int, sample: PoolSample | None, usual: np.ndarray | None) -> Reasons | None:
+    """Of one row; None where it is not at hand, or cannot be read.
+
+    Args:
+        usual: what units add to an average row's score: parts are then told first that add most beyond it.
+    """
     evidence, behind = explainer.evidence, explainer.behind
     try:
         text, why = evidence.text_of(number), explainer.why(number)
-        heat = behind.heat(why, text, PARTS)
+        of_usual = np.zeros(len(why.ids))
+        if usual is not None:
+            inside = why.ids < len(usual)
+            of_usual[inside] = usual[why.ids[inside]]
+        first = np.argsort(of_usual - why.amounts, kind="stable")[:PARTS].tolist()
+        heat = behind.heat(why, text, first)
     except NeuronSelectError as cause:
         if cause.option in ("pool", "row"):
             return None
         raise
     shares = why.shares
-    parts = tuple(
-        Part(
-            why.names[i] if why.names else f"{why.unit} {why.ids[i]}", why.unit, None if why.names else int(why.ids[i]),
-            float(why.amounts[i]), float(shares[i]), {}, label=behind.label(why.signal, int(why.ids[i])) if why.signal else None,
-            link=behind.link(why.signal, int(why.ids[i])) if why.signal else "",
-        )
-        for i in range(min(PARTS, len(why.ids)))
-    )  # fmt: skip
-    return Reasons(evidence.target, why.says, parts, len(why.ids), heat)
+    fires = sample.fires.get(why.signal) if sample is not None else None
+
+    def part(i: int) -> Part:
+        unit = int(why.ids[i])
+        facts = {} if usual is None else {"usual": float(of_usual[i] / max(usual.sum(), np.finfo(float).tiny))}
+        return Part(
+            why.names[i] if why.names else f"{why.unit} {unit}", why.unit, None if why.names else unit,
+            float(why.amounts[i]), float(shares[i]), facts,
+            label=behind.label(why.signal, unit) if why.signal else None,
+            rarity=None if fires is None else fires.share(unit), link=behind.link(why.signal, unit) if why.signal else "",
+        )  # fmt: skip
+
+    return Reasons(evidence.target, why.says, tuple(part(i) for i in first), len(why.ids), heat)

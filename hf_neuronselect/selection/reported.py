@@ -12,9 +12,8 @@ from datasets import Dataset
 
 from ..core.spread import Spread
 from ..explain.page_data import MOST_ROWS, PoolTable, Report, ReportRow
-from ..explain.reasons import Reasons
 from ..rows.formats import RowFormat, read_row, rows_of
-from .reasons import PICKS, reasons_of
+from .reasons import PICKS, Told, told_of
 
 if TYPE_CHECKING:
     from .selection import Selection
@@ -43,13 +42,10 @@ def reported(selection: Selection, examples: bool, reasons: bool | None = None) 
     by_source = column if sources else None
     near = near_misses(table)
     beside = _rows(pool, table.index[near], fmt, None) if pool is not None else (ReportRow(0) for _ in near)
-    why: Mapping[int, Reasons] = {}
-    unexplained = ""
+    told = Told(unexplained=UNEXPLAINED if examples else "")
     if examples and reasons is not False:
         picks = place.of(selection.indices[:PICKS]).tolist()
-        why, unexplained = reasons_of(selection, table, picks, near.tolist() if pool is not None else [], bool(reasons))
-    elif examples:
-        unexplained = UNEXPLAINED
+        told = told_of(selection, table, picks, near.tolist() if pool is not None else [], bool(reasons))
     return Report(
         made=selection.provenance,
         table=table,
@@ -59,8 +55,10 @@ def reported(selection: Selection, examples: bool, reasons: bool | None = None) 
         pool_sources=_sources(pool, column, most=None) if sources and pool is not None else None,
         examples=examples,
         pool_at_hand=pool is not None,
-        reasons=why,
-        unexplained=unexplained,
+        reasons=told.reasons,
+        unexplained=told.unexplained,
+        features=told.features,
+        unsampled=told.unsampled,
     )
 
 

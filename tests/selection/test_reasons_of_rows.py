@@ -159,10 +159,10 @@ def test_the_command_adds_them(
     local = {"model": tiny_folder / "model", "sae": tiny_folder / "sae"}
     report(ReportConfig(**options, **local))
     html = (tmp_path / "s" / "report.html").read_text()
-    assert '"why":{}' not in html and "A darker token" in html, re.findall("is not shown: [^<]*", html)
+    assert '"why":{}' not in html and "The stronger a token" in html, re.findall("is not shown: [^<]*", html)
     report(ReportConfig(**options, features=tmp_path / "store"))  # a store is enough for all but tokens
     html = (tmp_path / "s" / "report.html").read_text()
-    assert '"why":{}' not in html and "A darker token" not in html
+    assert '"why":{}' not in html and "The stronger a token" not in html
     report(ReportConfig(**options, **local, examples=False))
     assert '"why":{}' in (tmp_path / "s" / "report.html").read_text()
     assert json.loads((tmp_path / "s" / "selection.json").read_text()) == before

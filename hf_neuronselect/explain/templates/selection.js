@@ -44,7 +44,7 @@ const explained = (why, turns) => {
     track.append(bar);
     line.append(name, track, make("b", "", percent(part.share)));
     const more = [part.unit, part.auc === null || part.auc === undefined ? "" : `label by a machine, AUC ${part.auc.toFixed(2)}`,
-      part.rarity === null ? "" : `in ${percent(part.rarity)} of the pool`].filter(Boolean).join(" · ");
+      part.usual === null ? "" : `${percent(part.usual)} in an average row`, part.rarity === null ? "" : `in ${percent(part.rarity)} of the pool's rows`].filter(Boolean).join(" · ");
     if (more) line.append(make("small", "", more));
     if (part.levels) {
       line.type = "button";
@@ -290,6 +290,34 @@ if (data.near.length) {
     add(count(index));
     if (texts) { const said = make("p", "", opening(turns)), cell = make("td"); said.dir = "auto"; cell.append(said); row.append(cell); }
   }
+}
+
+// --------------------------------------------------------------------- features of the targets
+const features = byId("feature-list");
+if (features) for (const [target, found] of Object.entries(data.features)) {
+  if (Object.keys(data.features).length > 1) features.append(make("h3", "", target));
+  const list = make("ol", "features"), most = Math.max(...found.map((one) => one.share), 1e-9);
+  for (const one of found) {
+    const item = make("li"), head = make("div", "feature"), name = make("b", "", one.name), track = make("span", "track"), bar = make("i", "bar"), of = make("i", "bar pool");
+    name.dir = "auto";
+    bar.style.width = `${100 * one.share / most}%`;
+    of.style.width = `${100 * one.usual / most}%`;
+    track.append(bar, of);
+    head.append(name, track, make("span", "", `${percent(one.share)} of the exemplars' activation, ${percent(one.usual)} of the pool's`));
+    const more = [one.unit, one.auc === null || one.auc === undefined ? "" : `AUC ${one.auc.toFixed(2)}`,
+      one.rarity === null ? "" : one.rarity ? `active in ${percent(one.rarity)} of the pool's rows` : "active in no row of the pool"].filter(Boolean).join(" · ");
+    item.append(head, make("small", "", more));
+    for (const [row, pieces, levels] of one.snippets) {
+      const said = make("p", "snippet");
+      said.dir = "auto";
+      said.append(...pieces.map((piece, i) => make("span", levels[i] && levels[i] !== "0" ? `h${levels[i]}` : "", piece)));
+      const from = make("div", "from", `row ${count(row)}`);
+      from.append(said);
+      item.append(from);
+    }
+    list.append(item);
+  }
+  features.append(list);
 }
 
 // ------------------------------------------------------------- pictures of several targets, and copying

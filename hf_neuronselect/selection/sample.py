@@ -1,0 +1,128 @@
+"""Some rows of a pool with their signals, read from its store in one sweep: what a report's pictures are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..core.errors import NeuronSelectError
+from ..signals.activations import Hidden, Mona, Polysemantic
+from ..signals.base import SIGNALS
+from ..signals.columns import RowBatch, SparseRows
+from ..store.store import FeatureStore, columns_of, skips_of
+
+MOST_ROWS, MOST_PICKS = 2000, 500
+"""Rows of a sample, and picks among them, at most."""
+RAW = (Hidden.name, Polysemantic.name)
+"""Signals of the model's own neurons, the first that a store has."""
+FEATURES = Mona.name
+"""The signal of an SAE's features."""
+
+
+@dataclass(frozen=True)
+class Fires:
+    """Where the units of a sparse signal fire in a whole pool.
+
+    Attributes:
+        rows: int64 ``[units]``, rows in which each fires. total: float64 ``[units]``, sum of its values. pool: rows that were read.
+    """
+
+    rows: np.ndarray
+    total: np.ndarray
+    pool: int
+
+    def share(self, unit: int) -> float:
+        """Share of the rows in which a unit fires."""
+        return float(self.rows[unit]) / max(1, self.pool) if unit < len(self.rows) else 0.0
+
+
+@dataclass(frozen=True)
+class PoolSample:
+    """Some rows of a pool.
+
+    Attributes:
+        rows: their signals, by ascending numbers. drawn: bool ``[n]``, rows that chance chose from the whole pool.
+        picked: bool ``[n]``, rows that were picked. signal: the method's own that has vectors, or another; "" if there is none.
+        signals: those that rows have. fires: sparse signal -> where its units fire.
+    """
+
+    rows: RowBatch
+    drawn: np.ndarray
+    picked: np.ndarray
+    signal: str
+    signals: tuple[str, ...]
+    fires: Mapping[str, Fires] = field(default_factory=dict)
+
+
+def numbers_of(able: np.ndarray, picks: Sequence[int], shown: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the rows that a sample has, int64 ascending, and which of them chance chose.
+
+    Args:
+        able: numbers of the rows that could be picked. picks: best first. shown: rows that must be among them.
+    """
+    wanted = np.unique(np.asarray([*picks[:MOST_PICKS], *shown], np.int64))
+    count = min(len(able), MOST_ROWS - len(wanted))
+    drawn = np.sort(np.random.default_rng(0).choice(able, max(0, count), replace=False))
+    every = np.union1d(wanted, drawn)
+    return every, np.isin(every, drawn)
+
+
+def sample_pool(
+    store: FeatureStore, own: Mapping[str, str], able: np.ndarray, picks: Sequence[int], shown: Sequence[int] = ()
+) -> PoolSample:
+    """Read a sample of a pool's rows.
+
+    Args:
+        own: the method's signals that the store has, with their identities. Others are taken where the store has one of them.
+        able, picks, shown: as of :func:`numbers_of`.
+
+    Raises:
+        NeuronSelectError: no signal with vectors; a shard is damaged or missing.
+    """
+    wanted = {name: identity for name, identity in own.items() if name in SIGNALS.names() and SIGNALS[name].has_vector}
+    first = next(iter(wanted), "")
+    for kind in ((FEATURES,), RAW):
+        if not any(name in wanted for name in kind):
+            wanted |= next(
+                ({name: store.identities[name][0]} for name in kind if len(store.identities.get(name, ())) == 1), {}
+            )
+    if not wanted:
+        raise NeuronSelectError("the store has no signal with vectors", option="features", value=store.folder.name)
+    numbers, drawn = numbers_of(able, picks, shown)
+    counts: dict[str, Fires] = {}
+    parts, start = [], 0
+    for tables in store.batches(wanted):
+        columns = columns_of(tables)
+        usable = np.asarray([not skip for skip in skips_of(tables)], dtype=bool)
+        batch = RowBatch(np.arange(start, start + len(usable)), usable, columns)
+        for name in wanted:
+            if f"{name}_indices" in columns:
+                counts[name] = _counted(counts.get(name), batch.sparse(name))
+        here = numbers[(numbers >= start) & (numbers < start + len(usable))] - start
+        parts.append(batch.take(here[usable[here]]))
+        start += len(usable)
+    rows = RowBatch.join(parts)
+    kept = np.isin(numbers, rows.index)
+    return PoolSample(
+        rows,
+        drawn[kept],
+        np.isin(rows.index, np.asarray(picks, np.int64)),
+        first or next(iter(wanted)),
+        tuple(wanted),
+        counts,
+    )
+
+
+def _counted(before: Fires | None, rows: SparseRows) -> Fires:
+    """Counts with those of more rows."""
+    fires = rows.values > 0
+    width = max(int(rows.indices.max(initial=-1)) + 1, 0 if before is None else len(before.rows))
+    found = np.bincount(rows.indices[fires], minlength=width)
+    total = np.bincount(rows.indices, weights=rows.values.astype(np.float64), minlength=width)
+    if before is None:
+        return Fires(found, total, len(rows))
+    found[: len(before.rows)] += before.rows
+    total[: len(before.total)] += before.total
+    return Fires(found, total, before.pool + len(rows))
