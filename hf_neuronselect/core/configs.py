@@ -248,6 +248,9 @@ class CompareConfig(KeepOptions, ExtractionOptions):
         metavar="KEY=VALUE", moves=False,
     )  # fmt: skip
     train_seeds: int = opt(1, "Trainings on each method's picks.", minimum=1, moves=False)
+    transfer: bool = opt(
+        False, "Measure each trained model at every target with held-out rows, not only at its own.", moves=False
+    )
     features: Path | None = opt(None, "Feature store to use and to add missing signals to.", moves=False)
     examples: bool = opt(
         True, "Show beginnings of rows and their sources in the page.", flag="examples/no-examples", moves=False

@@ -52,7 +52,7 @@ COMPARISON_STORE, COMPARISON_EXEMPLARS = "signals", "exemplars"
 COMPARISON = FolderKind(
     "a comparison's folder", ("compare.csv",), "method,target,rows", (
         "compare.md", "compare.html", "compare.parquet", "overlap.csv", "sources.csv", "training.csv", "training.parquet",
-        "target_overlap.csv", "core.csv", "target_sets.csv", "picks.parquet", "cosines.csv",
+        "target_overlap.csv", "core.csv", "target_sets.csv", "picks.parquet", "cosines.csv", "transfer.csv",
     ), begun=(f"{COMPARISON_EXEMPLARS}/*/manifest.json", f"{COMPARISON_STORE}/manifest.json"),
 )  # fmt: skip
 DEMO = FolderKind("a demo folder", ("report.html",), "<title>neuronselect demo", ("profiles.png", "pool.parquet"))

@@ -21,7 +21,7 @@ from ..selection.selector import NeuronSelector
 from .compare_report import page_of
 from .comparison import LEGEND, RANKS, Comparison, Line, rank_cells
 from .core_rows import CORE, CoreLine, core_cells, core_lines, shared_picks
-from .trained import TRAINED, Trained
+from .trained import TRAINED, Trained, Transfer
 
 
 def write_comparison(found: Comparison, folder: Path) -> None:
@@ -53,6 +53,8 @@ def write_comparison(found: Comparison, folder: Path) -> None:
             runs = [asdict(one) for one in found.trained]
             _csv(new / "training.csv", [one.name for one in fields(Trained)], runs)
             _parquet(new / "training.parquet", runs, Trained)
+        if found.transfers:
+            _csv(new / "transfer.csv", [one.name for one in fields(Transfer)], [asdict(one) for one in found.transfers])
         (new / "compare.md").write_text(_markdown(found, cores), encoding="utf-8")
         (new / "compare.html").write_text(page_of(found, shared, cores, alike), encoding="utf-8")
 

@@ -20,7 +20,7 @@ from ..hub.cards import source_name
 from ..selection.cosines import Cosines
 from .comparison import BOOTSTRAP, HIGH, LEGEND, LOW, RANKS, Comparison, Line, Rank, number, rank_cells
 from .core_rows import CORE, CoreLine, core_cells, core_texts
-from .trained import TRAINED
+from .trained import TRAINED, transfer_matrix
 
 _FOLDERS = re.compile(r"(?<![\w.:/-])(?:~|\.{1,2})?/[^\s,()=]*/(?=[^\s,()=/])|(?<![\w:/-])[A-Za-z]:\\[^\s,()=]*\\")
 TEXTS_SHOWN = 6
@@ -41,6 +41,7 @@ def page_of(
         *([_ranks(ranks)] if ranks else []),
         *([_targets(found)] if found.lines else []),
         *([_shared(found, shared, cores, cosines)] if shared else []),
+        *([_transfer(found)] if found.transfers else []),
         *([_costs(found)] if found.lines else []),
         *([_failed(found)] if found.failed else []),
     ]
@@ -276,6 +277,28 @@ def _core_table(cores: Sequence[CoreLine]) -> Table:
     if not any(row[-1] for row in rows):
         return Table(head[:-1], [row[:-1] for row in rows])
     return Table(head, rows, (6,))
+
+
+def _transfer(found: Comparison) -> Section:
+    """What training on picks for one target does to the others."""
+    figures, rows = [], []
+    for arm in dict.fromkeys(one.arm for one in found.transfers):
+        names, changes = transfer_matrix(found.transfers, arm)
+        own, others = float(np.nanmean(np.diag(changes))), float(np.nanmean(changes[~np.eye(len(names), dtype=bool)]))
+        rows.append((arm, f"{own:+.3f}", f"{others:+.3f}", f"{own - others:+.3f}"))
+        title = f"Training on what {arm} picks for a target (row), measured at a target (column):"
+        said = f"at its own {own:+.3f} on average, at the others {others:+.3f}."
+        pairs = ((f"{one} at {other}", changes[i, k]) for i, one in enumerate(names) for k, other in enumerate(names))
+        alt = f"{title} {said} " + "; ".join(f"picks for {what} {value:+.3f}" for what, value in pairs)
+        most = float(np.nanmax(np.abs(changes))) or 1.0
+        draw = partial(heat_map, [f"for {name}" for name in names], names, changes, most, alt)
+        figures.append(Figure(title, said, in_both_widths(draw), arm))
+    said = (
+        "Change of the loss on held-out answers against the untouched model, in nats a token: below 0, in orange, training helped. "
+        "Where picks for a target help it no more than they help the others, the method found rows that are good in general."
+    )
+    table = Table(("trained on", "at its own target", "at the others", "difference"), sorted(rows, key=lambda row: float(row[3])))  # fmt: skip
+    return Section("transfer", "Transfer", said, [Part("", figures=figures, tables=[table])])
 
 
 def _costs(found: Comparison) -> Section:

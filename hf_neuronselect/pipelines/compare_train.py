@@ -27,7 +27,7 @@ from .job import Job
 from .methods import method_of
 from .parts import Say, load_named, named_specs
 from .steps import Steps
-from .trained import Trained
+from .trained import Trained, Transfer
 
 FOLDER = "trained"
 STEPS = 50
@@ -47,6 +47,9 @@ def check_training(config: CompareConfig, targets: Mapping[str, object]) -> dict
     for name in specs:
         if name not in targets:
             raise NeuronSelectError(f"is no target; targets: {', '.join(targets)}", option="held_out", value=name)
+    if config.transfer and len(specs) < 2:
+        raise NeuronSelectError("needs held-out rows of at least two targets: add --held-out NAME=ROWS", option="transfer",
+                                value=", ".join(specs) or "none")  # fmt: skip
     if not specs:
         return {}
     _settings(config, 0)
@@ -69,6 +72,11 @@ def train_all(found: Comparison, config: CompareConfig, held_out: Mapping[str, D
     folder = config.out / FOLDER
     folder.mkdir(exist_ok=True)
     steps, accuracy = Steps(folder, note), Accuracy()
+    if config.transfer:
+        rows = sum(map(len, held_out.values()))
+        note(
+            f"--transfer: after each training the loss on all {rows:,} held-out rows of {len(held_out)} targets, not on its own alone"
+        )
     for target, rows in held_out.items():
         for seed in range(config.seed, config.seed + config.train_seeds):
             settings = _settings(config, seed)
@@ -76,22 +84,33 @@ def train_all(found: Comparison, config: CompareConfig, held_out: Mapping[str, D
                 name = f"{arm} on {target}, seed {seed}"
                 picked = found.pool.select(indices).flatten_indices()
 
+                others = {name: of for name, of in held_out.items() if name != target} if config.transfer else {}
+
                 def work(
                     picked: Dataset = picked,
                     settings: TrainConfig = settings,
-                    target: str = target,
-                    rows: Dataset = rows,
+                    held_out: dict[str, Dataset] = {target: rows},  # noqa: B006
+                    others: dict[str, Dataset] = others,
                 ) -> Any:
-                    return _measured(base, picked, settings, {target: rows}, folder / "adapter", accuracy)
+                    return _measured(base, picked, settings, held_out, others, folder / "adapter", accuracy)
 
-                steps.run(name, [settings.about(), pool_digest(picked), pool_digest(rows), base.key, ROWS, MOST], work)
-                found.trained.append(Trained(arm, target, seed, len(picked), **steps.done[name].result))
+                inputs = [settings.about(), pool_digest(picked), pool_digest(rows), base.key, ROWS, MOST]
+                if others:
+                    inputs.append({name: pool_digest(of) for name, of in others.items()})
+                steps.run(name, inputs, work)
+                result = dict(steps.done[name].result)
+                elsewhere = result.pop("elsewhere", {})
+                found.trained.append(Trained(arm, target, seed, len(picked), **result))
+                if others:
+                    at = {target: [result["loss"], result["untouched"]], **elsewhere}
+                    found.transfers += [Transfer(arm, target, name, seed, *at[name]) for name in held_out]
 
 
 def _measured(
-    base: Any, rows: Dataset, settings: TrainConfig, held_out: dict[str, Dataset], adapter: Path, accuracy: Accuracy
-) -> dict[str, Any]:
-    """Losses and accuracies before and after training on rows; the adapter is not kept."""
+    base: Any, rows: Dataset, settings: TrainConfig, held_out: dict[str, Dataset], others: dict[str, Dataset],
+    adapter: Path, accuracy: Accuracy,
+) -> dict[str, Any]:  # fmt: skip
+    """Losses and accuracies before and after training on rows, and the losses at other targets; the adapter is not kept."""
     shutil.rmtree(adapter, ignore_errors=True)
     talks = conversations_of(rows)
     record = train_adapter(talks, adapter, settings)
@@ -99,6 +118,10 @@ def _measured(
         base, {"run": adapter}, held_out, trained=[talks], chat_template=settings.chat_template(), measure=accuracy
     )
     of = {(row.model, row.metric): row.value for row in found}
+    more = evaluate_models(
+        base, {"run": adapter}, others, trained=[talks], chat_template=settings.chat_template()
+    ) if others else []  # fmt: skip
+    elsewhere = {(row.data, row.model): row.value for row in more if row.metric == LOSS}
     shutil.rmtree(adapter)
     results = record.results
     return {
@@ -110,6 +133,7 @@ def _measured(
         "accuracy_untouched": of.get((BASE, METRIC)),
         "checked": int(of.get(("run", CHECKED), 0)),
         "not_checked": "" if ("run", METRIC) in of else NOT_CHECKED,
+        **({"elsewhere": {name: [elsewhere[name, "run"], elsewhere[name, BASE]] for name in others}} if others else {}),
     }
 
 

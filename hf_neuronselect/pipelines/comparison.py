@@ -15,7 +15,7 @@ from ..selection.selection import Selection
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .job import Job
-from .trained import TRAINED, Trained, training_cells, training_warnings
+from .trained import TRAINED, Trained, Transfer, training_cells, training_warnings
 
 LOW, HIGH, BOOTSTRAP = 5, 95, 1000
 
@@ -129,7 +129,7 @@ class Comparison:
         selections: (method, target) -> the selection, of several draws the first.
         samples: (method, target) -> precision of each draw, or with each resample of the exemplars.
         sources: (method, target) -> share of each source among the picks; ``("", "")``: of the pool.
-        jobs: (method, target) -> what selects. trained: models trained on the picks, if that was asked for.
+        jobs: (method, target) -> what selects. trained: models trained on the picks, if that was asked for. transfers: their losses at every target.
         exemplars: target -> the signals of its rows. store: the pool's signals, if several methods read some.
         config: what was asked for. row_sources: text ``[N]``, source of each row of the pool, if it has that column.
     """
@@ -143,6 +143,7 @@ class Comparison:
     sources: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     jobs: dict[tuple[str, str], Job] = field(default_factory=dict)
     trained: list[Trained] = field(default_factory=list)
+    transfers: list[Transfer] = field(default_factory=list)
     store: FeatureStore | None = None
     pass_seconds: float = 0.0
     config: CompareConfig | None = None

@@ -35,6 +35,40 @@ class Trained:
     not_checked: str = ""
 
 
+@dataclass(frozen=True)
+class Transfer:
+    """A model trained on picks for one target, measured at a target.
+
+    Attributes:
+        arm: as of :class:`Trained`. picked_for: what the picks are for. target: whose held-out answers cost ``loss``, in nats a token.
+        untouched: loss of the model before, on the same rows.
+    """
+
+    arm: str
+    picked_for: str
+    target: str
+    seed: int
+    loss: float
+    untouched: float
+
+
+def transfer_matrix(transfers: Sequence[Transfer], arm: str) -> tuple[list[str], np.ndarray]:
+    """Targets, and the change of loss by training on picks for one (row) measured at another (column).
+
+    Returns:
+        Names, and float64 ``[targets, targets]``: loss after training minus before, means over seeds; NaN where not measured.
+    """
+    own = [one for one in transfers if one.arm == arm]
+    names = list(dict.fromkeys(one.picked_for for one in transfers))
+    found = np.full((len(names), len(names)), np.nan)
+    for i, picked_for in enumerate(names):
+        for k, target in enumerate(names):
+            changes = [one.loss - one.untouched for one in own if (one.picked_for, one.target) == (picked_for, target)]
+            if changes:
+                found[i, k] = np.mean(changes)
+    return names, found
+
+
 def by_arm(trained: Sequence[Trained], target: str) -> dict[str, list[Trained]]:
     """One target's models of all seeds."""
     of_target = [one for one in trained if one.target == target]

@@ -18,7 +18,7 @@ from hf_neuronselect.pipelines import compare_train
 from hf_neuronselect.pipelines.accuracy import kind_of
 from hf_neuronselect.pipelines.compare import compare
 from hf_neuronselect.pipelines.comparison import Comparison, Line
-from hf_neuronselect.pipelines.trained import Trained
+from hf_neuronselect.pipelines.trained import Trained, Transfer, transfer_matrix
 from hf_neuronselect.rows.load import conversations_of
 from hf_neuronselect.training.config import TrainConfig
 from hf_neuronselect.training.evaluation import evaluate_models
@@ -93,6 +93,62 @@ def test_every_methods_picks_are_trained_on_beside_the_controls(
         compare(CompareConfig(**options | {"train": TRAIN | {"max_steps": 3}}, out=tmp_path / "out"))
 
 
+def test_each_model_is_measured_at_every_target(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seed in (("b", 3), ("c", 4)):
+        rows(6, seed=seed).to_json(tmp_path / f"{name}.jsonl")
+    rows(4, seed=5).to_json(tmp_path / "held_b.jsonl")
+    two = options | {
+        "target": (*options["target"], *(f"{name}={tmp_path / name}.jsonl" for name in "bc")),
+        "held_out": (*options["held_out"], f"b={tmp_path / 'held_b.jsonl'}"), "methods": "mona", "transfer": True,
+    }  # fmt: skip
+    notes: list[str] = []
+    config = CompareConfig(**two, out=tmp_path / "out", train_seeds=2)
+    found = compare(config, note=notes.append)
+    assert any(
+        note.startswith("--transfer: after each training the loss on all 9 held-out rows of 2 targets")
+        for note in notes
+    )
+    arms = ["mona", "random", "longest", "matched-random (mona)", "lowest (mona)"]
+    keys = [(one.arm, one.picked_for, one.target, one.seed) for one in found.transfers]
+    assert sorted(keys) == sorted((arm, a, b, s) for arm in arms for a in "ab" for b in "ab" for s in (0, 1))
+    own = {(one.arm, one.target, one.seed): (one.loss, one.untouched) for one in found.trained}
+    for one in found.transfers:
+        if one.picked_for == one.target:
+            assert (one.loss, one.untouched) == own[one.arm, one.target, one.seed]
+    # picks for a, measured at b, by hand
+    talks = conversations_of(rows(40).select(found.selections["mona", "a"].indices))
+    train_adapter(
+        talks, tmp_path / "adapter", TrainConfig.from_section({**TRAIN, "seed": 1, "model": options["model"]})
+    )
+    losses = {row.model: row.value for row in evaluate_models(
+        base_source(options["model"]), {"run": tmp_path / "adapter"}, {"b": rows(4, seed=5)}, trained=[talks])}  # fmt: skip
+    (made,) = (
+        one for one in found.transfers if (one.arm, one.picked_for, one.target, one.seed) == ("mona", "a", "b", 1)
+    )
+    assert made.loss == pytest.approx(losses["run"], rel=1e-4) != made.untouched == pytest.approx(losses["base"])
+    table = list(csv.DictReader((tmp_path / "out" / "transfer.csv").open()))
+    assert [float(line["loss"]) for line in table] == [one.loss for one in found.transfers]
+    names, changes = transfer_matrix(found.transfers, "mona")
+    both = [
+        one.loss - one.untouched
+        for one in found.transfers
+        if (one.arm, one.picked_for, one.target) == ("mona", "a", "b")
+    ]
+    assert names == ["a", "b"] and changes[0, 1] == pytest.approx(np.mean(both)) and len(both) == 2
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert f"<title>for a, b: {changes[0, 1]:.3f}</title>" in page and 'id="transfer"' in page
+    # again nothing is trained
+    monkeypatch.setattr(compare_train, "train_adapter", lambda *a, **b: pytest.fail("trained again"))
+    assert compare(config).transfers == found.transfers
+
+
+def test_a_pair_that_was_not_measured_is_no_number() -> None:
+    names, changes = transfer_matrix([Transfer("x", "a", "b", 0, 1.0, 2.0), Transfer("y", "b", "b", 0, 3.0, 2.0)], "x")
+    assert names == ["a", "b"] and changes[0, 1] == -1 and np.isnan(changes[[0, 1, 1], [0, 0, 1]]).all()
+
+
 def test_losses_are_said_in_words() -> None:
     def one(arm: str, *losses: float) -> list[Trained]:
         return [Trained(arm, "a", i, 5, loss, 2.0, 0.5, 1.0) for i, loss in enumerate(losses)]
@@ -133,6 +189,11 @@ def test_accuracy_is_shown_or_why_it_is_not() -> None:
     [
         ({"held_out": ()}, "train='max_steps': is for training on the picks: add --held-out NAME=ROWS"),
         ({"held_out": ("b=x.jsonl",)}, "held_out='b': is no target; targets: a"),
+        ({"transfer": True}, "transfer='a': needs held-out rows of at least two targets: add --held-out NAME=ROWS"),
+        (
+            {"transfer": True, "held_out": (), "train": {}},
+            "transfer='none': needs held-out rows of at least two targets",
+        ),
         ({"train": {"max_stepz": 3}}, "unknown key of section train; did you mean max_steps"),
         ({"held_out": ("a=nowhere.jsonl",)}, "nowhere.jsonl"),
     ],

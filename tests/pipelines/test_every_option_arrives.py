@@ -164,6 +164,9 @@ LINES: dict[str, dict[str, Line]] = {
         "source_column": Line("kind", lambda seen: seen["line"].base_rate, 4 / 16, {"related": {"t": "k3"}}),
         "features": Line(Path("{files}/kept"), lambda seen: seen["store"].folder,
                          beside={"methods": "hidden,nait", "model": "{files}/model", "k": 2}),
+        "transfer": Line(True, lambda seen: {one.target for one in seen["transfers"]}, {"t", "u"},
+                         {"target": ("t={files}/t.jsonl", "u={files}/u.jsonl"), "train": {"max_steps": "1"},
+                          "held_out": ("t={files}/u.jsonl", "u={files}/t.jsonl")}),
         "examples": Line(False, lambda seen: seen["config"].examples),
         "out": Line(Path("{files}/other"), lambda seen: (seen["config"].out / "compare.csv").is_file(), True),
     },
@@ -576,6 +579,7 @@ def test_an_option_of_compare_arrives(name: str, files: Path, tmp_path: Path) ->
         "store": found.store,
         "config": config,
         "samples": list(found.samples.values()),
+        "transfers": found.transfers,
         "trained": found.trained,
     }
     check(LINES["compare"][name], seen, files)
