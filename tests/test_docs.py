@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hub import Hub
@@ -264,3 +265,18 @@ def test_the_losses_with_targets_avoided_are_their_record() -> None:
             f"{losses[t]['mean']:.3f} ({losses[t]['low']:.3f} to {losses[t]['high']:.3f})" for t in ("gsm8k", "mbpp")
         ]
         assert f"| {trained} | {' | '.join(told)} |" in section
+
+
+def test_the_auc_of_a_feature_is_the_share_of_pairs_in_order() -> None:
+    made = runpy.run_path(str(ROOT / "benchmarks" / "monosemanticity.py"))
+    draw = np.random.default_rng(0)
+    values, members = draw.integers(0, 4, (40, 3)).astype(np.float64), draw.random((40, 2)) < 0.3
+    found = made["aucs"](values.T, members)
+    for f in range(3):
+        for s in range(2):
+            inside, outside = values[members[:, s], f], values[~members[:, s], f]
+            pairs = [(x > y) + (x == y) / 2 for x in inside for y in outside]
+            assert found[f, s] == pytest.approx(np.mean(pairs))
+    space = made["Space"](values, signed=True)
+    assert space.best(np.asarray([[0.6, 0.4], [0.1, 0.5], [0.7, 0.55]])) == [(1, -1), (0, -1)]
+    assert made["Space"](values).best(np.asarray([[0.6, 0.4], [0.1, 0.5]]), np.asarray([1])) == [(1, 1), (1, 1)]
