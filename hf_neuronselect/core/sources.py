@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +180,12 @@ def hub_commit(path: str | os.PathLike[str]) -> str:
 
 def bundled_folder(commit: str | None) -> Path | None:
     """Folder in the package of the model or SAE with this content hash; None for anything else."""
-    if not (commit or "").startswith("content:"):
-        return None
-    if commit == f"content:{model_hash(bundled.MODEL)}":
-        return bundled.MODEL
+    return _bundled_folders().get(commit) if commit else None
+
+
+@cache
+def _bundled_folders() -> dict[str, Path]:
+    """Content hash -> folder; the package's files are read once a process."""
     saes = (path for root in bundled.SAES for path in root.iterdir() if path.is_dir())
-    return next((path for path in saes if f"content:{sae_hash(path)}" == commit), None)
+    hashed = {f"content:{sae_hash(path)}": path for path in saes}
+    return {f"content:{model_hash(bundled.MODEL)}": bundled.MODEL, **hashed}

@@ -22,10 +22,15 @@ def test_every_selection_is_on_record() -> None:
     assert set(GOLDENS) == set(frozen.CASES)
 
 
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> frozen.Lab:
+    return frozen.Lab(tmp_path_factory.mktemp("lab"))
+
+
 @pytest.mark.parametrize("kind", kinds())
-def test_the_numbers_stay(kind: str) -> None:
+def test_the_numbers_stay(kind: str, lab: frozen.Lab) -> None:
     names = [name for name in frozen.CASES if name.split(".")[0] == kind]
-    found = frozen.golden(frozen.run(names))
+    found = frozen.golden(frozen.run(names, lab=lab))
     assert set(found) == set(names)
     for name in names:
         assert set(found[name]) == set(GOLDENS[name]), name

@@ -52,8 +52,8 @@ Arrays = dict[str, np.ndarray]
 Options = Mapping[str, Any]
 Row = dict[str, Any]
 
-ROWS_OF_A_SOURCE, EXEMPLARS, FORMAT_ROWS = 6, 8, 24
-MOST_BYTES = 400
+ROWS_OF_A_SOURCE, EXEMPLARS, FORMAT_ROWS = 3, 8, 24
+MOST_BYTES = 300
 """Longer rows of the pool are not taken, to save time, where a source has enough short ones."""
 MAX_LENGTH = 256
 """Tokens kept of a row unless a selection says otherwise; one planted row is longer."""
@@ -116,7 +116,7 @@ def pool_rows() -> list[Row]:
         chosen += _spread(max(short, own[:ROWS_OF_A_SOURCE], key=len), ROWS_OF_A_SOURCE)
     found = [rows[i] for i in sorted(chosen)]
     for place, (name, messages) in enumerate(_planted(found, exemplar_rows("gsm8k"))):
-        found.insert(7 + 9 * place, {"messages": messages, "source": "planted", "id": f"planted-{name}"})
+        found.insert(7 + 4 * place, {"messages": messages, "source": "planted", "id": f"planted-{name}"})
     return found
 
 
@@ -125,8 +125,8 @@ def _planted(rows: Sequence[Row], exemplars: Sequence[Row]) -> list[tuple[str, l
     long = "\n\n".join(texts[:20])
     ask, other = exemplars[0]["messages"][0]["content"], exemplars[1]["messages"][0]["content"]
     return [
-        ("duplicate", rows[0]["messages"]),  # rows[0] is before it, rows[100] after it
-        ("duplicate_ahead", rows[100]["messages"]),
+        ("duplicate", rows[0]["messages"]),  # rows[0] is before it, rows[50] after it
+        ("duplicate_ahead", rows[50]["messages"]),
         ("duplicate_again", rows[2]["messages"]),
         ("exemplar", exemplars[2]["messages"]),
         ("question", _chat(ask, "I do not know.")),
@@ -588,11 +588,14 @@ CASES: dict[str, Callable[[Lab], Arrays]] = {
 
 
 # --------------------------------------------------------------------------------- run and compare
-def run(names: Sequence[str] | None = None, failures: dict[str, Exception] | None = None) -> Arrays:
+def run(
+    names: Sequence[str] | None = None, failures: dict[str, Exception] | None = None, lab: Lab | None = None
+) -> Arrays:
     """All selections, or those named: ``<selection>/<column>`` to its numbers; a line for each goes to stderr.
 
     Args:
         failures: where it is given, a selection that fails is put there and the others go on.
+        lab: where the selections are made, with what earlier ones have left for others; default a new one.
 
     Raises:
         KeyError: no selection has that name.
@@ -604,7 +607,7 @@ def run(names: Sequence[str] | None = None, failures: dict[str, Exception] | Non
     arrays: Arrays = {}
     with tempfile.TemporaryDirectory(prefix="frozen_") as folder, _one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        lab = Lab(Path(folder))
+        lab = lab or Lab(Path(folder))
         for name in chosen:
             started = time.perf_counter()
             try:
