@@ -15,6 +15,8 @@ from ..core.text import replaced
 from ..rows.formats import Conversation
 from .charts import cut_of
 from .features import TargetFeature, features_data
+from .pool_map import PoolMap, map_data
+from .profile import Profile
 from .reasons import Reasons, reasons_data, turns_of
 
 MOST_ROWS = 20_000
@@ -22,6 +24,7 @@ MOST_ROWS = 20_000
 _CARDS, _CARD_BYTES = 100, 6_000  # of the first rows so much is in the page, of the others as much as fits
 _TEXT_BYTES = 3_000_000
 _TURNS = 12
+_OPENING = 260  # bytes of a row on the map
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Report:
         sources: source -> picks, of pool_sources -> rows; None where the rows have no such column, or are not at hand.
         examples: whether texts of the data are shown. pool_at_hand: whether rows that were not picked could be read.
         reasons: place in the pool table -> why the row has its score. unexplained: why there are none, a sentence.
-        features: target -> those that carry it. unsampled: why nothing is told of the pool's signals, words; "" where it is.
+        features: target -> those that carry it. profile, map: None where no store has what they need.
+        map_texts: row of the map -> its beginning. exemplar_texts: target -> beginnings of its exemplars. unsampled: why nothing is told of the pool's signals, words; "" where it is.
     """
 
     made: Provenance
@@ -79,6 +83,10 @@ class Report:
     reasons: Mapping[int, Reasons] = field(default_factory=dict)
     unexplained: str = ""
     features: Mapping[str, Sequence[TargetFeature]] = field(default_factory=dict)
+    profile: Profile | None = None
+    map: PoolMap | None = None
+    map_texts: Mapping[int, str] = field(default_factory=dict)
+    exemplar_texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     unsampled: str = ""
 
 
@@ -138,8 +146,21 @@ def page_data(report: Report) -> str:
         "picks": picks,
         "near": near,
         "why": why,
+        "map": map_data(report.map, *_openings(report)) if report.map is not None else [],
         "features": {name: features_data(found) for name, found in report.features.items()},
     })  # fmt: skip
+
+
+def _openings(report: Report) -> tuple[dict[int, str], dict[str, list[str]]]:
+    """Texts of a map, cut to a line or two."""
+
+    def opening(text: str) -> str:
+        return _fitting(" ".join(text[: 4 * _OPENING].split()), _OPENING)
+
+    return (
+        {row: opening(text) for row, text in report.map_texts.items()},
+        {name: [opening(text) for text in texts] for name, texts in report.exemplar_texts.items()},
+    )
 
 
 def embedded(value: Any) -> str:

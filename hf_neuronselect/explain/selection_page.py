@@ -24,6 +24,8 @@ from ..hub.command import own_target, select_command
 from ..hub.markdown import PLACE
 from .charts import cut_of, in_both_widths, length_histogram, score_histogram, share_bars, top_shares
 from .page_data import MOST_ROWS, PoolTable, Report, best_target, page_data, spread_of
+from .pool_map import map_picture
+from .profile import profile_panel, profile_said
 
 _WHY = {
     "empty": "without any text",
@@ -62,6 +64,8 @@ def selection_page(report: Report) -> str:
         "explained": _explained(report),
         "features": list(report.features),
         "unsampled": report.unsampled,
+        "profile": _profile(report),
+        "map": _map(report),
         "lengths": _lengths(table),
         "sources": _sources(report),
         "by_target": _by_target(report),
@@ -228,6 +232,35 @@ def _listed(report: Report) -> str:
     if not report.examples:
         return "The page was made without texts of the data; the rows themselves are in the folder's data/."
     return "Best first. A click, or Enter, opens a row. Long texts are cut; the search reads what is in this page."
+
+
+def _profile(report: Report) -> dict[str, Any] | None:
+    if report.profile is None:
+        return None
+    panels = []
+    for panel in report.profile.panels:
+        what = "Features of the SAE" if panel.features else f"The model's own neurons ({panel.signal})"
+        alt = (
+            f"{what}: {len(panel.picks)} picks above {len(panel.pool)} random rows, a column for each of the {len(panel.units)} "
+            f"units that vary most; {panel.apart:.1%} of their variance is between the two."
+        )
+        panels.append({"title": what, "svg": in_both_widths(partial(profile_panel, panel, alt))})
+    return {"said": profile_said(report.profile.panels), "panels": panels}
+
+
+def _map(report: Report) -> dict[str, Any] | None:
+    found = report.map
+    if found is None:
+        return None
+    exemplars = sum(map(len, found.exemplars.values()))
+    share = sum(found.share)
+    said = (
+        f"{int((~found.picked).sum()):,} random rows of the pool, {int(found.picked.sum()):,} picks and {exemplars:,} exemplars by the "
+        f"two main directions of {found.signal}, which hold {share:.0%} of the pool's variance"
+        + ("; what is close here may be far apart in the rest." if share < 0.9 else ".")
+    )
+    alt = f"Map of {said}"
+    return {"said": said, "svg": map_picture(found, alt), "exemplars": exemplars}
 
 
 def _lengths(table: PoolTable) -> dict[str, Any] | None:

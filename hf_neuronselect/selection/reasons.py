@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from datasets import Dataset
 
 from ..core.errors import NeuronSelectError
 from ..explain.explanation import Part
 from ..explain.features import TargetFeature
 from ..explain.page_data import PoolTable, best_target
+from ..explain.pool_map import MOST_EXEMPLARS
 from ..explain.reasons import Reasons
 from ..signals.base import signals_of
+from ..signals.columns import RowBatch
 from .sample import PoolSample, sample_pool
 from .target_features import target_features
 from .why import Explainer
@@ -25,6 +28,7 @@ PICKS, NEAR, PARTS = 12, 6, 5
 """Picks and near misses whose reasons are shown, and parts of each."""
 AVERAGED = 200
 """Rows of the pool over which reasons are averaged."""
+_BEGINNING = 1000  # characters
 _COMMAND = "neuronselect report FOLDER"
 _NEVER_AGAIN = ("judge",)  # engines that cost money
 
@@ -36,7 +40,7 @@ class Told:
     Attributes:
         reasons: place in the pool table -> why the row has its score. unexplained: why there are none, a sentence, or "".
         features: target -> the features that carry it. sample: rows of the pool with their signals; None without a store.
-        unsampled: why there is none, a sentence, or "".
+        unsampled: why there is none, a sentence, or "". exemplars, examples: target -> exemplars' signals, and their texts.
     """
 
     reasons: Mapping[int, Reasons] = field(default_factory=dict)
@@ -44,6 +48,8 @@ class Told:
     features: Mapping[str, tuple[TargetFeature, ...]] = field(default_factory=dict)
     sample: PoolSample | None = None
     unsampled: str = ""
+    exemplars: Mapping[str, RowBatch] = field(default_factory=dict)
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def told_of(selection: Selection, table: PoolTable, picks: Sequence[int], near: Sequence[int], load: bool) -> Told:
@@ -55,6 +61,8 @@ def told_of(selection: Selection, table: PoolTable, picks: Sequence[int], near: 
     shown = [*picks[:PICKS], *near[:NEAR]]
     reasons: dict[int, Reasons] = {}
     features: dict[str, tuple[TargetFeature, ...]] = {}
+    exemplars: dict[str, RowBatch] = {}
+    examples: dict[str, list[str]] = {}
     sample, unsampled = None, ""
     try:
         for target, places in _by_target(selection, table, shown).items():
@@ -71,9 +79,20 @@ def told_of(selection: Selection, table: PoolTable, picks: Sequence[int], near: 
                     reasons[place] = one
             if sample is not None and (of_target := target_features(explainer, sample)):
                 features[evidence.target] = of_target
+            if (own := evidence.selector.kept.get(evidence.target) or evidence.exemplars) is not None:
+                exemplars[evidence.target] = own
+                examples[evidence.target] = _texts_of(explainer, own.index[:MOST_EXEMPLARS].tolist())
     except NeuronSelectError as cause:
         return Told(unexplained=f"Why these rows have their scores is not shown: {cause.message}.", unsampled=unsampled)
-    return Told(reasons, "", features, sample, unsampled)
+    return Told(reasons, "", features, sample, unsampled, exemplars, examples)
+
+
+def _texts_of(explainer: Explainer, numbers: Sequence[int]) -> list[str]:
+    """Beginnings of a target's exemplars; of a stream, which may run only once, none."""
+    data = explainer.evidence.examples
+    if not isinstance(data, Dataset):
+        return []
+    return [explainer.evidence.conversation(data, number).content()[:_BEGINNING] for number in numbers]
 
 
 def _sampled(explainer: Explainer, table: PoolTable, shown: Sequence[int]) -> tuple[PoolSample | None, str]:

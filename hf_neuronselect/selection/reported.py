@@ -14,6 +14,7 @@ from ..core.spread import Spread
 from ..explain.page_data import MOST_ROWS, PoolTable, Report, ReportRow
 from ..rows.formats import RowFormat, read_row, rows_of
 from .reasons import PICKS, Told, told_of
+from .sample import pool_map, profile_of
 
 if TYPE_CHECKING:
     from .selection import Selection
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 NEAR = 20
 """Rows shown of those that were not picked."""
 UNEXPLAINED = "Why these rows have their scores is not shown: it was left out; neuronselect report FOLDER adds it."
+_BEGINNING = 1000  # characters
 _BLOCK = 256  # rows read at once
 _MOST_SOURCES = 200  # a column with more different values than that names no sources
 
@@ -46,6 +48,7 @@ def reported(selection: Selection, examples: bool, reasons: bool | None = None) 
     if examples and reasons is not False:
         picks = place.of(selection.indices[:PICKS]).tolist()
         told = told_of(selection, table, picks, near.tolist() if pool is not None else [], bool(reasons))
+    found = None if told.sample is None else pool_map(told.sample, told.exemplars)
     return Report(
         made=selection.provenance,
         table=table,
@@ -58,6 +61,10 @@ def reported(selection: Selection, examples: bool, reasons: bool | None = None) 
         reasons=told.reasons,
         unexplained=told.unexplained,
         features=told.features,
+        profile=None if told.sample is None else profile_of(told.sample),
+        map=found,
+        map_texts={} if found is None else _beginnings(selection, pool, found.rows, fmt),
+        exemplar_texts=told.examples,
         unsampled=told.unsampled,
     )
 
@@ -119,6 +126,18 @@ def _rows(data: Dataset, rows: np.ndarray, fmt: RowFormat, source: str | None) -
     for start in range(0, len(rows), _BLOCK):
         for row in rows_of(plain[rows[start : start + _BLOCK].tolist()]):
             yield ReportRow(0, read_row(row, fmt), None if source is None else str(row[source]))
+
+
+def _beginnings(selection: Selection, pool: Dataset | None, rows: np.ndarray, fmt: RowFormat) -> dict[int, str]:
+    """Number in the pool -> beginning of the row, of those whose text is at hand."""
+    data, places = pool, rows
+    if data is None:
+        data, places = selection.dataset, np.flatnonzero(np.isin(selection.indices, rows))
+        rows = selection.indices[places]
+    read = _rows(data, places, fmt, None)
+    return {
+        int(row): one.said.content()[:_BEGINNING] for row, one in zip(rows, read, strict=True) if one.said is not None
+    }
 
 
 def _sources(data: Dataset, column: str, most: int | None = _MOST_SOURCES) -> Mapping[str, int] | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..core.errors import NeuronSelectError
+from ..explain.pool_map import PoolMap, map_of
+from ..explain.profile import SAMPLES, Profile, panel_of
 from ..signals.activations import Hidden, Mona, Polysemantic
 from ..signals.base import SIGNALS
 from ..signals.columns import RowBatch, SparseRows
@@ -113,6 +115,30 @@ def sample_pool(
         tuple(wanted),
         counts,
     )
+
+
+def profile_of(sample: PoolSample) -> Profile | None:
+    """100 picks against 100 random rows, by the model's own neurons and by an SAE's features, as far as the sample has them."""
+    rng = np.random.default_rng(0)
+    picks, pool = (
+        np.sort(rng.permutation(np.flatnonzero(rows))[:SAMPLES])
+        for rows in (sample.picked, sample.drawn & ~sample.picked)
+    )
+    names = sorted(
+        (name for name in sample.signals if name in (*RAW, FEATURES)), key=lambda name: SIGNALS[name].needs_sae
+    )
+    panels = (
+        panel_of(name, SIGNALS[name].needs_sae, sample.rows.take(picks), sample.rows.take(pool)) for name in names
+    )
+    found = tuple(panel for panel in panels if panel is not None)
+    return Profile(found) if found else None
+
+
+def pool_map(sample: PoolSample, exemplars: Mapping[str, RowBatch]) -> PoolMap | None:
+    """The sample's rows, and the exemplars of each target that have its signal, in a plane."""
+    column = sample.signal if sample.signal not in sample.fires else f"{sample.signal}_indices"
+    there = {name: rows for name, rows in exemplars.items() if column in rows}
+    return map_of(sample.signal, sample.rows, sample.drawn, sample.picked, there)
 
 
 def _counted(before: Fires | None, rows: SparseRows) -> Fires:

@@ -14,6 +14,8 @@ from reports import EVIL, report
 
 from hf_neuronselect.explain.explanation import Part
 from hf_neuronselect.explain.page_data import Report, ReportRow
+from hf_neuronselect.explain.pool_map import PoolMap
+from hf_neuronselect.explain.profile import Panel, Profile
 from hf_neuronselect.explain.reasons import Reasons, heat_of
 from hf_neuronselect.explain.selection_page import selection_page
 from hf_neuronselect.rows.formats import Conversation
@@ -282,6 +284,37 @@ def test_reasons_and_shades(show: Any) -> None:
     assert page.locator("#near-cards .card").count() == 1 and "not picked" in page.text_content("#near-cards")
     assert page.locator("#cards .card").nth(2).locator(".why").count() == 0
     assert "underlined lowers" in page.text_content("#best") and page.locator("img").count() == 0
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_map_is_read_by_pointer_and_keys(show: Any, width: int) -> None:
+    made = many(30, 60)
+    places = np.asarray([[i % 8, i // 8] for i in range(60)], dtype=float)
+    found = PoolMap("mona", np.arange(60), places, np.arange(60) < 30, {"t": np.asarray([[6.5, 0.5]])}, (0.25, 0.125))
+    texts = {i: f"{EVIL} text {i}" for i in range(60)}
+    panel = Panel("hidden", False, np.arange(4), np.ones((3, 4), np.float32), np.zeros((5, 4), np.float32), 0.5)
+    shown = show(replace(made, map=found, map_texts=texts, exemplar_texts={"t": [EVIL]}, profile=Profile((panel,))),
+                 viewport={"width": width, "height": 800})  # fmt: skip
+    page = shown.page
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    plane = page.locator("#plane svg")
+    plane.scroll_into_view_if_needed()
+    box = plane.bounding_box()
+    x, y = next(
+        (one[0], one[1])
+        for one in page.evaluate("JSON.parse(document.getElementById('data').textContent).map")
+        if one[2] == 19
+    )
+    page.mouse.move(box["x"] + x * box["width"] / 1000, box["y"] + y * box["height"] / 620)
+    assert f"{EVIL} text 19" in page.text_content("#here") and "a pick · row 19 · place 20" in page.text_content(
+        "#here"
+    )
+    page.focus("#plane")
+    for key, row in (("ArrowRight", 20), ("ArrowUp", 28), ("ArrowLeft", 27), ("ArrowDown", 19)):
+        page.keyboard.press(key)
+        assert f"text {row}" in page.text_content("#here"), key
+    assert page.locator("#profile svg image").count() == 2 and page.locator("#profile svg:visible").count() == 1
+    assert page.locator("img").count() == 0 and "38% of the pool's variance" in page.text_content("#map")
 
 
 def test_dark_and_on_paper(show: Any) -> None:

@@ -252,7 +252,7 @@ def test_held_out_exemplars_are_marked_on_the_axis_of_the_scores() -> None:
     assert places == sorted(places, reverse=True) and places[-1] == ends[0], "one below all rows is at the axis' end"
     cut_at = float(re.search(r'class="cut" d="M([\d.]+)', html).group(1))  # type: ignore[union-attr]
     assert [one >= cut_at - 0.1 for one in places] == [one >= cut for one in (2.0, 1.5, 0.25, -9.0)]
-    assert "when they are held out" in html
+    assert "exemplars, by what they score when they are not fitted on</span>" in html
     without = replace(found.made, targets={"t": TargetRecord(used=8)})
     assert "held-out" not in Page(selection_page(replace(found, made=without))).parts[""]
     avoiding = replace(found.made, avoided=Avoided(targets={"u": TargetRecord()}))

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 from tiny import make_extractor, write_sae
 
-from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector
+from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
 from hf_neuronselect.explain.features import leading, snippet_of
 from hf_neuronselect.explain.page_data import page_data
 from hf_neuronselect.selection import sample as sampling
@@ -67,7 +67,9 @@ def test_a_sweep_counts_the_whole_pool_and_keeps_some_rows(
 
 
 def test_a_store_without_vectors(pool: Dataset, tiny_folder: Path, tmp_path: Path) -> None:
-    write_store(pool, make_extractor(tiny_folder, features=["answer_loss"]), tmp_path / "loss", pool_about={"id": "pool"})
+    write_store(
+        pool, make_extractor(tiny_folder, features=["answer_loss"]), tmp_path / "loss", pool_about={"id": "pool"}
+    )
     with pytest.raises(NeuronSelectError, match="the store has no signal with vectors"):
         sample_pool(FeatureStore(tmp_path / "loss"), {}, np.arange(60), [1])
 
@@ -155,3 +157,41 @@ def test_without_a_store_or_a_prototype_it_is_said(
     selection.features = FeatureStore(tmp_path / "other")
     found = reported(selection, examples=True)
     assert not found.features and "another extraction" in found.unexplained
+
+
+def test_pictures_of_a_selection(
+    pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor, store: FeatureStore, tmp_path: Path
+) -> None:
+    selector = NeuronSelector("mona").fit({"t": target}, extractor=extractor)
+    selection = selector.select(pool, k=9, features=store)
+    found = reported(selection, examples=True)
+    assert found.profile is not None and found.map is not None
+    assert [(panel.signal, panel.features) for panel in found.profile.panels] == [("hidden", False), ("mona", True)]
+    assert len(found.profile.panels[1].picks) == 9 and len(found.profile.panels[1].pool) == 51
+    assert found.map.signal == "mona" and len(found.map.rows) == 60 and len(found.map.exemplars["t"]) == 6
+    assert found.map_texts[3][:9] in selection.explainer().evidence.text_of(3).content() and len(found.map_texts) == 60
+    assert len(found.exemplar_texts["t"]) == 6
+    html = selection.report()
+    assert (
+        "Activation profiles" in html
+        and "A map of the pool" in html
+        and "6 exemplars by the two main directions of mona" in html
+    )
+    selection.save_pretrained(tmp_path / "s")
+    again = Selection.from_pretrained(tmp_path / "s")
+    again.features, again.selector.extractor = store, extractor  # type: ignore[union-attr]
+    found = reported(again, examples=True)
+    assert found.map is not None and not found.map.exemplars and set(found.map_texts) == set(again.indices.tolist())
+    bare = reported(selection, examples=False)
+    assert bare.map is None and bare.profile is None and not bare.map_texts
+
+
+@pytest.mark.parametrize("method", ["hidden", "random", "bm25"])
+def test_other_methods_have_pictures_of_what_the_store_has(
+    method: str, pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor, store: FeatureStore
+) -> None:
+    selection = NeuronSelector(method).fit({"t": target}, extractor=extractor).select(pool, k=9, features=store)
+    found = reported(selection, examples=True)
+    assert found.map is not None and found.profile is not None and len(found.profile.panels) == 2
+    assert found.map.signal == ("hidden" if method == "hidden" else "mona")
+    assert len(found.map.exemplars) == (method == "hidden") and selection.report()

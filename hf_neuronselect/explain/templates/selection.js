@@ -320,6 +320,42 @@ if (features) for (const [target, found] of Object.entries(data.features)) {
   features.append(list);
 }
 
+// ----------------------------------------------------------------------------- a map of the pool
+const plane = byId("plane");
+if (plane) {
+  const svg = plane.querySelector("svg"), ring = svg.querySelector(".ring"), told = byId("here");
+  const scores = new Map(picks.map((pick) => [pick.index, pick]));
+  let at = -1;
+  const tell = (i) => {
+    if (i === at || i < 0) return;
+    at = i;
+    const [x, y, of, kind, text] = data.map[i];
+    ring.setAttribute("cx", x);
+    ring.setAttribute("cy", y);
+    const head = make("p", "left"), said = make("p", "", text || "The text of this row is not in the page."), pick = scores.get(of);
+    head.append(make("b", "", ["a row of the pool", "a pick", "an exemplar"][kind]), kind === 2 ? ` of ${of}` : ` · row ${count(of)}`, pick ? ` · place ${count(pick.place + 1)} · score ${number(pick.score)}` : "");
+    said.dir = "auto";
+    told.replaceChildren(head, said);
+  };
+  const best = (far) => { let found = -1, least = Infinity; data.map.forEach((point, i) => { const value = far(point, i); if (value < least) { least = value; found = i; } }); return found; };
+  svg.addEventListener("pointermove", (event) => {
+    const box = svg.getBoundingClientRect(), x = (event.clientX - box.left) * 1000 / box.width, y = (event.clientY - box.top) * 620 / box.height;
+    const reach = 24 * 1000 / Math.min(1000, box.width);
+    tell(best(([a, b, , kind]) => { const far = Math.hypot(a - x, b - y) - 2 * kind; return far < reach ? far : Infinity; }));
+  });
+  plane.addEventListener("keydown", (event) => {
+    const step = {ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
+    if (!step) return;
+    event.preventDefault();
+    if (at < 0) { tell(Math.max(0, data.map.findIndex(([, , , kind]) => kind === 1))); return; }
+    const [x, y] = data.map[at];
+    tell(best(([a, b], i) => {
+      const along = (a - x) * step[0] + (b - y) * step[1], across = Math.abs((a - x) * step[1]) + Math.abs((b - y) * step[0]);
+      return i !== at && along > 0 && across <= along ? along + across : Infinity;
+    }));
+  });
+}
+
 // ------------------------------------------------------------- pictures of several targets, and copying
 const pictures = [...document.querySelectorAll("#pictures figure")];
 if (pictures.length > 1) {
