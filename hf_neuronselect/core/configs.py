@@ -296,7 +296,7 @@ class ReportConfig(EvidenceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig(EvidenceOptions):
-    """Say why a selection has a row, why it has not another, or why one beats another. Give one of --row, --why-not, --contrast."""
+    """Say why a selection has a row, why it has not another, or why one beats another, or check its reasons. Give one of --row, --why-not, --contrast, --causal."""
 
     folder: str = opt(help="Selection: folder, or data set on the Hub.")
     row: int | None = opt(None, "Place in the selection, 0 is the best: why it has its score.", minimum=0)
@@ -308,11 +308,19 @@ class ExplainConfig(EvidenceOptions):
         None, "Which of several targets, NAME; with its exemplars, NAME=ROWS, those that have a feature are told."
     )
     top: int = opt(10, "Parts of the score that are told.", minimum=1)
+    causal: int | None = opt(
+        None, "Features: how much the task's loss rises without so many that explain the picks.", minimum=1
+    )
+    held_out: str | None = opt(None, "Rows of the task whose loss is read for causal; default its exemplars.")
+    draws: int = opt(10, "Sets of random features of like activity, for causal.", minimum=1)
+    seed: int = opt(0, "Seed of these draws.", minimum=0)
 
     def check(self) -> None:
         super().check()
-        if sum(one is not None for one in (self.row, self.why_not, self.contrast)) != 1:
-            raise NeuronSelectError("give one of --row, --why-not and --contrast")
+        if sum(one is not None for one in (self.row, self.why_not, self.contrast, self.causal)) != 1:
+            raise NeuronSelectError("give one of --row, --why-not, --contrast and --causal")
+        if self.held_out is not None and self.causal is None:
+            raise NeuronSelectError("is for the causal check: add --causal 16", option="held_out", value=self.held_out)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,21 @@ def difference_of(one: Sequence[float] | np.ndarray, other: Sequence[float] | np
     return Interval.of(first.mean() - second.mean(), drawn)
 
 
+def paired_difference_of(one: np.ndarray, others: np.ndarray) -> Interval:
+    """The mean of a row's value minus the mean of its values in several draws; rows and draws are resampled.
+
+    Args:
+        one: float64 ``[n]``. others: float64 ``[draws, n]``.
+    """
+    if one.shape[0] < 2:
+        return Interval(None)
+    draw = np.random.default_rng(_SEED)
+    rows = draw.integers(len(one), size=(RESAMPLES, len(one)))
+    draws = draw.integers(len(others), size=(RESAMPLES, len(others)))
+    drawn = np.asarray([one[i].mean() - others[j][:, i].mean() for i, j in zip(rows, draws, strict=True)])
+    return Interval.of(one.mean() - others.mean(), drawn)
+
+
 def auc_of(high: Sequence[float] | np.ndarray, low: Sequence[float] | np.ndarray) -> Interval:
     """The chance that a value of one sample is above one of the other, ties half; both are resampled."""
     first, second = np.asarray(high, np.float64), np.asarray(low, np.float64)

@@ -254,13 +254,13 @@ class SparseAutoencoder:
         """
         self.check_decodes()
         assert self.W_dec is not None
-        x = x.float()
-        scale = torch.ones((), device=x.device)
+        return self.W_dec[latents.to(self.W_dec.device)].to(x.device).float() * self.scale(x.float()[None])
+
+    def scale(self, x: torch.Tensor) -> torch.Tensor:
+        """What undoes the input norm of activations: float32 ``[N, d]`` -> ``[N]``."""
         if self.input_norm == "constant_norm_rescale":
-            scale = x.norm() / x.shape[-1] ** 0.5
-        elif self.input_norm == "layer_norm":
-            scale = x.std()
-        return self.W_dec[latents.to(self.W_dec.device)].to(x.device).float() * scale
+            return x.norm(dim=-1) / x.shape[-1] ** 0.5
+        return x.std(dim=-1) if self.input_norm == "layer_norm" else torch.ones(len(x), device=x.device)
 
     def check_decodes(self) -> None:
         """Refuse an SAE that cannot reconstruct the activation it reads.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -77,7 +77,7 @@ class SteeredModel:
 
         handle = self.backbone.blocks[0].register_forward_hook(form)
         try:
-            with _changed(self.module, self.site.io, look):
+            with changed(self.module, self.site.io, look):
                 self._run(self.backbone.decoder, ids, self._memories(1))
         finally:
             handle.remove()
@@ -119,25 +119,14 @@ class SteeredModel:
         What comes before the site is the same for all vectors. So where the site is a block's output, that block and those
         before it do not run again.
         """
-        before = self._blocks_before()
-        if not before:
-            with _changed(self.module, self.site.io, lambda hidden: hidden + vectors[:, None].to(hidden)):
+        before = blocks_before(self.backbone, self.module, self.site)
+        if before:
+            steered = known + vectors[:, None].to(known)
+            with activation_set(before, self.module, self.site, steered, self._in_tuple):
                 yield
-            return
-        steered = known + vectors[:, None].to(known)
-        with ExitStack() as stack:
-            for block in before:
-                stack.enter_context(_idle(block, self._in_tuple))
-            stack.enter_context(_changed(self.module, "output", lambda hidden: steered))
-            yield
-
-    def _blocks_before(self) -> list[nn.Module]:
-        """The block whose output the site is, and those before it; none if it is another site."""
-        blocks = list(self.backbone.blocks)
-        at = next((i for i, block in enumerate(blocks) if block is self.module and self.site.io == "output"), -1)
-        # Where later blocks use the keys of earlier ones, these must run.
-        shared = getattr(self.backbone.config.get_text_config(), "num_kv_shared_layers", 0)
-        return [] if shared else blocks[: at + 1]
+        else:
+            with changed(self.module, self.site.io, lambda hidden: hidden + vectors[:, None].to(hidden)):
+                yield
 
     # --------------------------------------------------------------------------------------- answers
     def answers(self, vectors: torch.Tensor, most: int, ends: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
@@ -164,7 +153,7 @@ class SteeredModel:
         said: list[list[int]] = [[] for _ in vectors]
         going = torch.arange(len(vectors), device=self.device)
         ids, memory = self.last.expand(len(vectors), 1), self._memories(len(vectors))
-        with _changed(
+        with changed(
             self.module, self.site.io, lambda hidden: hidden + vectors[going.to(vectors.device)][:, None].to(hidden)
         ):
             for _ in range(most):
@@ -186,7 +175,7 @@ class SteeredModel:
 
 
 @contextmanager
-def _changed(module: nn.Module, io: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+def changed(module: nn.Module, io: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Pass a module's output, or its input, through a function."""
 
     def after(_module: Any, _args: Any, output: Any) -> Any:
@@ -205,6 +194,31 @@ def _changed(module: nn.Module, io: str, change: Callable[[torch.Tensor], torch.
         yield
     finally:
         handle.remove()
+
+
+def blocks_before(backbone: Backbone, module: nn.Module, site: Site) -> list[nn.Module]:
+    """The block whose output a site is, and those before it; none if it is another site."""
+    blocks = list(backbone.blocks)
+    at = next((i for i, block in enumerate(blocks) if block is module and site.io == "output"), -1)
+    # Where later blocks use the keys of earlier ones, these must run.
+    shared = getattr(backbone.config.get_text_config(), "num_kv_shared_layers", 0)
+    return [] if shared else blocks[: at + 1]
+
+
+@contextmanager
+def activation_set(
+    before: Sequence[nn.Module], module: nn.Module, site: Site, hidden: torch.Tensor, in_tuple: bool
+) -> Iterator[None]:
+    """Give a site an activation; the blocks before it do not run.
+
+    Args:
+        before: see :func:`blocks_before`. in_tuple: whether blocks return tuples.
+    """
+    with ExitStack() as stack:
+        for block in before:
+            stack.enter_context(_idle(block, in_tuple))
+        stack.enter_context(changed(module, site.io, lambda _: hidden))
+        yield
 
 
 @contextmanager

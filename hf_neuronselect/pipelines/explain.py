@@ -9,23 +9,28 @@ from datasets import Dataset
 from ..core.configs import EvidenceOptions, ExplainConfig
 from ..core.errors import NeuronSelectError
 from ..core.provenance import SourceRecord
+from ..explain.causal import CausalCheck
 from ..explain.explanation import Contrast, Explanation, WhyNot
 from ..rows.load import BUNDLED, load_rows
+from ..selection.causal import CausalOptions, causal_check
 from ..selection.selection import Selection
 from ..selection.why import Explainer
 from ..store.store import FeatureStore
 from .parts import Say, quiet
 
 
-def explain(config: ExplainConfig, *, say: Say = quiet) -> Explanation | WhyNot | Contrast:
-    """Explain a row of a selection, a row that it has not, or two of its rows against each other.
+def explain(config: ExplainConfig, *, say: Say = quiet) -> Explanation | WhyNot | Contrast | CausalCheck:
+    """Explain a row of a selection, a row that it has not, or two of its rows against each other; or check the reasons.
 
     Raises:
         NeuronSelectError: no such row; a model, SAE, store, pool or exemplars that the selection was not made with.
     """
     explainer = _explainer(config)
-    found: Explanation | WhyNot | Contrast
-    if config.contrast is not None:
+    found: Explanation | WhyNot | Contrast | CausalCheck
+    if config.causal is not None:
+        held_out = None if config.held_out is None else rows_like(config.held_out, "held_out", None)
+        found = causal_check(explainer, CausalOptions(config.causal, config.draws, config.seed), held_out)
+    elif config.contrast is not None:
         found = explainer.contrast(*config.contrast, config.top)
     elif config.why_not is not None:
         found = explainer.why_not(config.why_not, config.top)

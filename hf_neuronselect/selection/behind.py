@@ -88,8 +88,12 @@ class Behind:
         return found
 
     def label(self, signal: str, unit: int) -> Label | None:
+        """The label of a signal's unit, if it is a feature that has one."""
+        return self.feature_label(unit) if _of_sae(signal) else None
+
+    def feature_label(self, feature: int) -> Label | None:
         """A feature's label, if there is one."""
-        return self._labels.get(unit) if _of_sae(signal) and self._labels is not None else None
+        return self._labels.get(feature) if self._labels is not None else None
 
     def link(self, signal: str, unit: int) -> str:
         """A page about a feature; "" where there is none."""

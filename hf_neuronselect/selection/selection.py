@@ -36,6 +36,7 @@ from .record import mean_length
 from .reported import reported
 
 if TYPE_CHECKING:
+    from ..explain.causal import CausalCheck
     from ..explain.explanation import Contrast, Explanation, WhyNot
     from ..store.store import FeatureStore
     from .plot import Plots
@@ -216,6 +217,22 @@ class Selection(PushToHub):
             one, other: places in the selection. top, given: as of :meth:`explain`.
         """
         return self.explainer(**given).contrast(one, other, top)
+
+    def causal_check(
+        self, k: int = 16, *, draws: int = 10, seed: int = 0, held_out: Dataset | None = None, **given: Any
+    ) -> CausalCheck:
+        """Whether the task uses the features that explain the picks: its loss without them, and without random ones.
+
+        Args:
+            k: features zeroed. draws, seed: of random features of like activity that add as much.
+            held_out: rows of the task; default its exemplars. given: as of :meth:`explainer`.
+
+        Raises:
+            NeuronSelectError: scores that are not made from an SAE's features; no model, SAE or rows at hand; too few of them.
+        """
+        from .causal import CausalOptions, causal_check
+
+        return causal_check(self.explainer(**given), CausalOptions(k, draws, seed), held_out)
 
     # ------------------------------------------------------------------------------------- the rows
     @property
