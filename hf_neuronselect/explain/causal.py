@@ -60,13 +60,13 @@ class CausalCheck:
 
     @property
     def outcome(self) -> str:
-        """``used``, ``not like`` (more is taken off than at random), ``less`` than random, ``as random``, or ``not shown``."""
+        """``used``, ``not like`` (more is taken off than at random), ``below random``, ``as random``, or ``not shown``."""
         low, high, rise = self.above.low, self.above.high, self.rise.low
         assert low is not None and high is not None and rise is not None
         if low > 0:
             return "used" if self.taken < LIKE * self.random_taken else "not like"
         if high < 0:
-            return "less"
+            return "below random"
         return "as random" if rise > 0 else "not shown"
 
     @property
@@ -78,7 +78,7 @@ class CausalCheck:
                     "activity that add as much",
             "not like": "not shown: the loss rises more without these features than without random ones, but they also make up "
                         f"{ratio:.1f} times as much of the activation, and no others are left that could: try fewer features",
-            "less": "not shown: random features of like activity hurt more than these",
+            "below random": "not shown: random features of like activity hurt more than these",
             "as random": "not shown: random features of like activity hurt as much as these",
             "not shown": "not shown: the loss does not rise without these features",
         }[self.outcome]  # fmt: skip

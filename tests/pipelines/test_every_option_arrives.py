@@ -214,6 +214,10 @@ LINES: dict[str, dict[str, Line]] = {
         "why_not": Line(3, key("asked"), ("why_not", 3, 10)),
         "contrast": Line((2, 1), key("asked"), ("contrast", 2, 1, 10)),
         "target": Line("u={files}/t.jsonl", lambda seen: (seen["target"], len(seen["exemplars"])), ("u", 4), ROW),
+        "causal": Line(3, lambda seen: seen["causal"].k),
+        "held_out": Line("{files}/t.jsonl", lambda seen: len(seen["held_out"]), 4, {"causal": 2}),
+        "draws": Line(3, lambda seen: seen["causal"].draws, beside={"causal": 2}),
+        "seed": Line(3, lambda seen: seen["causal"].seed, beside={"causal": 2}),
         "top": Line(4, key("asked"), ("explain", 0, 4), ROW),
         "features": Line(Path("{files}/kept"), lambda seen: seen["features"], beside=ROW),
         "pool": Line("{files}/pool.jsonl", lambda seen: len(seen["pool"]), 16, ROW),
@@ -361,6 +365,7 @@ def patch_explanations(found: Seen, patch: Callable[..., None]) -> None:
     patch(report, "put", lambda path, text: None)
     patch(labels, "make_labels", make_labels)
     patch(explain, "Selection", SimpleNamespace(from_pretrained=selected))
+    patch(explain, "causal_check", lambda explainer, options, rows: found.update(causal=options, held_out=rows))
     patch(explain, "FeatureStore", lambda folder: folder)
 
 

@@ -136,6 +136,26 @@ def test_methods_without_features_are_refused(method: str, pool: Dataset, target
         found.causal_check(4, held_out=target)
 
 
+@pytest.mark.parametrize(
+    ("method", "options"), [("igds", {"tau": 0.3, "measure": "loss", "top_k": 2}), ("sae-diversity", {})]
+)
+def test_other_methods_that_score_by_features(
+    method: str,
+    options: dict[str, Any],
+    pool: Dataset,
+    target: Dataset,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: Any,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    selector = NeuronSelector(method, **options)
+    extractor = make_extractor(tiny_folder, features=selector.signals)
+    found = selector.fit({"t": target}, extractor=extractor).select(pool, extractor=extractor, k=4)
+    check = found.causal_check(2, draws=2, held_out=target, extractor=extractor)
+    assert 1 <= len(check.features) <= 2 and check.method == method
+
+
 def test_without_exemplars_or_a_model_it_says_what_to_give(
     selection: Selection, target: Dataset, tmp_path: Path, monkeypatch: Any, capsys: Any, tiny_folder: Path
 ) -> None:

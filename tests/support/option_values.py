@@ -78,7 +78,7 @@ def needed(command: str, name: str) -> dict[str, Any]:
     values = {one.name: other(one) for one in options_of(CONFIGS[command]).values() if one.required}
     if command == "evaluate" and name not in ("data", "tasks"):
         values["data"] = ("held.jsonl",)
-    if command == "explain" and name not in ("row", "why_not", "contrast"):
-        values["row"] = 37
+    if command == "explain" and name not in ("row", "why_not", "contrast", "causal"):
+        values["causal" if name == "held_out" else "row"] = 37
     beside = _WITH.get(name, {}) | (_OF_SELECT.get(name, {}) if command == "select" else {})
     return {key: value for key, value in (values | beside).items() if key != name}
