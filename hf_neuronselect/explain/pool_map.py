@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..core.text import replaced
-from ..signals.columns import RowBatch, SparseRows
+from ..signals.columns import RowBatch
 from .charts import _svg
 
 MOST_EXEMPLARS = 200
@@ -45,49 +45,66 @@ def map_of(
     Args:
         drawn: bool ``[n]``, rows that chance chose. picked: bool ``[n]``. exemplars: of each target, those that have the signal.
     """
-    table, width = _unit(rows, signal)
-    base = table[drawn]
-    if len(base) < 3:
+    if drawn.sum() < 3:
         return None
-    variance = float((base**2).sum(axis=1).mean() - (base.mean(axis=0) ** 2).sum())
-    columns = np.sort(np.argsort(-base.var(axis=0), kind="stable")[:_COLUMNS])
-    middle = base[:, columns].mean(axis=0)
-    centred = base[:, columns] - middle
+    columns, variance = _varied(rows.take(np.flatnonzero(drawn)), signal)
+    table = _unit(rows, signal, columns)
+    middle = table[drawn].mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = table[drawn] - middle
     values, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
     values, vectors = values[::-1][:2], vectors[:, ::-1][:, :2]
     if variance <= 1e-9 or values[0] <= 1e-9:
-        return None
+        return None  # alike but for rounding
     axes = centred.T.astype(np.float64) @ (vectors / np.sqrt(np.maximum(values, 1e-12)))
-    places = (table[:, columns] - middle) @ axes
+    places = (table - middle) @ axes
     if picked.any():  # picks are to the right, and above
         side = np.where(places[picked].mean(axis=0) >= np.median(places, axis=0), 1.0, -1.0)
         axes, places = axes * side, places * side
     found = {
-        name: (_unit(one.take(np.arange(min(len(one), MOST_EXEMPLARS))), signal, width)[0][:, columns] - middle) @ axes
+        name: (_unit(one.take(np.arange(min(len(one), MOST_EXEMPLARS))), signal, columns) - middle) @ axes
         for name, one in exemplars.items()
         if len(one)
     }
-    shares = np.maximum(values, 0.0) / (len(base) * variance)
+    shares = np.maximum(values, 0.0) / (len(centred) * variance)
     return PoolMap(signal, rows.index, places, picked, found, (float(shares[0]), float(shares[1])))
 
 
-def _unit(rows: RowBatch, signal: str, width: int | None = None) -> tuple[np.ndarray, int]:
-    """Rows of length 1, float32 ``[n, width]``; units beyond a width that is given are left out."""
+def _varied(rows: RowBatch, signal: str) -> tuple[np.ndarray, float]:
+    """The units that vary most between rows of length 1, int64 ascending, and the variance of all units together."""
     if f"{signal}_indices" in rows:
-        table, width = _table(rows.sparse(signal), width)
+        sparse = rows.sparse(signal)
+        values = sparse.values / np.repeat(_lengths(rows, signal), np.diff(sparse.indptr))
+        first, second = (np.bincount(sparse.indices, values**power) / len(rows) for power in (1, 2))
     else:
-        table = rows.dense(signal).reshape(len(rows), -1).astype(np.float32)
-        width = table.shape[1]
-    length = np.linalg.norm(table, axis=1, keepdims=True)
-    return np.divide(table, length, out=np.zeros_like(table), where=length > 0), width
+        table = rows.dense(signal).reshape(len(rows), -1) / _lengths(rows, signal)[:, None]
+        first, second = table.mean(axis=0, dtype=np.float64), np.einsum("ij,ij->j", table, table) / len(rows)
+    variance = np.maximum(second - first**2, 0.0)
+    return np.sort(np.argsort(-variance, kind="stable")[:_COLUMNS]), float(variance.sum())
 
 
-def _table(rows: SparseRows, width: int | None) -> tuple[np.ndarray, int]:
-    width = int(rows.indices.max(initial=0)) + 1 if width is None else width
-    table = np.zeros((len(rows), width), np.float32)
-    inside = rows.indices < width
-    table[np.repeat(np.arange(len(rows)), np.diff(rows.indptr))[inside], rows.indices[inside]] = rows.values[inside]
-    return table, width
+def _unit(rows: RowBatch, signal: str, columns: np.ndarray) -> np.ndarray:
+    """Some units of rows of length 1, float32 ``[n, columns]``; 0 where a row has none."""
+    table = np.zeros((len(rows), len(columns)), np.float32)
+    if f"{signal}_indices" in rows:
+        sparse = rows.sparse(signal)
+        place = np.minimum(np.searchsorted(columns, sparse.indices), len(columns) - 1)
+        known = columns[place] == sparse.indices
+        table[np.repeat(np.arange(len(rows)), np.diff(sparse.indptr))[known], place[known]] = sparse.values[known]
+    else:
+        table[:] = rows.dense(signal).reshape(len(rows), -1)[:, columns]
+    return table / _lengths(rows, signal)[:, None]
+
+
+def _lengths(rows: RowBatch, signal: str) -> np.ndarray:
+    """Length of each row, float32 ``[n]``; 1 where it is 0."""
+    if f"{signal}_indices" in rows:
+        sparse = rows.sparse(signal)
+        row = np.repeat(np.arange(len(rows)), np.diff(sparse.indptr))
+        squares = np.bincount(row, sparse.values.astype(np.float64) ** 2, minlength=len(rows))
+    else:
+        flat = rows.dense(signal).reshape(len(rows), -1)
+        squares = np.einsum("ij,ij->i", flat, flat)
+    return np.where(squares > 0, np.sqrt(squares), 1.0).astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------ the picture

@@ -15,8 +15,11 @@ from ..signals.base import SIGNALS
 from ..signals.columns import RowBatch, SparseRows
 from ..store.store import FeatureStore, columns_of, skips_of
 
-MOST_ROWS, MOST_PICKS = 2000, 500
-"""Rows of a sample, and picks among them, at most."""
+MOST_ROWS, LEAST_ROWS = 2000, 250
+"""Rows of a sample at most; and where their signals are large, at least. A quarter of them, at most, are picks."""
+MOST_BYTES = 96_000_000
+"""Memory that a sample takes, while it has more than :data:`LEAST_ROWS` rows."""
+_STEP = 500  # rows read at once
 RAW = (Hidden.name, Polysemantic.name)
 """Signals of the model's own neurons, the first that a store has."""
 FEATURES = Mona.name
@@ -58,14 +61,17 @@ class PoolSample:
     fires: Mapping[str, Fires] = field(default_factory=dict)
 
 
-def numbers_of(able: np.ndarray, picks: Sequence[int], shown: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def numbers_of(
+    able: np.ndarray, picks: Sequence[int], shown: Sequence[int], most: int = MOST_ROWS
+) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the rows that a sample has, int64 ascending, and which of them chance chose.
 
     Args:
         able: numbers of the rows that could be picked. picks: best first. shown: rows that must be among them.
+        most: how many rows.
     """
-    wanted = np.unique(np.asarray([*picks[:MOST_PICKS], *shown], np.int64))
-    count = min(len(able), MOST_ROWS - len(wanted))
+    wanted = np.unique(np.asarray([*picks[: most // 4], *shown], np.int64))
+    count = min(len(able), most - len(wanted))
     drawn = np.sort(np.random.default_rng(0).choice(able, max(0, count), replace=False))
     every = np.union1d(wanted, drawn)
     return every, np.isin(every, drawn)
@@ -92,11 +98,15 @@ def sample_pool(
             )
     if not wanted:
         raise NeuronSelectError("the store has no signal with vectors", option="features", value=store.folder.name)
-    numbers, drawn = numbers_of(able, picks, shown)
+    numbers = drawn = np.zeros(0, np.int64)
     counts: dict[str, Fires] = {}
     parts, start = [], 0
-    for tables in store.batches(wanted):
+    for tables in store.batches(wanted, step=_STEP):
         columns = columns_of(tables)
+        if not start:
+            size = sum(column.nbytes for column in columns.values()) / max(1, len(next(iter(columns.values()))))
+            most = int(np.clip(MOST_BYTES / max(1.0, size), min(LEAST_ROWS, MOST_ROWS), MOST_ROWS))
+            numbers, drawn = numbers_of(able, picks, shown, most)
         usable = np.asarray([not skip for skip in skips_of(tables)], dtype=bool)
         batch = RowBatch(np.arange(start, start + len(usable)), usable, columns)
         for name in wanted:

@@ -102,7 +102,7 @@ def test_a_map_is_the_pool_s_principal_components(signal: str, make) -> None:
     expected = (unit - middle) @ axes[:2].T
     assert np.allclose(np.abs(found.places), np.abs(expected), atol=1e-4)
     assert (found.places[picked].mean(axis=0) >= np.median(found.places, axis=0) - 1e-6).all()
-    known = exemplars[:, :40] / np.linalg.norm(exemplars[:, :40], axis=1, keepdims=True)
+    known = (exemplars / np.linalg.norm(exemplars, axis=1, keepdims=True))[:, :40]
     assert np.allclose(np.abs(found.exemplars["t"]), np.abs((known - middle) @ axes[:2].T), atol=1e-4)
 
 

@@ -26,15 +26,13 @@ def store(pool: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path) -> F
     return FeatureStore(tmp_path / "store")
 
 
-def test_picks_and_rows_shown_are_in_the_sample_and_chance_fills_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "MOST_ROWS", 40)
-    monkeypatch.setattr(sampling, "MOST_PICKS", 10)
+def test_picks_and_rows_shown_are_in_the_sample_and_chance_fills_it() -> None:
     able = np.arange(0, 1000, 2)
     picks = list(range(500, 560, 2))
-    numbers, drawn = numbers_of(able, picks, [2, 4])
+    numbers, drawn = numbers_of(able, picks, [2, 4], 40)
     assert set(picks[:10]) | {2, 4} <= set(numbers.tolist()) <= set(able.tolist()) and len(numbers) <= 40
     assert drawn.sum() == 28 and (np.diff(numbers) > 0).all()
-    again, _ = numbers_of(able, picks, [2, 4])
+    again, _ = numbers_of(able, picks, [2, 4], 40)
     assert np.array_equal(numbers, again)
     few, chance = numbers_of(np.arange(3), [1], [])
     assert few.tolist() == [0, 1, 2] and chance.all()
@@ -64,6 +62,14 @@ def test_a_sweep_counts_the_whole_pool_and_keeps_some_rows(
         assert np.array_equal(row, every[number])
     dense = np.stack(store.dataset("hidden").with_format("numpy")["hidden"][:])
     assert np.array_equal(found.rows.dense("hidden"), dense[found.rows.index])
+
+
+def test_large_signals_make_a_smaller_sample(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"mona": store.identities["mona"][0]}
+    monkeypatch.setattr(sampling, "LEAST_ROWS", 8)
+    for most, rows in ((10**9, 60), (1, 8)):
+        monkeypatch.setattr(sampling, "MOST_BYTES", most)
+        assert len(sample_pool(store, own, np.arange(60), [7, 30], [59]).rows) == rows
 
 
 def test_a_store_without_vectors(pool: Dataset, tiny_folder: Path, tmp_path: Path) -> None:
