@@ -34,6 +34,7 @@ import numpy as np
 from datasets import Dataset, disable_progress_bars
 
 from hf_neuronselect.rows.load import load_rows
+from hf_neuronselect.signals.base import BOOKKEEPING
 from hf_neuronselect.signals.columns import RowBatch
 from hf_neuronselect.store.store import FeatureStore
 
@@ -118,7 +119,7 @@ def main() -> None:
     assert isinstance(pool, Dataset) and len(pool) == len(store), "the store is of another pool"
     signals = {name: store.dataset(signal) for name, signal in SIGNALS.items()}
     usable = np.flatnonzero(
-        [not any(skips) for skips in zip(*(one["skip"][:] for one in signals.values()), strict=True)]
+        [not any(skips) for skips in zip(*(one[BOOKKEEPING[0]][:] for one in signals.values()), strict=True)]
     )
     draw = np.random.default_rng(0)
     rows = draw.permutation(usable)[: args.rows]

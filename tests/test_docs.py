@@ -280,3 +280,30 @@ def test_the_auc_of_a_feature_is_the_share_of_pairs_in_order() -> None:
     space = made["Space"](values, signed=True)
     assert space.best(np.asarray([[0.6, 0.4], [0.1, 0.5], [0.7, 0.55]])) == [(1, -1), (0, -1)]
     assert made["Space"](values).best(np.asarray([[0.6, 0.4], [0.1, 0.5]]), np.asarray([1])) == [(1, 1), (1, 1)]
+
+
+def test_what_single_features_tell_is_its_record() -> None:
+    record = json.loads((ROOT / "benchmarks" / "monosemanticity.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").split("## What a single feature tells\n")[1]
+    section = " ".join(page.split("\n## ")[0].split())
+    table = [line for line in page.split("\n## ")[0].splitlines() if line[:2] == "| "][1:]
+    spaces = ("sae", "sae, as many", "hidden", "hidden, turned", "gate")
+    for line, name in zip(table, spaces, strict=True):
+        one = record["mean"][name]
+        low, high = one["interval"]
+        cells = (f"{record['features'][name]:,}", f"{one['auc']:.3f}", f"{low:.3f}–{high:.3f}", f"{one['least']:.3f}")
+        assert [cell.strip() for cell in line.strip("|").split("|")][1:] == list(cells), name
+    for one in record["differences"]:
+        low, high = one["interval"]
+        assert f"{one['auc']:+.3f} ({low:.3f} to {high:.3f})" in section, one
+    of, gate, few, _ = record["differences"]
+    sources = len(record["sources"])
+    assert f"the {sources} sources" in section and f"{record['rows']:,} rows" in section
+    assert (
+        f"better for {of['better_for']} of {sources} sources" in section
+        and f"better for {gate['better_for']}." in section
+    )
+    assert f"and {few['better_for']} of {sources} sources" in section
+    assert record["rows"] == 10_000 and of["interval"][0] > 0 < gate["interval"][0] and few["interval"][0] <= 0
+    worst = sorted(record["by_source"], key=lambda name: record["by_source"][name]["sae"])[:3]
+    assert all(f"`{name}`" in section for name in worst)
