@@ -316,7 +316,8 @@ def _sources(pool: Dataset, config: CompareConfig) -> np.ndarray | None:
     """Source of each row, if the pool has that column."""
     if config.source_column not in pool.column_names:
         return None
-    return np.asarray([str(one) for one in pool[config.source_column]], dtype=object)
+    names: dict[str, str] = {}  # each name once in memory, however large the pool is
+    return np.asarray([names.setdefault(str(one), str(one)) for one in pool[config.source_column]], dtype=object)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

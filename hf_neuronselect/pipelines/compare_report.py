@@ -291,11 +291,12 @@ def _transfer(found: Comparison) -> Section:
         pairs = ((f"{one} at {other}", changes[i, k]) for i, one in enumerate(names) for k, other in enumerate(names))
         alt = f"{title} {said} " + "; ".join(f"picks for {what} {value:+.3f}" for what, value in pairs)
         most = float(np.nanmax(np.abs(changes))) or 1.0
-        draw = partial(heat_map, [f"for {name}" for name in names], names, changes, most, alt)
+        draw = partial(heat_map, [f"for {name}" for name in names], names, changes, most, alt, places=3)
         figures.append(Figure(title, said, in_both_widths(draw), arm))
     said = (
         "Change of the loss on held-out answers against the untouched model, in nats a token: below 0, in orange, training helped. "
-        "Where picks for a target help it no more than they help the others, the method found rows that are good in general."
+        "Where picks help their own target no more than the others, their gain is a general one. "
+        f"Means over {_count(len({one.seed for one in found.transfers}), 'seed')}."
     )
     table = Table(("trained on", "at its own target", "at the others", "difference"), sorted(rows, key=lambda row: float(row[3])))  # fmt: skip
     return Section("transfer", "Transfer", said, [Part("", figures=figures, tables=[table])])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,15 @@ def test_hostile_texts_stay_texts(show: Any) -> None:
     assert window.locator("blockquote p").text_content() == EVIL
     assert window.locator("img").count() == 0 and window.locator("script").count() == 1
     assert EVIL in window.text_content("h1") and EVIL in window.text_content("#command")
+
+
+def test_long_names_fit_a_phone(show: Any) -> None:
+    made = page("x" * 300)
+    window = show(
+        replace(made, figures=[*made.figures, replace(made.figures[0], tab="y" * 300)]),
+        viewport={"width": 390, "height": 800},
+    )
+    assert window.evaluate("document.documentElement.scrollWidth") == 390
 
 
 def test_dark(show: Any) -> None:
