@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .labels import Label
@@ -20,7 +20,7 @@ class Part:
         facts: more numbers, by name. label: of a feature; made by a machine.
         rarity: share of the pool's rows that have it. exemplars: those that have it, with its value, largest first.
         tokens: where in the row it is strongest. elsewhere: where it is strongest in the pool's other rows.
-        link: a page about it.
+        link: a page about it. usual: its share of the sum of an average row of the pool.
     """
 
     name: str
@@ -35,11 +35,12 @@ class Part:
     tokens: tuple[Spot, ...] = ()
     elsewhere: tuple[Spot, ...] = ()
     link: str = ""
+    usual: float | None = None
 
     def cells(self) -> list[str]:
-        """For a table: name, share, facts and rarity."""
-        rare = [] if self.rarity is None else [percent(self.rarity)]
-        return [self.name, percent(self.share), *(f"{value:.4g}" for value in self.facts.values()), *rare]
+        """For a table: name, share, what is usual, facts and rarity."""
+        usual, rare = ([] if share is None else [percent(share)] for share in (self.usual, self.rarity))
+        return [self.name, percent(self.share), *usual, *(f"{value:.4g}" for value in self.facts.values()), *rare]
 
     def lines(self) -> list[str]:
         """What there is to read about it, a line each."""
@@ -61,7 +62,8 @@ class Explanation:
     Attributes:
         row: its number in the pool. place: in the selection, 0 is the best; None of a row that was not selected.
         score: as recorded. text: the row's beginning. says: the score in words and numbers.
-        parts: the largest first, as many as were asked for. of: how many there are.
+        parts: the largest first, or where the pool's store is given those that add most beyond what is usual; as many as were
+            asked for. of: how many there are.
         moved: tokens that moved the score, up and down; of methods that follow a row through the model.
         notes: what could not be said, and how it can.
     """
@@ -78,6 +80,13 @@ class Explanation:
     moved: tuple[Spot, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def heads(self) -> list[str]:
+        """Names of the columns that :meth:`Part.cells` fills."""
+        usual = ["usual"] if self.parts[0].usual is not None else []
+        rare = ["pool rows with it"] if self.parts[0].rarity is not None else []
+        return [self.parts[0].unit, "share", *usual, *self.parts[0].facts, *rare]
+
     def __str__(self) -> str:
         place = "" if self.place is None else f", place {self.place} of the selection"
         lines = [
@@ -86,7 +95,7 @@ class Explanation:
             f"Its score: {self.says}.",
         ]
         if self.parts:
-            lines += ["", _table(self.parts)]
+            lines += ["", text_table(self.heads, [part.cells() for part in self.parts])]
             left = self.of - len(self.parts)
             if left:
                 lines.append(f"and {left} more, {percent(1 - sum(part.share for part in self.parts))} of the sum")
@@ -104,11 +113,6 @@ class Explanation:
         from .fragments import explanation_fragment
 
         return explanation_fragment(self)
-
-
-def _table(parts: Sequence[Part]) -> str:
-    rare = ["pool rows with it"] if any(part.rarity is not None for part in parts) else []
-    return text_table([parts[0].unit, "share", *parts[0].facts, *rare], [part.cells() for part in parts])
 
 
 @dataclass(frozen=True)

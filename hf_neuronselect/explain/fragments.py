@@ -61,10 +61,8 @@ def explanation_fragment(found: Explanation) -> str:
         f"{_safe(found.method)}</p><p>{_words(one_line(found.text, 300))}</p><p>Its score: {_safe(found.says)}.</p>"
     ]
     if found.parts:
-        rare = ["pool rows with it"] if any(part.rarity is not None for part in found.parts) else []
         most = max(abs(part.share) for part in found.parts) or 1.0
-        head = [found.parts[0].unit, "share", *found.parts[0].facts, *rare, "what it reads"]
-        parts.append(_table(head, [_part_cells(part, most) for part in found.parts]))
+        parts.append(_table([*found.heads, "what it reads"], [_part_cells(part, most) for part in found.parts]))
         if left := found.of - len(found.parts):
             rest = percent(1 - sum(part.share for part in found.parts))
             parts.append(f'<p style="{_QUIET}">and {left:,} more, {rest} of the sum</p>')

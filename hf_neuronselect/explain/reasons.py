@@ -212,7 +212,7 @@ def reasons_data(found: Reasons, roles: dict[str, int]) -> dict[str, Any]:
             "name": replaced(str(part.label) if part.label else part.name)[:160],
             "unit": replaced(part.name)[:60] if part.label else "", "auc": part.label and round(part.label.auc, 2),
             "share": _rounded(part.share), "rarity": None if part.rarity is None else _rounded(part.rarity),
-            "usual": _rounded(part.facts["usual"]) if "usual" in part.facts else None, "levels": levels_of(heat.parts[:, i]) if heat is not None and own else "",
+            "usual": None if part.usual is None else _rounded(part.usual), "levels": levels_of(heat.parts[:, i]) if heat is not None and own else "",
         })  # fmt: skip
     data: dict[str, Any] = {"target": found.target, "says": replaced(found.says)[:600], "parts": parts, "of": found.of}
     if heat is not None:

@@ -211,7 +211,7 @@ def _explained(report: Report) -> str:
     """How the cards with reasons are read."""
     if not report.reasons:
         return ""
-    usual = any("usual" in part.facts for one in report.reasons.values() for part in one.parts)
+    usual = any(part.usual is not None for one in report.reasons.values() for part in one.parts)
     first = "those first that set the row apart most from an average row of the pool" if usual else "largest first"
     said = f"Below a text: parts of its score, {first}, each with its share of the sum of all parts."
     heats = [one.heat for one in report.reasons.values() if one.heat is not None]

@@ -30,11 +30,12 @@ class Why:
     Attributes:
         says: the score in words and numbers, a sentence without a full stop.
         unit: what a part is (``feature``, ``block``, ``word``); "" where the score has no parts.
-        ids: the parts' numbers, int64 ``[n]``, largest amount first. names: of parts that are no numbers.
+        ids: the parts' numbers, int64 ``[n]``, largest amount first, or as :meth:`against` orders them. names: of parts that are no numbers.
         amounts: float64 ``[n]``, what each part adds to the sum that the score is made from.
         facts: name -> float64 ``[n]``, more about each part.
         signal: the sparse signal whose units the ids are; "" if they are of none.
         moves: how tokens move the score; None where they do not.
+        usual: float64 ``[n]``, each part's share of the sum of an average row of the pool; None where it is not known.
     """
 
     says: str
@@ -45,6 +46,7 @@ class Why:
     facts: Mapping[str, np.ndarray] = field(default_factory=dict)
     signal: str = ""
     moves: Moves | None = None
+    usual: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -71,6 +73,23 @@ class Why:
     def shares(self) -> np.ndarray:
         """Each part's share of the sum of all parts' absolute values, float64 ``[n]``."""
         return self.amounts / max(float(np.abs(self.amounts).sum()), np.finfo(float).tiny)
+
+    def against(self, usual: np.ndarray) -> Self:
+        """The same, the parts first that add most beyond what they usually do.
+
+        Args:
+            usual: float64 ``[units]``, what each unit adds on average; units beyond its end add nothing.
+        """
+        found = np.zeros(len(self.ids))
+        inside = self.ids < len(usual)
+        found[inside] = usual[self.ids[inside]]
+        order = np.argsort(found - self.amounts, kind="stable")
+        share = found / max(float(np.abs(usual).sum()), np.finfo(float).tiny)
+        return replace(
+            self, ids=self.ids[order], amounts=self.amounts[order], usual=share[order],
+            facts={name: fact[order] for name, fact in self.facts.items()},
+            names=tuple(self.names[i] for i in order) if self.names else (),
+        )  # fmt: skip
 
     def prefixed(self, words: str) -> Self:
         """The same with words in front of the sentence."""

@@ -28,7 +28,7 @@ TOLD, TOKENS, ROWS = 5, 3, 2
 COMMON = 0.99
 """Share of the pool's rows from which on a part is said to be in all of them."""
 HEATED = 1024
-"""Units whose tokens are told together."""
+"""Units whose tokens are told together, those that add most."""
 MOVED = 4
 """Tokens told that moved a score up, and as many that moved it down."""
 
@@ -41,7 +41,7 @@ class Behind:
 
     # ------------------------------------------------------------------------------------- parts
     def parts(self, why: Why, number: int, text: Conversation | None, top: int) -> tuple[Part, ...]:
-        """The largest parts.
+        """The first parts.
 
         Args:
             number: of the row in the pool. text: the row as it was read; None where it is not at hand.
@@ -51,6 +51,7 @@ class Behind:
             Part(
                 why.names[i] if why.names else f"{why.unit} {why.ids[i]}", why.unit, None if why.names else int(why.ids[i]),
                 float(why.amounts[i]), float(shares[i]), {name: float(fact[i]) for name, fact in why.facts.items()},
+                usual=None if why.usual is None else float(why.usual[i]),
             )
             for i in range(min(top, len(why.ids)))
         ]  # fmt: skip
@@ -177,7 +178,7 @@ class Behind:
         if why.moves is not None:
             moved = moved_values(extractor, text, why.moves.signal, why.moves.weights, why.moves.offset)
             return heat_of(decode, moved, text)
-        kept = np.union1d(np.arange(min(HEATED, len(why.ids))), np.asarray(told, np.int64))
+        kept = np.union1d(np.argsort(-why.amounts, kind="stable")[:HEATED], np.asarray(told, np.int64))
         found = unit_values(extractor, text, why.signal, why.ids[kept].tolist())
         total = found.values.sum(axis=0)
         share = np.divide(found.values, total, out=np.zeros_like(found.values), where=total > 0)

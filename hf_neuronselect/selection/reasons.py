@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 PICKS, NEAR, PARTS = 12, 6, 5
 """Picks and near misses whose reasons are shown, and parts of each."""
-AVERAGED = 200
-"""Rows of the pool over which reasons are averaged."""
 _BEGINNING = 1000  # characters
 _COMMAND = "neuronselect report FOLDER"
 _NEVER_AGAIN = ("judge",)  # engines that cost money
@@ -72,10 +70,11 @@ def told_of(selection: Selection, table: PoolTable, picks: Sequence[int], near: 
             numbers = {place: int(table.index[place]) for place in places}
             if sample is None and not unsampled:
                 sample, unsampled = _sampled(explainer, table, [int(table.index[place]) for place in shown])
-            usual = None if sample is None else _usual(explainer, sample)
+            if sample is not None:
+                explainer.average_over(sample.rows.take(np.flatnonzero(sample.drawn)))
             evidence.read_ahead(list(numbers.values()))
             for place, number in numbers.items():
-                if (one := _reasons(explainer, number, sample, usual)) is not None:
+                if (one := _reasons(explainer, number, sample)) is not None:
                     reasons[place] = one
             if sample is not None and (of_target := target_features(explainer, sample)):
                 features[evidence.target] = of_target
@@ -109,24 +108,6 @@ def _sampled(explainer: Explainer, table: PoolTable, shown: Sequence[int]) -> tu
         ), ""
     except NeuronSelectError as cause:
         return None, cause.message
-
-
-def _usual(explainer: Explainer, sample: PoolSample) -> np.ndarray | None:
-    """What each unit adds to the score of an average row of the pool, float64 ``[units]``; None where there are no units."""
-    evidence = explainer.evidence
-    rows = np.flatnonzero(sample.drawn)
-    if not set(map(str, evidence.method.signals)) <= set(evidence.stored) & set(sample.signals) or not len(rows):
-        return None
-    rows = rows[:: -(-len(rows) // AVERAGED)]
-    total = np.zeros(1)
-    for place in rows.tolist():
-        why = evidence.method.explain(sample.rows.take(np.asarray([place])), evidence.finished, None)
-        if not why.signal:
-            return None
-        width = int(why.ids.max(initial=0)) + 1
-        total = np.pad(total, (0, max(0, width - len(total))))
-        total[why.ids] += why.amounts
-    return total / len(rows)
 
 
 def _by_target(selection: Selection, table: PoolTable, places: Sequence[int]) -> dict[str | None, list[int]]:
@@ -164,20 +145,12 @@ def _check(explainer: Explainer, load: bool) -> None:
             )
 
 
-def _reasons(explainer: Explainer, number: int, sample: PoolSample | None, usual: np.ndarray | None) -> Reasons | None:
-    """Of one row; None where it is not at hand, or cannot be read.
-
-    Args:
-        usual: what units add to an average row's score: parts are then told first that add most beyond it.
-    """
+def _reasons(explainer: Explainer, number: int, sample: PoolSample | None) -> Reasons | None:
+    """Of one row; None where it is not at hand, or cannot be read."""
     evidence, behind = explainer.evidence, explainer.behind
     try:
         text, why = evidence.text_of(number), explainer.why(number)
-        of_usual = np.zeros(len(why.ids))
-        if usual is not None:
-            inside = why.ids < len(usual)
-            of_usual[inside] = usual[why.ids[inside]]
-        first = np.argsort(of_usual - why.amounts, kind="stable")[:PARTS].tolist()
+        first = range(min(PARTS, len(why.ids)))
         heat = behind.heat(why, text, first)
     except NeuronSelectError as cause:
         if cause.option in ("pool", "row"):
@@ -188,11 +161,10 @@ def _reasons(explainer: Explainer, number: int, sample: PoolSample | None, usual
 
     def part(i: int) -> Part:
         unit = int(why.ids[i])
-        facts = {} if usual is None else {"usual": float(of_usual[i] / max(usual.sum(), np.finfo(float).tiny))}
         return Part(
             why.names[i] if why.names else f"{why.unit} {unit}", why.unit, None if why.names else unit,
-            float(why.amounts[i]), float(shares[i]), facts,
-            label=behind.label(why.signal, unit) if why.signal else None,
+            float(why.amounts[i]), float(shares[i]), {},
+            usual=None if why.usual is None else float(why.usual[i]), label=behind.label(why.signal, unit) if why.signal else None,
             rarity=None if fires is None else fires.share(unit), link=behind.link(why.signal, unit) if why.signal else "",
         )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -100,21 +100,16 @@ def sample_pool(
         raise NeuronSelectError("the store has no signal with vectors", option="features", value=store.folder.name)
     numbers = drawn = np.zeros(0, np.int64)
     counts: dict[str, Fires] = {}
-    parts, start = [], 0
-    for tables in store.batches(wanted, step=_STEP):
-        columns = columns_of(tables)
-        if not start:
-            size = sum(column.nbytes for column in columns.values()) / max(1, len(next(iter(columns.values()))))
+    parts: list[RowBatch] = []
+    for batch in _batches(store, wanted):
+        if not parts:
+            size = sum(column.nbytes for column in batch.columns.values()) / max(1, len(batch.index))
             most = int(np.clip(MOST_BYTES / max(1.0, size), min(LEAST_ROWS, MOST_ROWS), MOST_ROWS))
             numbers, drawn = numbers_of(able, picks, shown, most)
-        usable = np.asarray([not skip for skip in skips_of(tables)], dtype=bool)
-        batch = RowBatch(np.arange(start, start + len(usable)), usable, columns)
         for name in wanted:
-            if f"{name}_indices" in columns:
+            if f"{name}_indices" in batch.columns:
                 counts[name] = _counted(counts.get(name), batch.sparse(name))
-        here = numbers[(numbers >= start) & (numbers < start + len(usable))] - start
-        parts.append(batch.take(here[usable[here]]))
-        start += len(usable)
+        parts.append(_among(batch, numbers))
     rows = RowBatch.join(parts)
     kept = np.isin(numbers, rows.index)
     return PoolSample(
@@ -149,6 +144,30 @@ def pool_map(sample: PoolSample, exemplars: Mapping[str, RowBatch]) -> PoolMap |
     column = sample.signal if sample.signal not in sample.fires else f"{sample.signal}_indices"
     there = {name: rows for name, rows in exemplars.items() if column in rows}
     return map_of(sample.signal, sample.rows, sample.drawn, sample.picked, there)
+
+
+def random_rows(store: FeatureStore, wanted: Mapping[str, str], count: int) -> RowBatch:
+    """At most ``count`` usable rows of a store, drawn at random.
+
+    Args:
+        wanted: signal -> identity.
+    """
+    numbers = np.random.default_rng(0).permutation(len(store))[:count]
+    return RowBatch.join([_among(batch, numbers) for batch in _batches(store, wanted)])
+
+
+def _batches(store: FeatureStore, wanted: Mapping[str, str]) -> Iterator[RowBatch]:
+    """All rows of a store, in order."""
+    start = 0
+    for tables in store.batches(wanted, step=_STEP):
+        usable = np.asarray([not skip for skip in skips_of(tables)], dtype=bool)
+        yield RowBatch(np.arange(start, start + len(usable)), usable, columns_of(tables))
+        start += len(usable)
+
+
+def _among(batch: RowBatch, numbers: np.ndarray) -> RowBatch:
+    """The usable rows of a batch that have one of these numbers."""
+    return batch.take(np.flatnonzero(batch.usable & np.isin(batch.index, numbers)))
 
 
 def _counted(before: Fires | None, rows: SparseRows) -> Fires:

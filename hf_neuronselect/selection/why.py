@@ -17,14 +17,18 @@ from ..explain.labels import Label
 from ..explain.spots import Spot
 from ..methods.why import Why
 from ..rows.leakage import exact_key
+from ..signals.columns import RowBatch
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .behind import Behind
 from .evidence import Evidence
+from .sample import random_rows
 
 if TYPE_CHECKING:
     from .selection import Selection
 
+AVERAGED = 200
+"""Rows of the pool whose average says what parts usually add."""
 DIFFERENT = 1e-3
 """Relative difference between the score recorded and computed again from which on it is told."""
 _LEFT_OUT = {
@@ -103,7 +107,34 @@ class Explainer:
         score = evidence.method.drawn(
             evidence.method.scorer({evidence.target: finished})(row)[evidence.target], row.index
         )
-        return evidence.method.explain(row, finished, evidence.exemplars), float(np.max(score[0]))
+        why = evidence.method.explain(row, finished, evidence.exemplars)
+        return why if self.usual is None else why.against(self.usual), float(np.max(score[0]))
+
+    @cached_property
+    def usual(self) -> np.ndarray | None:
+        """What each unit adds to the score of an average row of the pool, float64 ``[units]``.
+
+        None without a store of the pool that has what a score needs, or where the parts of a score are no units.
+        """
+        evidence = self.evidence
+        if evidence.store is None or not set(map(str, evidence.method.signals)) <= set(evidence.stored):
+            return None
+        return self._average(random_rows(evidence.store, evidence.stored, AVERAGED))
+
+    def average_over(self, rows: RowBatch) -> None:
+        """Take :attr:`usual` from these random rows of the pool, which were read for something else, too."""
+        if set(map(str, self.evidence.method.signals)) <= set(self.evidence.stored):
+            self.usual = self._average(rows.take(np.arange(0, len(rows.index), -(-len(rows.index) // AVERAGED) or 1)))
+
+    def _average(self, rows: RowBatch) -> np.ndarray | None:
+        evidence, total = self.evidence, np.zeros(1)
+        for place in range(len(rows.index)):
+            why = evidence.method.explain(rows.take(np.asarray([place])), evidence.finished, None)
+            if not why.signal:
+                return None
+            total = np.pad(total, (0, max(0, int(why.ids.max(initial=0)) + 1 - len(total))))
+            total[why.ids] += why.amounts
+        return total / len(rows.index) if len(rows.index) else None
 
     # ------------------------------------------------------------------------------------- one against another
     def contrast(self, one: int, other: int, top: int = 10) -> Contrast:

@@ -137,7 +137,7 @@ def test_features_of_a_target(
         beyond = np.where(amounts[number] > 0, amounts[number] - amounts.mean(axis=0), -np.inf)
         assert {part.id for part in one.parts} == set(np.argsort(-beyond, kind="stable")[:5].tolist())
         assert one.parts[0].rarity == np.mean(every[:, one.parts[0].id] > 0)
-        assert one.parts[0].facts["usual"] == pytest.approx(amounts[:, one.parts[0].id].sum() / amounts.sum())
+        assert one.parts[0].usual == pytest.approx(amounts[:, one.parts[0].id].sum() / amounts.sum())
     assert page_data(found) and "furthest above" in selection.report()
 
 

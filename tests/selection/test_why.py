@@ -75,6 +75,29 @@ def test_a_pick_is_explained_in_full(
     assert f"{1 - sum(part.share for part in found.parts):.1%} of the sum" in told
 
 
+def test_parts_that_set_a_row_apart_come_first(
+    pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor, store: FeatureStore
+) -> None:
+    """With a store: by what a feature adds beyond its mean over the pool, here written out over all 60 rows."""
+    selection = made("mona", pool, target, extractor)
+    plain, found = selection.explain(2, top=2000), selection.explain(2, top=2000, features=store)
+    of_target = selection.selector.targets["t"]["prototype"]  # type: ignore[union-attr]
+    mean = np.zeros(len(of_target))
+    for index, value in zip(*(store.dataset("mona")[f"mona_{of}"] for of in ("indices", "values")), strict=True):
+        for unit, size in zip(index, value, strict=True):
+            mean[unit] += min(size, of_target[unit]) / 60
+    assert {part.id: part.amount for part in plain.parts} == pytest.approx(
+        {part.id: part.amount for part in found.parts}
+    )
+    beyond = [part.amount - mean[part.id] for part in found.parts]
+    assert beyond == sorted(beyond, reverse=True) and [one.id for one in found.parts] != [one.id for one in plain.parts]
+    for part in found.parts:
+        assert part.usual == pytest.approx(mean[part.id] / mean.sum())
+    assert all(part.usual is None for part in plain.parts)
+    assert "usual" in str(found).split("\n\n")[1].split("\n")[0] and "usual" in found._repr_html_()
+    assert "usual" not in str(plain)
+
+
 def test_a_store_alone_explains(
     pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor, store: FeatureStore, tmp_path: Path
 ) -> None:
@@ -244,7 +267,7 @@ def test_the_command(
     code, told, _ = run("explain", out, "--contrast", "1", "0", *places)
     assert code == 0 and "A: row" in told
     for words, says in (
-        ([], "give one of --row, --why-not and --contrast"), (["--row", "1", "--why-not", "2"], "give one of"),
+        ([], "give one of --row, --why-not, --contrast and --causal"), (["--row", "1", "--why-not", "2"], "give one of"),
         (["--row", "99"], "--row 99: the selection has rows 0 to"), (["--contrast", "1", "x"], "--contrast x: must be a whole number"),
         (["--row", "0", "--target", f"t={tmp_path / 'pool.jsonl'}"], "and the selection was made with t.jsonl at content:"),
     ):  # fmt: skip
