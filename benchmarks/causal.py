@@ -115,7 +115,7 @@ def as_markdown(result: Mapping[str, Any]) -> list[str]:
             own = on[name]
             others = ", ".join(f"{of} {told(one['above'])}" for of, one in on.items() if of != name)
             lines.append(
-                f"| {label}: {name} | {told(own['rise'])} | {told(own['random_rise'])} | {told(own['above'])} | "
+                f"| {label}: {name}, {own['rows']} rows | {told(own['rise'])} | {told(own['random_rise'])} | {told(own['above'])} | "
                 f"{own['taken']:.0%} / {own['random_taken']:.0%} | {own['outcome']} | {others} |"
             )
     return lines

@@ -307,3 +307,24 @@ def test_what_single_features_tell_is_its_record() -> None:
     assert record["rows"] == 10_000 and of["interval"][0] > 0 < gate["interval"][0] and few["interval"][0] <= 0
     worst = sorted(record["by_source"], key=lambda name: record["by_source"][name]["sae"])[:3]
     assert all(f"`{name}`" in section for name in worst)
+
+
+def test_the_tables_of_the_causal_check_are_their_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ROOT / "benchmarks"
+    monkeypatch.syspath_prepend(folder)
+    as_markdown = runpy.run_path(str(folder / "causal.py"))["as_markdown"]
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    record = json.loads((folder / "causal_bundled.json").read_text())
+    section = page.split("## Are the named features what the task uses?\n")[1].split("\n## ")[0]
+    assert "\n".join(as_markdown(record)) in section
+    for checks in record["checks"].values():
+        own = {
+            name: on[name]["above"][1] > max(one["above"][2] for of, one in on.items() if of in ("gsm8k", "mbpp") and of != name)
+            for name, on in checks.items() if on[name]["rows"] >= 10
+        }  # fmt: skip
+        assert own == {"gsm8k": True, "mbpp": False} and all(checks[name][name]["outcome"] == "used" for name in own)
+    named = {
+        label: [{one[0] for one in checks[name][name]["features"]} for name in ("gsm8k", "mbpp")]
+        for label, checks in record["checks"].items()
+    }
+    assert [len(one & other) for one, other in named.values()] == [10, 6]

@@ -123,7 +123,10 @@ class Check:
     def verdict(self) -> str:
         if not self._enough:
             read, of = (sum(map(len, parts)) for parts in self._counts())
-            return f"{self.judge} could not be checked: {read} of {of} pairs with a known answer have marks that can be read"
+            return (
+                f"{self.judge} could not be checked: {read} of {of} pairs with a known answer have marks that can be read; ask a "
+                "larger model"
+            )
         if not self.passed:
             return (
                 f"{self.judge} cannot tell exemplars of the task from other rows (AUC {self.auc.told()}; 0.5 is chance): its "

@@ -23,6 +23,8 @@ PICKS = 100
 """Best picks that are explained at most."""
 ROWS = 100
 """Rows whose answers are read at most."""
+FEW = 10
+"""Rows below which an interval over them says too little."""
 NEAR = 8
 """Each feature is matched with one of so many that are nearest in activity."""
 _BATCH_TOKENS = 4096
@@ -67,7 +69,7 @@ def causal_check(explainer: Explainer, options: CausalOptions, held_out: Dataset
         )  # fmt: skip
     shares, picks = _shares(explainer)
     ablation = _ablation(explainer)
-    samples = _samples(explainer, rows, options.seed)
+    samples, left_out = _samples(explainer, rows, options.seed)
     with progress.track("causal check", len(samples)) as told:
         progress.read(len(samples), (3 + options.draws) * sum(len(sample.input_ids) for sample in samples))
         activity = ablation.activity(samples, _BATCH_TOKENS)
@@ -78,6 +80,8 @@ def causal_check(explainer: Explainer, options: CausalOptions, held_out: Dataset
     if not np.isfinite(found.losses).all():
         raise NeuronSelectError("the loss is not finite; make the selection with dtype float32", option="dtype")
     rises = found.losses[1:] - found.losses[0]
+    if len(samples) < FEW:
+        notes.append(f"{len(samples)} rows are too few: an interval over them is too narrow{left_out}")
     if held_out is None:
         notes.append("these rows are not held out: --held-out ROWS takes others of the task")
     return CausalCheck(
@@ -122,8 +126,8 @@ def _ablation(explainer: Explainer) -> Ablation:
     return Ablation(model, encoder, decoding_sae(extraction.sae, options.layer), options.top_k_features)
 
 
-def _samples(explainer: Explainer, rows: Dataset, seed: int) -> list[Sample]:
-    """Rows with an answer, as the model reads them; at most :data:`ROWS`, at random.
+def _samples(explainer: Explainer, rows: Dataset, seed: int) -> tuple[list[Sample], str]:
+    """At most :data:`ROWS` random rows with an answer, as the model reads them; and why others are left out.
 
     Raises:
         NeuronSelectError: fewer than 2.
@@ -134,13 +138,14 @@ def _samples(explainer: Explainer, rows: Dataset, seed: int) -> list[Sample]:
     conversations = [evidence.conversation(rows, int(i)) for i in order]
     read = LossEngine(evidence.extractor.extraction).read(conversations, [AnswerLoss()])["answer_loss"]
     samples = [sample for sample in read if not sample.skip][:ROWS]
+    skips = [sample.skip.removeprefix("error: ") for sample in read if sample.skip]
+    left_out = f" ({len(skips)} are left out, the first for: {skips[0]})" if skips else ""
     if len(samples) < 2:
-        why = next((f" ({sample.skip})" for sample in read if sample.skip), "")
         raise NeuronSelectError(
-            f"at least 2 rows with an answer are needed{why}; 20 to 100 are usual", option="held_out",
+            f"at least 2 rows with an answer are needed{left_out}; 20 to 100 are usual", option="held_out",
             value=f"{len(samples)} usable row(s)",
         )  # fmt: skip
-    return samples
+    return samples, left_out
 
 
 def _named(shares: dict[int, float], activity: Activity, k: int) -> tuple[np.ndarray, list[str]]:

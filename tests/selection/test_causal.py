@@ -39,14 +39,18 @@ def test_the_features_are_those_that_explain_the_picks(selection: Selection, tar
     told = str(found)
     assert "Does t use the 4 features that explain the best 9 picks of mona?" in told and "Verdict: " in told
     assert "Note: these rows are not held out: --held-out ROWS takes others of the task." in told
+    assert "Note: 6 rows are too few: an interval over them is too narrow." in told
+    mixed = Dataset.from_list([*target.select_columns("messages"), {"messages": chat("q", "")}])
+    (few,) = selection.causal_check(4, draws=1, held_out=mixed).notes
+    assert few.startswith("6 rows are too few") and "(1 are left out, the first for: " in few
 
 
 def test_the_same_whatever_the_batch_and_after_a_trip_to_disk(
     selection: Selection, target: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    given = {"held_out": rows(7, seed=3), "exemplars": target}
+    given = {"held_out": rows(12, seed=3), "exemplars": target}
     found = selection.causal_check(4, draws=3, **given)
-    assert not found.notes and found.rows_are == "held-out rows" and found.rows == 7
+    assert not found.notes and found.rows_are == "held-out rows" and found.rows == 12
     assert selection.causal_check(4, draws=3, **given) == found
     assert selection.causal_check(4, draws=3, seed=1, **given).rise.value == pytest.approx(found.rise.value)
     monkeypatch.setattr("hf_neuronselect.selection.causal._BATCH_TOKENS", 1)
