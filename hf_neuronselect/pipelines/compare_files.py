@@ -75,9 +75,9 @@ def cosines_by_method(found: Comparison) -> dict[str, Cosines]:
     """Cosines between the targets of each method that keeps a vector of them; of two targets at least."""
     fitted: dict[str, dict[str, NeuronSelector]] = {}
     for method, target in found.selections:
-        job = found.jobs[method, target]
-        if job.chosen.method.prototype:
-            fitted.setdefault(method, {})[target] = job.fit()
+        selector = found.jobs[method, target].fit()
+        if selector.scored_by.prototype:  # else none, or one for each exemplar
+            fitted.setdefault(method, {})[target] = selector
     return {method: cosines(of) for method, of in fitted.items() if len(of) > 1}
 
 

@@ -84,6 +84,9 @@ def cosines_of(vectors: Mapping[str, np.ndarray]) -> Cosines:
 def _vectors(selector: NeuronSelector, kept: Mapping[str, np.ndarray]) -> np.ndarray:
     """``[layers, width]``."""
     name = selector.method.prototype
+    if name and selector.picker.each:
+        raise NeuronSelectError("keeps every exemplar by itself and no vector of a target; fit with --picker best-first",
+                                option="picker", value=str(selector.picker))  # fmt: skip
     if not name:
         raise NeuronSelectError("keeps no vector of a target; use a method that does, e.g. one that reads drifts or features",
                                 option="method", value=selector.method.name)  # fmt: skip

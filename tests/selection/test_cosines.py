@@ -74,6 +74,9 @@ def test_what_cannot_be_compared_is_refused(tiny_folder: Path) -> None:
     terms = NeuronSelector("bm25").fit({"a": TARGETS["a"], "b": TARGETS["b"]})
     with pytest.raises(NeuronSelectError, match="method='bm25': keeps no vector of a target"):
         cosines(terms)
+    turns = NeuronSelector("hidden", picker="round-robin").fit(TARGETS, extractor=extractor)
+    with pytest.raises(NeuronSelectError, match="picker='round-robin.*': keeps every exemplar by itself"):
+        cosines(turns)
     b = NeuronSelector("nait").fit({"b": TARGETS["b"]}, extractor=extractor)
     b.extraction = type(b.extraction)(model=SourceRecord(id="me/other", commit="1" * 40), signals=b.extraction.signals)
     with pytest.raises(
