@@ -40,6 +40,7 @@ NAMED_METHODS = {
     "training.topk": {"encoder"},
     "models.encoders": {"encoder"},
     "core.provenance": {"encoder"},
+    "pipelines.app_page": {"hidden"},  # a value of Gradio's
     # The controls of every comparison.
     "pipelines.comparison": {"random"},
     "pipelines.compare_train": {"random", "longest", "matched-random"},

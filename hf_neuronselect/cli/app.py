@@ -7,7 +7,23 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import compare, demo, evaluate, explain, export, extract, fit, judge, push, report, run, sae, select, train
+from . import (
+    browse,
+    compare,
+    demo,
+    evaluate,
+    explain,
+    export,
+    extract,
+    fit,
+    judge,
+    push,
+    report,
+    run,
+    sae,
+    select,
+    train,
+)
 from .flags import say
 
 app = typer.Typer(
@@ -24,6 +40,7 @@ for name, module in {
     "extract": extract,
     "compare": compare,
     "explain": explain,
+    "app": browse,
     "judge": judge,
     "report": report,
     "train": train,

@@ -295,6 +295,23 @@ class ReportConfig(EvidenceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AppConfig(EvidenceOptions):
+    """Browse a selection in a web browser: its rows, why each was picked, why another was not."""
+
+    folder: str = opt(help="Selection: folder, or data set on the Hub.")
+    target: str | None = opt(
+        None, "Which of several targets, NAME; with its exemplars, NAME=ROWS, those that have a feature are told."
+    )
+    host: str = opt(
+        "127.0.0.1",
+        "Address to listen at; with another one, others may read the rows: there is no password.",
+        moves=False,
+    )
+    port: int = opt(7860, "Port to listen at; 0: any free one.", minimum=0, moves=False)
+    mcp: bool = opt(False, "Serve the same as tools of an MCP server, too.", moves=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExplainConfig(EvidenceOptions):
     """Say why a selection has a row, why it has not another, or why one beats another, or check its reasons. Give one of --row, --why-not, --contrast, --causal."""
 

@@ -20,11 +20,24 @@ if TYPE_CHECKING:
 
 UP, DOWN = "213,94,0", "0,114,178"
 """What raises a score, and what lowers it: red, green, blue."""
-_CELL = "text-align:left;vertical-align:top;white-space:normal;padding:.2em 1em .2em 0"
-_NUMBER = (
-    "text-align:right;vertical-align:top;white-space:nowrap;padding:.2em 1em .2em 0;font-variant-numeric:tabular-nums"
-)
+_EVERY = "vertical-align:top;padding:.2em 1em .2em 0;border:0;border-bottom:1px solid rgba(128,128,128,.3)"
+_CELL = f"text-align:left;white-space:normal;min-width:7em;{_EVERY}"
+_NUMBER = f"text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums;{_EVERY}"
 _QUIET = "opacity:.75"
+
+
+def selection_head(made: Provenance) -> str:
+    """A selection in a sentence, and what speaks against it."""
+    counts, paper = made.counts, f" ({made.method.paper})" if made.method.paper else ""
+    model = source_name(made.extractor.model) if made.extractor else ""
+    inside = f" inside {'the bundled model' if model == 'bundled' else model}" if model else ""
+    goal = f" for {aim(made.targets, made.avoided)}" if made.targets else ""
+    said = (
+        f"<p><b>{counts.selected:,} of {counts.rows:,} rows{_safe(goal)}</b>, picked from "
+        f"{_safe(made.pool.id or 'a pool in memory')} by {_safe(made.method.name + paper + inside)}.</p>"
+    )
+    doubts = "".join(f"<li><b>{_safe(of)}</b>: {_safe(doubt)}</li>" for of, doubt in made.doubts)
+    return f"{said}Before you use these rows:<ul>{doubts}</ul>" if doubts else said
 
 
 def selection_fragment(made: Provenance, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -33,19 +46,8 @@ def selection_fragment(made: Provenance, head: Sequence[str], rows: Sequence[Seq
     Args:
         head: names of the columns. rows: their cells; the last one of each is a text of the data.
     """
-    counts, paper = made.counts, f" ({made.method.paper})" if made.method.paper else ""
-    model = source_name(made.extractor.model) if made.extractor else ""
-    inside = f" inside {'the bundled model' if model == 'bundled' else model}" if model else ""
-    goal = f" for {aim(made.targets, made.avoided)}" if made.targets else ""
-    parts = [
-        f"<p><b>{counts.selected:,} of {counts.rows:,} rows{_safe(goal)}</b>, picked from "
-        f"{_safe(made.pool.id or 'a pool in memory')} by {_safe(made.method.name + paper + inside)}.</p>"
-    ]
-    if made.doubts:
-        doubts = "".join(f"<li><b>{_safe(of)}</b>: {_safe(doubt)}</li>" for of, doubt in made.doubts)
-        parts.append(f"Before you use these rows:<ul>{doubts}</ul>")
-    parts.append(_table(head, [[*map(_safe, row[:-1]), _words(row[-1])] for row in rows]))
-    first = f"The first {len(rows)}, best first. " if len(rows) < counts.selected else "Best first. "
+    parts = [selection_head(made), _table(head, [[*map(_safe, row[:-1]), _words(row[-1])] for row in rows])]
+    first = f"The first {len(rows)}, best first. " if len(rows) < made.counts.selected else "Best first. "
     parts.append(
         f'<p style="{_QUIET}">{first}<code>.explain(0)</code> says why a row was picked, <code>.why_not(ROW)</code> why '
         "another was not, <code>.plot.scores()</code> where they lie in the pool.</p>"
@@ -134,10 +136,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     def line(kind: str, cells: Sequence[str]) -> str:
         found = (f'<{kind} style="{style}">{cell}</{kind}>' for style, cell in zip(styles, cells, strict=True))
-        return f"<tr>{''.join(found)}</tr>"
+        return f'<tr style="border:0">{"".join(found)}</tr>'
 
     body = "".join(line("td", row) for row in rows)
-    return f'<table style="border-collapse:collapse"><thead>{line("th", [*map(_safe, head)])}</thead><tbody>{body}</tbody></table>'
+    top = line("th", [*map(_safe, head)])
+    whole = f'<table style="border-collapse:collapse;border:0"><thead>{top}</thead><tbody>{body}</tbody></table>'
+    return f'<div style="overflow-x:auto">{whole}</div>'
 
 
 def _begins_with_a_number(cell: str) -> bool:

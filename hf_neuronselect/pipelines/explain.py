@@ -25,7 +25,7 @@ def explain(config: ExplainConfig, *, say: Say = quiet) -> Explanation | WhyNot 
     Raises:
         NeuronSelectError: no such row; a model, SAE, store, pool or exemplars that the selection was not made with.
     """
-    explainer = _explainer(config)
+    explainer = explainer_of(config, config.target, Selection.from_pretrained(config.folder))
     found: Explanation | WhyNot | Contrast | CausalCheck
     if config.causal is not None:
         held_out = None if config.held_out is None else rows_like(config.held_out, "held_out", None)
@@ -41,15 +41,22 @@ def explain(config: ExplainConfig, *, say: Say = quiet) -> Explanation | WhyNot 
     return found
 
 
-def _explainer(config: ExplainConfig) -> Explainer:
-    selection = Selection.from_pretrained(config.folder)
-    name, given, spec = (config.target or "").partition("=")
+def explainer_of(config: EvidenceOptions, wanted: str | None, selection: Selection) -> Explainer:
+    """An explainer of a saved selection, with what the options give.
+
+    Args:
+        wanted: ``NAME`` of a target, or ``NAME=ROWS`` with its exemplars.
+
+    Raises:
+        NeuronSelectError: a model, SAE, store, pool or exemplars that the selection was not made with.
+    """
+    name, given, spec = (wanted or "").partition("=")
     target = name or None
     selector, exemplars = selection.selector, None
     if selector is None:
         raise NeuronSelectError(
             f"a selection by {selection.provenance.method.name} keeps nothing of its exemplars: select again in Python, and "
-            "explain there", option="folder", value=config.folder,
+            "explain there", option="folder",
         )  # fmt: skip
     pool = pool_of(config, selection)
     target = target or next(iter(selector.targets))

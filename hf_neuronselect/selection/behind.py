@@ -84,7 +84,8 @@ class Behind:
         found = labels_of(self.sae) if self.sae is not None else None
         if self.sae is not None and found is None:
             self.evidence.note(
-                f"there are no labels of the SAE {self.sae.id}; neuronselect sae label makes them from any rows"
+                f"there are no labels of the SAE {self.sae.id}; neuronselect sae label makes them from any rows",
+                lasting=True,
             )
         return found
 

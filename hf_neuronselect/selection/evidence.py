@@ -53,7 +53,7 @@ class Evidence:
         self.target = target or next(iter(known))
         if self.target not in known:
             raise NeuronSelectError(f"one of {', '.join(known)}", option="target", value=target)
-        self.rows, self.notes = self.made.counts.rows, dict[str, None]()
+        self.rows, self.notes, self._lasting = self.made.counts.rows, dict[str, None](), dict[str, None]()
         self.store = features or selection.features
         self.pool = selection.pool if pool is None else without_selection(single_split(pool, "pool"))
         self.examples = exemplars if exemplars is not None else self.selector.examples.get(self.target)
@@ -61,9 +61,15 @@ class Evidence:
         self._ahead: dict[int, RowBatch] = {}
         self._check()
 
-    def note(self, text: str) -> None:
-        """Remember what could not be told, and how it can."""
+    def note(self, text: str, *, lasting: bool = False) -> None:
+        """Remember what could not be told, and how it can; a lasting note is told of every row."""
         self.notes[text.rstrip(".")] = None
+        if lasting:
+            self._lasting[text.rstrip(".")] = None
+
+    def forget_notes(self) -> None:
+        """Keep lasting notes alone: the others are of a row told before."""
+        self.notes = dict(self._lasting)
 
     def _check(self) -> None:
         known, rows = self.made.pool, self.rows
@@ -99,7 +105,7 @@ class Evidence:
         except NeuronSelectError as cause:
             if not self.stored:
                 raise
-            self.note(f"tokens are not told, since they need the model: {cause.message}")
+            self.note(f"tokens are not told, since they need the model: {cause.message}", lasting=True)
             return None
 
     def reader(self, signals: Sequence[Any], *, option: str = "pool", store: FeatureStore | None = None) -> Reader:

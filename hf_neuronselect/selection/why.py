@@ -53,6 +53,7 @@ class Explainer:
 
     def explain(self, i: int, top: int = 10) -> Explanation:
         """See :meth:`Selection.explain`."""
+        self.evidence.forget_notes()
         return self._explained(self._number(i), top)
 
     def _number(self, i: int) -> int:
@@ -139,6 +140,7 @@ class Explainer:
     # ------------------------------------------------------------------------------------- one against another
     def contrast(self, one: int, other: int, top: int = 10) -> Contrast:
         """See :meth:`Selection.contrast`."""
+        self.evidence.forget_notes()
         return self._contrasted(self._number(one), self._number(other), top)
 
     def _contrasted(self, one: int, other: int, top: int) -> Contrast:
@@ -167,6 +169,7 @@ class Explainer:
 
     def why_not(self, number: int, top: int = 10) -> WhyNot:
         """See :meth:`Selection.why_not`."""
+        self.evidence.forget_notes()
         if not 0 <= number < self.evidence.rows:
             raise NeuronSelectError(f"the pool has rows 0 to {self.evidence.rows - 1}", option="why_not", value=number)
         row = self._scores.filter(pc.equal(self._scores.column("source_index"), number)).to_pylist()[0]

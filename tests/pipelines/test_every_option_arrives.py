@@ -41,7 +41,9 @@ from hf_neuronselect.pipelines import (
     run,
     sae,
     select,
+    serve,
 )
+from hf_neuronselect.pipelines.browse import Browser
 
 Seen = dict[str, Any]
 SAME = object()
@@ -225,6 +227,18 @@ LINES: dict[str, dict[str, Line]] = {
         "sae": Line("{files}/sae", lambda seen: seen["made"]["sae"], beside=ROW),
         "device": Line("cpu", lambda seen: seen["made"]["device"], beside=ROW),
     },
+    "app": {
+        "folder": Line("elsewhere", key("folder")),
+        "target": Line("u={files}/t.jsonl", lambda seen: (seen["target"], len(seen["exemplars"])), ("u", 4)),
+        "features": Line(Path("{files}/kept"), lambda seen: seen["features"]),
+        "pool": Line("{files}/pool.jsonl", lambda seen: len(seen["pool"]), 16),
+        "model": Line("{files}/model", lambda seen: seen["made"]["model"]),
+        "sae": Line("{files}/sae", lambda seen: seen["made"]["sae"]),
+        "device": Line("cpu", lambda seen: seen["made"]["device"]),
+        "host": Line("127.0.0.2", lambda seen: seen["served"].host),
+        "port": Line(8123, key("port")),
+        "mcp": Line(True, lambda seen: seen["served"].mcp),
+    },
     "report": {
         "folder": Line(Path("{files}/t.jsonl").parent, lambda seen: Path(seen["folder"])),
         "target": Line(("t={files}/t.jsonl",), lambda seen: {name: len(one) for name, one in seen["exemplars"].items()}, {"t": 4}),
@@ -284,6 +298,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "sae train": {"pool": "{files}/pool.jsonl", "out": "{files}/out"},
     "sae find": {"model": "{files}/model"},
     "explain": {"folder": "selection"},
+    "app": {"folder": "selection"},
     "report": {"folder": "{files}"},
     "judge": {"folder": ("{files}/selected",), "target": "t={files}/t.jsonl", "at": "http://localhost/v1"},
     "sae label": {"pool": "{files}/pool.jsonl"},
@@ -360,6 +375,13 @@ def patch_explanations(found: Seen, patch: Callable[..., None]) -> None:
         )
         return found["selection"]
 
+    def served(config: configs.AppConfig, port: int) -> None:
+        found.update(served=config, port=port)
+        Browser.explainer.func(SimpleNamespace(config=config, selection=selected(config.folder)))
+        raise Enough
+
+    patch(serve, "check_gradio", lambda config: None)
+    patch(serve, "_started", served)
     patch(report, "Selection", SimpleNamespace(from_pretrained=written))
     patch(report, "FeatureStore", lambda folder: folder)
     patch(report, "put", lambda path, text: None)
@@ -491,10 +513,17 @@ def steps(seen: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Seen:
 # ------------------------------------------------------------------------------------------------ tests
 SECTIONS = {"evaluate": EvaluateOptions, "push": PushSection}
 PIPELINES = {"fit": fit, "extract": extract, "compare": compare, "demo": demo, "run": run, "evaluate": evaluate,
-             "export": export, "push": push, "explain": explain, "report": report, "judge": judge, "sae label": labels, "sae train": sae, "sae find": sae, "sae inspect": sae}  # fmt: skip
-FUNCTIONS = {"sae label": "label_sae", "sae train": "train_sae", "sae find": "find_sae", "sae inspect": "inspect_sae"}
+             "export": export, "push": push, "explain": explain, "app": serve, "report": report, "judge": judge, "sae label": labels, "sae train": sae, "sae find": sae, "sae inspect": sae}  # fmt: skip
+FUNCTIONS = {
+    "app": "serve",
+    "sae label": "label_sae",
+    "sae train": "train_sae",
+    "sae find": "find_sae",
+    "sae inspect": "inspect_sae",
+}
 PLACED = {
     "explain": ["folder"],
+    "app": ["folder"],
     "report": ["folder"],
     "judge": ["folder"],
     "run": ["recipe"],
@@ -538,7 +567,7 @@ def test_flag_recipe_and_python_reach_the_pipeline_alike(
     placed = [word for one in PLACED.get(command, []) if one in values for word in words_of(values[one])]
     rest = {one: value for one, value in values.items() if one not in PLACED.get(command, [])}
     ways = [[*flag_words(type(config), rest), *placed]]
-    if command not in ("run", "push", "explain", "judge", "report", "sae label", "sae find", "sae inspect"):
+    if command not in ("run", "push", "explain", "app", "judge", "report", "sae label", "sae find", "sae inspect"):
         section = {one: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
                    for one, v in rest.items()}  # fmt: skip
         (tmp_path / "r.yaml").write_text(yaml.safe_dump({command.split()[0]: section}))

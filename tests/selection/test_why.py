@@ -320,3 +320,19 @@ def test_folders_are_left_as_they_are(
     }
     after = {path.relative_to(store.folder): path.read_bytes() for path in store.folder.rglob("*") if path.is_file()}
     assert before == after
+
+
+def test_notes_of_one_row_are_not_told_of_the_next(
+    pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor
+) -> None:
+    """An explainer tells many rows, as an app does; what holds for all of them is told of each."""
+    selection = made("mona", pool, target, extractor)
+    kept = selection.explainer()
+    kept.evidence.note("only of the row before")
+    first = kept.explain(0)
+    assert set(kept.explain(1).notes) == set(selection.explain(1).notes)
+    assert "only of the row before" not in first.notes
+    assert set(kept.explain(0).notes) == set(first.notes) and any(
+        "no labels of the SAE" in note for note in first.notes
+    )
+    assert set(kept.contrast(0, 1).notes) == set(selection.contrast(0, 1).notes)

@@ -19,6 +19,7 @@ CONFIGS: dict[str, type[Options]] = {
     "export": configs.ExportConfig,
     "push": configs.PushConfig,
     "explain": configs.ExplainConfig,
+    "app": configs.AppConfig,
     "judge": judging.JudgeConfig,
     "report": configs.ReportConfig,
     "sae train": sae_configs.SaeTrainConfig,
