@@ -24,6 +24,8 @@ from .trained import TRAINED, transfer_matrix
 
 _FOLDERS = re.compile(r"(?<![\w.:/-])(?:~|\.{1,2})?/[^\s,()=]*/(?=[^\s,()=/])|(?<![\w:/-])[A-Za-z]:\\[^\s,()=]*\\")
 TEXTS_SHOWN = 6
+DONE_BEFORE = 0.1
+"""A shared pass of fewer seconds read its signals from a store."""
 _TEXTS = ("chat_template", "encoder_prompt")
 """Options whose text may have slashes that are no folders."""
 
@@ -71,7 +73,8 @@ def _headline(found: Comparison, ranks: Sequence[Rank]) -> tuple[str, str, str]:
     if near:
         whose = f"interval of {near[0]} reaches" if len(near) == 1 else f"intervals of {_listed(near)} reach"
         lead += f" The {whose} into its own: the order between them is not settled."
-    return best.method, f"is first of {size}", lead
+    ranked = f"{_count(len(ranks), 'method')} on {_count(targets, 'target')}"  # those that ran
+    return best.method, f"is first of {ranked}", lead
 
 
 def _chips(found: Comparison) -> list[tuple[str, str]]:
@@ -84,7 +87,7 @@ def _chips(found: Comparison) -> list[tuple[str, str]]:
         chips |= {"model": source_name(extraction.model), "SAE": source_name(extraction.sae)}
     if config is not None:
         chips |= {"draws": config.draws if config.draws > 1 else "", "refits": config.resamples or ""}
-    if found.pass_seconds:
+    if found.pass_seconds >= DONE_BEFORE:
         chips["the pool was read in"] = f"{found.pass_seconds:,.1f} s"
     return [(name, str(value)) for name, value in chips.items() if value]
 
@@ -114,7 +117,12 @@ def _numbers(found: Comparison, ranks: Sequence[Rank]) -> list[tuple[str, str, s
         numbers.append(("its mean precision", f"{points[best.method]:.2f}", ", ".join(beside)))
     seconds = sum(line.seconds or 0.0 for line in found.lines)
     if found.lines:
-        numbers.append(("seconds of all methods, beside the pass they share", f"{seconds:,.1f}", f"the pass: {found.pass_seconds:,.1f} s"))  # fmt: skip
+        shared = (
+            f"the pass: {found.pass_seconds:,.1f} s"
+            if found.pass_seconds >= DONE_BEFORE
+            else "the pass was done before"
+        )
+        numbers.append(("seconds of all methods, beside the pass they share", f"{seconds:,.1f}", shared))
     return numbers
 
 

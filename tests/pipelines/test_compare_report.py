@@ -41,7 +41,10 @@ def text(made: Comparison) -> str:
 
 
 def test_the_first_screen_names_the_first_and_says_whether_it_is_settled() -> None:
-    settled = text(found(("mona", 0.8, 0.9), ("random", 0.1, 0.1)))
+    made = found(("mona", 0.8, 0.9), ("random", 0.1, 0.1), pass_seconds=0.01)
+    made.add(Line("gist", "a", reason="no gradients"), ["a", "b"])
+    settled = text(made)
+    assert "the pass was done before" in settled
     assert "mona is first of 2 methods on 2 targets" in settled and "5–95 %: 1.0 to 1.0" in settled
     assert "not settled" not in settled and "is a control" not in settled
     assert "its mean precision 0.85 random 0.10, the pool 0.10" in settled
