@@ -314,17 +314,18 @@ def test_the_tables_of_the_causal_check_are_their_records(monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(folder)
     as_markdown = runpy.run_path(str(folder / "causal.py"))["as_markdown"]
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    record = json.loads((folder / "causal_bundled.json").read_text())
     section = page.split("## Are the named features what the task uses?\n")[1].split("\n## ")[0]
-    assert "\n".join(as_markdown(record)) in section
-    for checks in record["checks"].values():
-        own = {
-            name: on[name]["above"][1] > max(one["above"][2] for of, one in on.items() if of in ("gsm8k", "mbpp") and of != name)
-            for name, on in checks.items() if on[name]["rows"] >= 10
-        }  # fmt: skip
-        assert own == {"gsm8k": True, "mbpp": False} and all(checks[name][name]["outcome"] == "used" for name in own)
-    named = {
-        label: [{one[0] for one in checks[name][name]["features"]} for name in ("gsm8k", "mbpp")]
-        for label, checks in record["checks"].items()
-    }
-    assert [len(one & other) for one, other in named.values()] == [10, 6]
+    own, same, outcomes = [], [], []
+    for name in ("causal_bundled", "causal_smollm2"):
+        record = json.loads((folder / f"{name}.json").read_text())
+        assert "\n".join(as_markdown(record)) in section
+        for checks in record["checks"].values():
+            pairs = (("gsm8k", "mbpp"), ("mbpp", "gsm8k"))
+            own.append([checks[one][one]["above"][1] > checks[one][other]["above"][2] for one, other in pairs])
+            outcomes.append([checks[one][one]["outcome"] for one, _ in pairs])
+            named = [{feature[0] for feature in checks[one][one]["features"]} for one, _ in pairs]
+            same.append(len(named[0] & named[1]))
+    # what the words say: the bundled model, MoNA and centre=pool, then SmolLM2
+    assert own == [[True, False], [True, False], [False, True], [True, True]]
+    assert outcomes == [["used", "used"], ["used", "used"], ["below random", "used"], ["used", "used"]]
+    assert same == [10, 6, 11, 0]
