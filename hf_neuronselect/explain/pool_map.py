@@ -131,7 +131,7 @@ def map_picture(found: PoolMap, alt: str) -> str:
         for kind, points in (("pool", rows[~found.picked]), ("picks", rows[found.picked]))
     ]
     marks = "".join(f"M{x - 7} {y}l7-7 7 7-7 7z" for points in exemplars.values() for x, y in points.tolist())
-    ring = '<circle class="ring" r="13" cx="-99" cy="-99"/>'
+    ring = '<circle class="ring" r="13" display="none"/>'
     return _svg(alt, _SIDE, _HEIGHT, [*dots, f'<path class="exemplar" d="{marks}"/>', ring])
 
 

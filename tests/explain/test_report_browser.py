@@ -298,6 +298,7 @@ def test_the_map_is_read_by_pointer_and_keys(show: Any, width: int) -> None:
     page = shown.page
     assert page.evaluate("document.documentElement.scrollWidth") == width
     plane = page.locator("#plane svg")
+    assert not page.locator("#plane .ring").is_visible()  # until a row is pointed at
     plane.scroll_into_view_if_needed()
     box = plane.bounding_box()
     x, y = next(
@@ -309,6 +310,7 @@ def test_the_map_is_read_by_pointer_and_keys(show: Any, width: int) -> None:
     assert f"{EVIL} text 19" in page.text_content("#here") and "a pick · row 19 · place 20" in page.text_content(
         "#here"
     )
+    assert page.locator("#plane .ring").is_visible()
     page.focus("#plane")
     for key, row in (("ArrowRight", 20), ("ArrowUp", 28), ("ArrowLeft", 27), ("ArrowDown", 19)):
         page.keyboard.press(key)

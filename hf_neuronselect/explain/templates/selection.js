@@ -330,6 +330,7 @@ if (plane) {
     if (i === at || i < 0) return;
     at = i;
     const [x, y, of, kind, text] = data.map[i];
+    ring.removeAttribute("display");
     ring.setAttribute("cx", x);
     ring.setAttribute("cy", y);
     const head = make("p", "left"), said = make("p", "", text || "The text of this row is not in the page."), pick = scores.get(of);
