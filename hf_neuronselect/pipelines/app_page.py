@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import gradio
 
@@ -15,7 +15,13 @@ from .browse import Browser
 
 MOST_SHOWN = 500
 """Rows of a list that are sent to the page at once."""
-_CELLS = {"place": "number", "score": "number", "pool_row": "number", "source": "str", "text": "str"}
+_CELLS: dict[str, Literal["number", "str"]] = {
+    "place": "number",
+    "score": "number",
+    "pool_row": "number",
+    "source": "str",
+    "text": "str",
+}
 _WIDTHS = {"place": 70, "score": 95, "pool_row": 95, "source": 190, "text": 750}
 
 
