@@ -192,6 +192,7 @@ RIVALS = {
     "Every rival on one real model": "compare_smollm2_5000",
     "Every rival on the whole pool": "compare_smollm2_full",
     "Every rival without the target's own source": "compare_smollm2_full_out",
+    "The gradient methods on one real model": "compare_smollm2_gradients",
 }
 """Section -> its record."""
 
@@ -239,6 +240,22 @@ def test_the_table_of_every_rival_is_its_record(heading: str) -> None:
         tokens = sum(float(found[target]["picked_tokens"]) for target in targets) / len(targets)
         told = [*(f"{value:.2f}" for value in values), f"{sum(values) / len(values):.3f}"]
         assert cells == [*told, "" if column == "high" else f"{tokens:.0f}"], label
+
+
+def test_the_cost_of_the_gradient_methods_is_their_record() -> None:
+    lines, section = every_rival("The gradient methods on one real model")
+    costs = {line["method"]: (float(line["pass_seconds"]), float(line["tokens_per_second"])) for line in lines if line["pass_seconds"]
+             and line["tokens_per_second"]}  # fmt: skip
+    told = re.findall(
+        r"took ([\d,]+) s at (\d+) tokens/s|methods ([\d,]+) s at (\d+) tokens/s", " ".join(section.split())
+    )
+    found = [tuple(part.replace(",", "") for part in one if part) for one in told]
+    assert found == [tuple(f"{value:.0f}" for value in costs[method]) for method in ("less", "mona")]
+    mean = {
+        method: sum(float(one["answers"]) for one in lines if one["method"] == method and one["target"] == "mmlu")
+        for method in ("gist",)
+    }
+    assert f"{mean['gist']:.0%}".replace("%", " %") in section
 
 
 def test_the_table_of_gradients_is_its_record() -> None:
