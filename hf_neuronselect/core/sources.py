@@ -180,12 +180,11 @@ def hub_commit(path: str | os.PathLike[str]) -> str:
 
 def bundled_folder(commit: str | None) -> Path | None:
     """Folder in the package of the model or SAE with this content hash; None for anything else."""
-    return _bundled_folders().get(commit) if commit else None
+    return _hashed(bundled.MODEL, bundled.SAES).get(commit) if commit else None
 
 
 @cache
-def _bundled_folders() -> dict[str, Path]:
-    """Content hash -> folder; the package's files are read once a process."""
-    saes = (path for root in bundled.SAES for path in root.iterdir() if path.is_dir())
-    hashed = {f"content:{sae_hash(path)}": path for path in saes}
-    return {f"content:{model_hash(bundled.MODEL)}": bundled.MODEL, **hashed}
+def _hashed(model: Path, saes: tuple[Path, ...]) -> dict[str, Path]:
+    """Content hash -> folder, of the model and of the SAEs in these folders; read once a process."""
+    found = {f"content:{sae_hash(path)}": path for root in saes for path in root.iterdir() if path.is_dir()}
+    return {f"content:{model_hash(model)}": model, **found}

@@ -17,11 +17,13 @@ from hf_neuronselect.core.options import Options, flag_words, options_of
 
 WORK = {name: f"hf_neuronselect.pipelines.{name}.{name}" for name in CONFIGS if " " not in name}
 WORK |= {f"sae {one}": f"hf_neuronselect.pipelines.sae.{one}_sae" for one in ("train", "find", "inspect")}
+WORK["app"] = "hf_neuronselect.pipelines.serve.serve"
 WORK["sae label"] = "hf_neuronselect.pipelines.labels.label_sae"
 ARGUMENTS = {
     "explain": ["folder"],
     "report": ["folder"],
     "judge": ["folder"],
+    "app": ["folder"],
     "run": ["recipe"],
     "export": ["folder"],
     "push": ["folder", "repo"],
