@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..core.text import replaced
 from .charts import _edges, _short, cut_of
+from .pool_map import PoolMap
+from .profile import Panel
 
-POOL, PICKS, CHANCE = "#a9b4be", "#d55e00", "#0072b2"
+POOL, PICKS, CHANCE, EXEMPLARS = "#a9b4be", "#d55e00", "#0072b2", "#00795b"
 _BINS, _LENGTH_BINS = 56, 40  # as many as the report's pictures have
 _RUG = 300  # at most so many strokes
 _PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}  # a dollar sign in a name starts no formula
@@ -108,6 +111,40 @@ def draw_lengths(axis: Axes, pool: np.ndarray, picked: np.ndarray) -> None:
     axis.yaxis.set_major_formatter(_percent())
     axis.legend(frameon=False, loc="best")
     _bare(axis, "top", "right")
+
+
+def draw_profile(axes: tuple[Axes, Axes], panel: Panel) -> None:
+    """A line for each row and a column for each unit; the stronger the colour, the more active the unit.
+
+    Args:
+        axes: for the picks, and for as many random rows below them.
+    """
+    for axis, name, rows, colour in zip(axes, ("picks", "the pool"), panel.strength, (PICKS, POOL), strict=True):
+        pixels = np.zeros((*rows.shape, 4))
+        pixels[:, :, :3], pixels[:, :, 3] = to_rgb(colour), rows
+        axis.imshow(pixels, aspect="auto", interpolation="nearest")
+        axis.set_ylabel(name)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        _bare(axis, "top", "right", "bottom", "left")
+    unit = "features of the SAE" if panel.features else f"neurons of the model ({panel.signal})"
+    _titled(axes[0], f"{len(panel.units)} {unit}: {panel.apart:.1%} of their variance is between the two kinds of rows")
+    axes[1].set_xlabel("from what picks have more to what random rows have more")
+
+
+def draw_map(axis: Axes, found: PoolMap) -> None:
+    """Random rows of the pool, picks and exemplars by the two main directions of a signal."""
+    for name, places, colour, size in (
+        ("random rows of the pool", found.places[~found.picked], POOL, 9), ("picks", found.places[found.picked], PICKS, 12),
+    ):  # fmt: skip
+        axis.scatter(places[:, 0], places[:, 1], size, colour, linewidths=0, label=name)
+    own = np.concatenate([np.zeros((0, 2)), *found.exemplars.values()])
+    if len(own):
+        axis.scatter(own[:, 0], own[:, 1], 30, "none", marker="D", edgecolors=EXEMPLARS, label="exemplars")
+    _titled(axis, f"The two main directions of {found.signal}, {sum(found.share):.0%} of the pool's variance")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.02), ncols=3)
 
 
 def draw_shares(axis: Axes, shares: Sequence[tuple[str, float, float | None]]) -> None:

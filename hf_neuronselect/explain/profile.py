@@ -40,6 +40,14 @@ class Panel:
     def by_chance(self) -> float:
         return 1 / max(1, len(self.picks) + len(self.pool) - 1)
 
+    @property
+    def strength(self) -> tuple[np.ndarray, np.ndarray]:
+        """The picks' and the pool's values from 0 to 1: a unit's scale reaches from the 1st to the 99th percentile of all rows."""
+        both = np.concatenate([self.picks, self.pool])
+        low, top = np.quantile(both, (0.01, 0.99), axis=0)
+        found = np.clip((both - low) / np.where(top > low, top - low, 1.0), 0, 1)
+        return found[: len(self.picks)], found[len(self.picks) :]
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -83,17 +91,12 @@ def _dense(rows: RowBatch, signal: str) -> tuple[np.ndarray, np.ndarray]:
 
 # ------------------------------------------------------------------------------------------ the picture
 def profile_panel(panel: Panel, alt: str, width: int) -> str:
-    """A line for each row and a column for each unit; the stronger the colour, the more active the unit is for its kind.
-
-    A unit's scale reaches from the 1st to the 99th percentile of all rows.
-    """
+    """A line for each row and a column for each unit; the stronger the colour, the more active the unit is for its kind."""
     left, right, high = 58.0, width - 12.0, 150.0 if width == WIDE else 120.0
-    both = np.concatenate([panel.picks, panel.pool])
-    low, top = np.quantile(both, (0.01, 0.99), axis=0)
-    strength = np.clip((both - low) / np.where(top > low, top - low, 1.0), 0, 1)
-    count = len(panel.picks)
-    pixels = np.zeros((len(both) + _GAP, len(panel.units), 4), np.uint8)
-    for rows, colour, start in ((strength[:count], PICKS_COLOUR, 0), (strength[count:], POOL_COLOUR, count + _GAP)):
+    picks, pool = panel.strength
+    count = len(picks)
+    pixels = np.zeros((count + _GAP + len(pool), len(panel.units), 4), np.uint8)
+    for rows, colour, start in ((picks, PICKS_COLOUR, 0), (pool, POOL_COLOUR, count + _GAP)):
         pixels[start : start + len(rows), :, :3] = colour
         pixels[start : start + len(rows), :, 3] = np.rint(255 * rows)
     step = high * 2 / len(pixels)

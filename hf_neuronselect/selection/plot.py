@@ -10,8 +10,12 @@ from matplotlib.figure import Figure
 from ..core.errors import NeuronSelectError
 from ..core.spread import Spread
 from ..explain.charts import top_shares
-from ..explain.plots import draw_lengths, draw_scores, draw_shares, picture
+from ..explain.plots import draw_lengths, draw_map, draw_profile, draw_scores, draw_shares, picture
+from ..signals.columns import RowBatch
+from ..store.store import FeatureStore
+from .reasons import sampled
 from .reported import reported
+from .sample import PoolSample, pool_map, profile_of
 
 if TYPE_CHECKING:
     from .selection import Selection
@@ -82,3 +86,50 @@ class Plots:
         figure = picture(0.9 + 0.42 * len(shares))
         draw_shares(figure.subplots(), shares)
         return figure
+
+    def profile(self, features: FeatureStore | None = None) -> Figure:
+        """Activations of 100 picks and of 100 random rows: of the 100 units of each kind that vary most (MoNA, figure 4).
+
+        Args:
+            features: a store of the pool's signals; default the one that the selection was made with, in the same process.
+
+        Raises:
+            NeuronSelectError: there is no store, or nothing in it varies.
+        """
+        found = profile_of(self._sample(features)[0])
+        if found is None:
+            raise NeuronSelectError("no unit varies between its rows", option="features")
+        figure = picture(3.4 * len(found.panels))
+        axes = figure.subplots(2 * len(found.panels), 1, squeeze=False)[:, 0]
+        for i, panel in enumerate(found.panels):
+            draw_profile((axes[2 * i], axes[2 * i + 1]), panel)
+        return figure
+
+    def map(self, features: FeatureStore | None = None) -> Figure:
+        """Picks, exemplars and random rows of the pool by the two main directions of the method's signal.
+
+        Args:
+            features: as of :meth:`profile`.
+
+        Raises:
+            NeuronSelectError: there is no store, or its rows do not differ.
+        """
+        sample, exemplars = self._sample(features)
+        found = pool_map(sample, exemplars)
+        if found is None:
+            raise NeuronSelectError("its rows do not differ", option="features")
+        figure = picture(5.2)
+        draw_map(figure.subplots(), found)
+        return figure
+
+    def _sample(self, features: FeatureStore | None) -> tuple[PoolSample, dict[str, RowBatch]]:
+        """Rows of the pool, and the exemplars of the targets that are kept.
+
+        Raises:
+            NeuronSelectError: there is no store.
+        """
+        explainer = self.selection.explainer(features=features)
+        found, why = sampled(explainer, reported(self.selection, examples=False).table)
+        if found is None:
+            raise NeuronSelectError(why, option="features")
+        return found, dict(explainer.evidence.selector.kept)

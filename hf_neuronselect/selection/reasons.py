@@ -69,7 +69,7 @@ def told_of(selection: Selection, table: PoolTable, picks: Sequence[int], near: 
             _check(explainer, load)
             numbers = {place: int(table.index[place]) for place in places}
             if sample is None and not unsampled:
-                sample, unsampled = _sampled(explainer, table, [int(table.index[place]) for place in shown])
+                sample, unsampled = sampled(explainer, table, [int(table.index[place]) for place in shown])
             if sample is not None:
                 explainer.average_over(sample.rows.take(np.flatnonzero(sample.drawn)))
             evidence.read_ahead(list(numbers.values()))
@@ -94,7 +94,7 @@ def _texts_of(explainer: Explainer, numbers: Sequence[int]) -> list[str]:
     return [explainer.evidence.conversation(data, number).content()[:_BEGINNING] for number in numbers]
 
 
-def _sampled(explainer: Explainer, table: PoolTable, shown: Sequence[int]) -> tuple[PoolSample | None, str]:
+def sampled(explainer: Explainer, table: PoolTable, shown: Sequence[int] = ()) -> tuple[PoolSample | None, str]:
     """A sample of the pool, or why there is none."""
     evidence = explainer.evidence
     if evidence.store is None:

@@ -16,6 +16,10 @@ from datasets import Dataset
 from tiny import chat
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
+from hf_neuronselect.selection.reasons import sampled
+from hf_neuronselect.selection.reported import reported
+from hf_neuronselect.selection.sample import pool_map, profile_of
+from hf_neuronselect.store.store import FeatureStore, write_store
 
 HOSTILE = "$\\frac{$ \x1b[31m\u202e<b>"
 
@@ -130,3 +134,27 @@ assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_profiles_and_map_are_those_of_the_report(
+    pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path
+) -> None:
+    made = NeuronSelector("mona").fit({"t": target}, extractor=extractor).select(pool, k=9)
+    with pytest.raises(NeuronSelectError, match="signals of the pool were not kept"):
+        made.plot.profile()
+    write_store(pool, extractor, tmp_path / "store", pool_about={"id": "pool"}, shard_rows=16)
+    store = FeatureStore(tmp_path / "store")
+    sample = sampled(made.explainer(features=store), reported(made, examples=False).table)[0]
+    assert sample is not None
+    profile, plane = profile_of(sample), pool_map(sample, dict(made.selector.kept))  # type: ignore[union-attr]
+    assert profile is not None and plane is not None and plane.exemplars
+    axes = made.plot.profile(store).axes
+    assert len(axes) == 2 * len(profile.panels)
+    for at, panel in enumerate(profile.panels):
+        for axis, rows in zip(axes[2 * at : 2 * at + 2], panel.strength, strict=True):
+            np.testing.assert_allclose(axis.images[0].get_array()[:, :, 3], rows)
+    (axis,) = made.plot.map(store).axes
+    shown = {one.get_label(): np.asarray(one.get_offsets()) for one in axis.collections}
+    np.testing.assert_allclose(shown["picks"], plane.places[plane.picked])
+    np.testing.assert_allclose(shown["random rows of the pool"], plane.places[~plane.picked])
+    np.testing.assert_allclose(shown["exemplars"], plane.exemplars["t"])
