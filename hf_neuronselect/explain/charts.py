@@ -31,12 +31,12 @@ def score_histogram(
         held: float64 ``[n]``, what exemplars score when they are not fitted on.
         cut: score at which the picks end, where one score parts them from the rest. alt: the picture in words.
     """
-    edges = _edges(scores, 56 if width == WIDE else 32, cut)
+    edges = edges_of(scores, 56 if width == WIDE else 32, cut)
     every, chosen = (
         np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] for values in (scores, scores[picked])
     )
     left, right, top, bottom, floor = 58.0, width - 12.0, 34.0, 248.0, 330
-    x, y = _scale(edges[0], edges[-1], left, right), _scale(0, float(every.max()) * 1.04, bottom, top)
+    x, y = scale_of(edges[0], edges[-1], left, right), scale_of(0, float(every.max()) * 1.04, bottom, top)
     parts = [_count_axis(every.max(), y, left, right)]
     for i, (rows, taken) in enumerate(zip(every.tolist(), chosen.tolist(), strict=True)):
         if rows:
@@ -48,18 +48,18 @@ def score_histogram(
             parts.append(f"<g><title>{said}</title>{bars}</g>")
     parts += [
         _value_axis(edges[0], edges[-1], x, bottom, width),
-        _note("the score of a row", right, bottom + 36, "end"),
+        note_at("the score of a row", right, bottom + 36, "end"),
     ]
     if cut is not None:
         place = x(cut)
         end = "end" if place > width / 2 else "start"
         parts.append(f'<path class="cut" d="M{place:.1f} {top - 8:.0f}V{bottom + 5:.0f}"/>')
-        parts.append(_note(f"cut {cut:.4g}", place + (-6 if end == "end" else 6), top - 4, end, "strong"))
+        parts.append(note_at(f"cut {cut:.4g}", place + (-6 if end == "end" else 6), top - 4, end, "strong"))
     rugs = {"picks": scores[picked], "chance": scores[drawn], **({"held-out": held} if len(held) else {})}
     for i, (kind, values) in enumerate(rugs.items()):
         parts.append(_rug(kind, np.clip(values, edges[0], edges[-1]), x, 292.0 + 19 * i))
-        parts.append(_note(kind, left - 5, 301 + 19 * i, "end"))
-    return _svg(alt, width, floor + 19 * (len(rugs) - 2), parts)
+        parts.append(note_at(kind, left - 5, 301 + 19 * i, "end"))
+    return drawing(alt, width, floor + 19 * (len(rugs) - 2), parts)
 
 
 def length_histogram(pool: np.ndarray, picked: np.ndarray, alt: str, width: int) -> str:
@@ -73,7 +73,7 @@ def length_histogram(pool: np.ndarray, picked: np.ndarray, alt: str, width: int)
     shares = [np.histogram(np.log10(np.maximum(one, 1)), edges)[0] / max(1, len(one)) for one in (pool, picked)]
     left, right, top, bottom = 46.0, width - 12.0, 34.0, 210.0
     most = float(max(share.max() for share in shares))
-    x, y = _scale(low, high, left, right), _scale(0, most * 1.06, bottom, top)
+    x, y = scale_of(low, high, left, right), scale_of(0, most * 1.06, bottom, top)
     parts = []
     for i, (of_pool, of_picks) in enumerate(zip(*shares, strict=True)):
         said = f"{10 ** edges[i]:.0f} to {10 ** edges[i + 1]:.0f} tokens: {of_pool:.1%} of the pool, {of_picks:.1%} of the picks"
@@ -91,7 +91,7 @@ def length_histogram(pool: np.ndarray, picked: np.ndarray, alt: str, width: int)
         end = "start" if at < left + 110 else "end" if at > right - 110 else end
         parts.append(f'<path class="median {kind}" d="M{at:.1f} {place - 9:.0f}V{bottom:.0f}"/>')
         parts.append(
-            _note(
+            note_at(
                 f"{kind}: {'median ' if width == WIDE else ''}{middle:.0f}",
                 at + (-5 if end == "end" else 5),
                 place,
@@ -100,12 +100,12 @@ def length_histogram(pool: np.ndarray, picked: np.ndarray, alt: str, width: int)
         )
     steps_of_ten = (1, 2, 5) if width == WIDE or high - low < 1.9 else (1,)
     ticks = [n * 10**power for power in range(8) for n in steps_of_ten]
-    axis = [_note(f"{tick:,}", x(math.log10(tick)), bottom + 17, "middle") for tick in ticks
+    axis = [note_at(f"{tick:,}", x(math.log10(tick)), bottom + 17, "middle") for tick in ticks
             if low <= math.log10(tick) <= high]  # fmt: skip
-    parts += [f'<path class="axis" d="M{left} {bottom}H{right}"/>', *axis, _note("tokens", right, bottom + 34, "end")]
+    parts += [f'<path class="axis" d="M{left} {bottom}H{right}"/>', *axis, note_at("tokens", right, bottom + 34, "end")]
     for level in (0, most / 2, most):
-        parts.append(_note(f"{level:.0%}", left - 5, y(level) + 4, "end"))
-    return _svg(alt, width, 250, parts)
+        parts.append(note_at(f"{level:.0%}", left - 5, y(level) + 4, "end"))
+    return drawing(alt, width, 250, parts)
 
 
 def share_bars(shares: Sequence[tuple[str, float, float | None]], alt: str, width: int) -> str:
@@ -121,18 +121,20 @@ def share_bars(shares: Sequence[tuple[str, float, float | None]], alt: str, widt
         8,
     )
     most = max(max(picks, pool or 0.0) for _, picks, pool in shares) or 1.0
-    x = _scale(0, most, left, right)
+    x = scale_of(0, most, left, right)
     parts = []
     for i, (name, picks, pool) in enumerate(shares):
         y = top + i * step
         said = f"{picks:.1%}" + ("" if pool is None else f" (pool {pool:.1%})")
-        parts.append(_note(_short(name, 28 if width == WIDE else 15), left - 8, y + 16, "end"))
+        parts.append(note_at(shortened(name, 28 if width == WIDE else 15), left - 8, y + 16, "end"))
         if pool is not None:
             parts.append(_across("pool", left, x(pool), y + 14, 8))
         if picks:
             parts.append(_across("picks", left, x(picks), y + 3, 10))
-        parts.append(_note(said if width == WIDE else f"{picks:.0%}", max(x(picks), x(pool or 0)) + 6, y + 16, "start"))
-    return _svg(alt, width, top + step * len(shares) + 4, parts)
+        parts.append(
+            note_at(said if width == WIDE else f"{picks:.0%}", max(x(picks), x(pool or 0)) + 6, y + 16, "start")
+        )
+    return drawing(alt, width, top + step * len(shares) + 4, parts)
 
 
 # ----------------------------------------------------------------------------------------------- parts
@@ -161,7 +163,7 @@ def top_shares(
     return [*found[:most], (f"{len(rest)} others", sum(one[1] for one in rest), others)]
 
 
-def _edges(scores: np.ndarray, bins: int, cut: float | None) -> np.ndarray:
+def edges_of(scores: np.ndarray, bins: int, cut: float | None) -> np.ndarray:
     """Bins between the scores' ends, one edge at the cut; far outliers fall into the first and the last one."""
     low, high = float(scores.min()), float(scores.max())
     inner = np.quantile(scores, (0.002, 0.998))
@@ -177,7 +179,7 @@ def _edges(scores: np.ndarray, bins: int, cut: float | None) -> np.ndarray:
     return cut + step * np.arange(-before, after + 1)  # the edge is the cut itself, not nearly so
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+def scale_of(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     return lambda value: start + (float(value) - low) / ((high - low) or 1.0) * (end - start)
 
 
@@ -195,39 +197,39 @@ def _rug(kind: str, values: np.ndarray, x: Callable[[float], float], y: float) -
     return f'<path class="rug {kind}" d="{"".join(f"M{x(value):.1f} {y:.0f}v12" for value in values.tolist())}"/>'
 
 
-def _note(text: str, x: float, y: float, end: str, kind: str = "") -> str:
+def note_at(text: str, x: float, y: float, end: str, kind: str = "") -> str:
     named = f' class="{kind}"' if kind else ""
     return f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{end}">{escape(replaced(text))}</text>'
 
 
-def _short(text: str, most: int) -> str:
+def shortened(text: str, most: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _count_axis(most: int, y: Callable[[float], float], left: float, right: float) -> str:
-    step = _round_step(float(most) / 3)
+    step = round_step(float(most) / 3)
     ticks = [level for level in np.arange(step, most + 1, step).tolist() if level >= 1]
     lines = "".join(f"M{left} {y(level):.1f}H{right}" for level in ticks)
-    notes = "".join(_note(f"{level:,.0f}", left - 5, y(level) + 4, "end") for level in ticks)
-    return f'<path class="level" d="{lines}"/>{notes}{_note("rows", left - 5, y(most) - 10, "end")}'
+    notes = "".join(note_at(f"{level:,.0f}", left - 5, y(level) + 4, "end") for level in ticks)
+    return f'<path class="level" d="{lines}"/>{notes}{note_at("rows", left - 5, y(most) - 10, "end")}'
 
 
 def _value_axis(low: float, high: float, x: Callable[[float], float], y: float, width: int) -> str:
-    step = _round_step((high - low) / (7 if width == WIDE else 4))
+    step = round_step((high - low) / (7 if width == WIDE else 4))
     first = math.ceil(low / step - 1e-9)
     ticks = [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
     notes = "".join(
-        _note(f"{0.0 if abs(tick) < step / 1e6 else tick:.6g}", x(tick), y + 18, "middle") for tick in ticks
+        note_at(f"{0.0 if abs(tick) < step / 1e6 else tick:.6g}", x(tick), y + 18, "middle") for tick in ticks
     )
     return f'<path class="axis" d="M{x(low):.1f} {y}H{x(high):.1f}"/>{notes}'
 
 
-def _round_step(about: float) -> float:
+def round_step(about: float) -> float:
     """1, 2 or 5 times a power of ten, the next one above."""
     power = 10 ** math.floor(math.log10(about)) if about > 0 else 1.0
     return next(n * power for n in (1, 2, 5, 10) if n * power >= about * (1 - 1e-9)) if about > 0 else 1.0
 
 
-def _svg(alt: str, width: int, height: int, parts: Sequence[str]) -> str:
+def drawing(alt: str, width: int, height: int, parts: Sequence[str]) -> str:
     return f'<svg role="img" aria-label="{escape(replaced(alt))}" viewBox="0 0 {width} {height}">{"".join(parts)}</svg>'

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 
 from ..core.text import replaced
-from .charts import WIDE, _note, _round_step, _scale, _short, _svg
+from .charts import WIDE, drawing, note_at, round_step, scale_of, shortened
 
 STRONGEST = 0.6
 """Opacity of the fullest cell of a heat map: text stays legible on it."""
@@ -43,16 +43,16 @@ def dot_chart(points: Sequence[Point], base: float | None, axis: str, alt: str, 
     left, right, top, step = width * (0.26 if wide else 0.36), width - 50.0, 30.0, 27
     bottom = top + step * len(points)
     most = max([base or 0.0, *(max(one.value, one.high or 0.0, *one.marks) for one in points)]) or 1.0
-    x = _scale(0, most, left, right)
-    tick = _round_step(most / (5 if wide else 3))
+    x = scale_of(0, most, left, right)
+    tick = round_step(most / (5 if wide else 3))
     ticks = [i * tick for i in range(int(most / tick + 1e-9) + 1)]
     parts = [f'<path class="level" d="{"".join(f"M{x(at):.1f} {top:.0f}V{bottom:.0f}" for at in ticks)}"/>']
-    parts += [_note(f"{at:.6g}", x(at), bottom + 17, "middle") for at in ticks]
-    parts.append(_note(axis, right, bottom + 34, "end"))
+    parts += [note_at(f"{at:.6g}", x(at), bottom + 17, "middle") for at in ticks]
+    parts.append(note_at(axis, right, bottom + 34, "end"))
     if base is not None:
         end = "start" if x(base) < (left + right) / 2 else "end"
         parts.append(f'<path class="cut" d="M{x(base):.1f} {top - 8:.0f}V{bottom:.0f}"/>')
-        parts.append(_note(f"the pool: {base:.2f}", x(base), top - 13, end))
+        parts.append(note_at(f"the pool: {base:.2f}", x(base), top - 13, end))
     for i, one in enumerate(points):
         y = top + step * i + step / 2
         kind = "chance" if one.control else "picks"
@@ -68,9 +68,9 @@ def dot_chart(points: Sequence[Point], base: float | None, axis: str, alt: str, 
             else f'<circle class="{kind}" cx="{at:.1f}" cy="{y:.1f}" r="6"/>'
         )
         parts.append(f"<g><title>{escape(replaced(said))}</title>{bars}</g>")
-        parts.append(_note(_short(one.name, 28 if wide else 18), left - 14, y + 4, "end", "" if one.control else "strong"))  # fmt: skip
-        parts.append(_note(f"{one.value:.2f}", width, y + 4, "end", "strong"))
-    return _svg(alt, width, int(bottom + 42), parts)
+        parts.append(note_at(shortened(one.name, 28 if wide else 18), left - 14, y + 4, "end", "" if one.control else "strong"))  # fmt: skip
+        parts.append(note_at(f"{one.value:.2f}", width, y + 4, "end", "strong"))
+    return drawing(alt, width, int(bottom + 42), parts)
 
 
 def heat_map(
@@ -87,13 +87,13 @@ def heat_map(
     left = width * (0.3 if wide else 0.36)
     side = min(64.0 if wide else 46.0, (width - left) / max(1, len(columns)))
     height = min(34.0, max(side, 22.0))
-    heads = [str(i + 1) for i in range(len(columns))] if same else [_short(one, max(2, int(side / 7))) for one in columns]  # fmt: skip
+    heads = [str(i + 1) for i in range(len(columns))] if same else [shortened(one, max(2, int(side / 7))) for one in columns]  # fmt: skip
     every = max(1, int(np.ceil(22 / side)))
-    parts = [_note(head, left + side * (i + 0.5), 14, "middle") for i, head in enumerate(heads) if i % every == 0]
+    parts = [note_at(head, left + side * (i + 0.5), 14, "middle") for i, head in enumerate(heads) if i % every == 0]
     for i, name in enumerate(names):
         y = 20 + height * i
         label = f"{i + 1}  {name}" if same else name
-        parts.append(_note(_short(label, 30 if wide else 19), left - 8, y + height / 2 + 4, "end"))
+        parts.append(note_at(shortened(label, 30 if wide else 19), left - 8, y + height / 2 + 4, "end"))
         for k, value in enumerate(values[i].tolist()):
             if np.isnan(value):
                 continue
@@ -106,9 +106,9 @@ def heat_map(
             )
             text = f"{value:.{places}f}"
             if side >= 7.2 * len(text):
-                cell += _note(text, left + side * (k + 0.5) - 0.5, y + height / 2 + 4, "middle", "cell")
+                cell += note_at(text, left + side * (k + 0.5) - 0.5, y + height / 2 + 4, "middle", "cell")
             parts.append(f"<g><title>{escape(replaced(said))}</title>{cell}</g>")
-    return _svg(alt, width, int(24 + height * len(names)), parts)
+    return drawing(alt, width, int(24 + height * len(names)), parts)
 
 
 def upset_plot(
@@ -123,11 +123,11 @@ def upset_plot(
     left, top, floor, step = width * (0.24 if wide else 0.36), 22.0, 150.0, 24
     shown = sets[: _SETS[wide]]
     side = min(40.0, (width - left) / max(1, len(shown)))
-    y = _scale(0, max((count for _, count in shown), default=1), floor, top)
+    y = scale_of(0, max((count for _, count in shown), default=1), floor, top)
     parts = [f'<path class="axis" d="M{left:.0f} {floor:.0f}H{left + side * len(shown):.0f}"/>']
     places = {name: floor + 22 + step * i for i, name in enumerate(targets)}
     for name, size in zip(targets, sizes, strict=True):
-        parts.append(_note(f"{_short(name, 20 if wide else 11)} {size:,}", left - 10, places[name] + 4, "end"))
+        parts.append(note_at(f"{shortened(name, 20 if wide else 11)} {size:,}", left - 10, places[name] + 4, "end"))
     for i, (of, count) in enumerate(shown):
         middle = left + side * (i + 0.5)
         kind = "picks" if len(of) > 1 else "pool"
@@ -139,7 +139,7 @@ def upset_plot(
         if len(dots) > 1:
             part += f'<path class="span {kind}" d="M{middle:.1f} {dots[0]:.1f}V{dots[-1]:.1f}"/>'
         if side >= 7 * len(f"{count}"):
-            part += _note(f"{count}", middle, y(count) - 4, "middle")
+            part += note_at(f"{count}", middle, y(count) - 4, "middle")
         said = f"only for {of[0]}" if len(of) == 1 else f"for {', '.join(of)}"
         parts.append(f"<g><title>{escape(f'{count:,} rows {said}')}</title>{part}</g>")
-    return _svg(alt, width, int(floor + 22 + step * len(targets)), parts)
+    return drawing(alt, width, int(floor + 22 + step * len(targets)), parts)

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..core.text import replaced
-from .selection_page import _environment, _hash, _part
+from .pages import rendered
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,4 @@ class ComparePage:
 
 def compare_page(page: ComparePage) -> str:
     """The page, as HTML."""
-    style = _part("selection.css") + _part("compare.css")
-    script = _part("compare.js")
-    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; base-uri 'none'; form-action 'none'"
-    html = (
-        _environment().get_template("compare.html.jinja").render(page=page, style=style, script=script, policy=policy)
-    )
-    return replaced(html)
+    return rendered("compare.html.jinja", ["selection.css", "compare.css"], "compare.js", {"page": page})

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..core.text import replaced
-from .charts import _edges, _short, cut_of
+from .charts import cut_of, edges_of, shortened
 from .pool_map import PoolMap
 from .profile import Panel
 
@@ -51,7 +51,7 @@ def draw_scores(axes: tuple[Axes, Axes], name: str, scores: np.ndarray, picked: 
     """
     upper, lower = axes
     cut = cut_of(scores, picked)
-    edges = _edges(scores, _BINS, cut)
+    edges = edges_of(scores, _BINS, cut)
     inside = np.clip(scores, edges[0], edges[-1])
     for kind, colour, values in (("pool", POOL, inside), ("picks", PICKS, inside[picked])):
         counts = np.histogram(values, edges)[0]
@@ -66,7 +66,7 @@ def draw_scores(axes: tuple[Axes, Axes], name: str, scores: np.ndarray, picked: 
             textcoords="offset points", ha="left" if right else "right", va="top", fontweight="bold",
         )  # fmt: skip
     better = float((scores < np.median(scores[picked])).mean()) if picked.any() else 0.0
-    title = f"Scores for {_short(replaced(name), 40)}" if name else "Scores of the pool"
+    title = f"Scores for {shortened(replaced(name), 40)}" if name else "Scores of the pool"
     _titled(upper, f"{title}: the median pick scores above {better:.1%} of {len(scores):,} rows")
     upper.set_ylabel("rows")
     upper.legend(frameon=False, loc="upper left" if cut is None or cut > edges.mean() else "upper right")
@@ -164,8 +164,8 @@ def draw_shares(axis: Axes, shares: Sequence[tuple[str, float, float | None]]) -
         axis.annotate(said, (max(picks, pool or 0.0), place), (5, 0), textcoords="offset points", va="center")
     first = shares[0]
     of_pool = f", {first[2]:.1%} of the pool" if first[2] is not None else ""
-    _titled(axis, f"{first[1]:.0%} of the picks come from {_short(replaced(first[0]), 40)}{of_pool}")
-    axis.set_yticks(places, [_short(replaced(one[0]), 28) for one in shares], **_PLAIN)
+    _titled(axis, f"{first[1]:.0%} of the picks come from {shortened(replaced(first[0]), 40)}{of_pool}")
+    axis.set_yticks(places, [shortened(replaced(one[0]), 28) for one in shares], **_PLAIN)
     axis.tick_params(left=False)
     axis.invert_yaxis()
     axis.set_xlim(0, 1.25 * max(max(picks, pool or 0.0) for _, picks, pool in shares))

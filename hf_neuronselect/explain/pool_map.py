@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.text import replaced
 from ..signals.columns import RowBatch
-from .charts import _svg
+from .charts import drawing
 
 MOST_EXEMPLARS = 200
 """Exemplars of a target on a map."""
@@ -132,7 +132,7 @@ def map_picture(found: PoolMap, alt: str) -> str:
     ]
     marks = "".join(f"M{x - 7} {y}l7-7 7 7-7 7z" for points in exemplars.values() for x, y in points.tolist())
     ring = '<circle class="ring" r="13" display="none"/>'
-    return _svg(alt, _SIDE, _HEIGHT, [*dots, f'<path class="exemplar" d="{marks}"/>', ring])
+    return drawing(alt, _SIDE, _HEIGHT, [*dots, f'<path class="exemplar" d="{marks}"/>', ring])
 
 
 def map_data(found: PoolMap, texts: Mapping[int, str], of_exemplars: Mapping[str, Sequence[str]]) -> list[list[Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..signals.columns import RowBatch
-from .charts import WIDE, _note, _svg
+from .charts import WIDE, drawing, note_at
 from .png import data_url
 
 SAMPLES, UNITS = 100, 100
@@ -105,13 +105,13 @@ def profile_panel(panel: Panel, alt: str, width: int) -> str:
         'preserveAspectRatio="none"/>'
     )
     middles = [6 + step * count / 2, 6 + step * (count + _GAP + len(panel.pool) / 2)]
-    notes = [_note(said, left - 6, at + 4, "end") for said, at in zip(("picks", "the pool"), middles, strict=True)]
+    notes = [note_at(said, left - 6, at + 4, "end") for said, at in zip(("picks", "the pool"), middles, strict=True)]
     unit = "features" if panel.features else "neurons"
     ends = [
-        _note(f"← {unit} that picks have more", left, 2 * high + 24, "start"),
-        _note("random rows have more →" if width == WIDE else "random more →", right, 2 * high + 24, "end"),
+        note_at(f"← {unit} that picks have more", left, 2 * high + 24, "start"),
+        note_at("random rows have more →" if width == WIDE else "random more →", right, 2 * high + 24, "end"),
     ]
-    return _svg(alt, width, int(2 * high) + 30, [image, *notes, *ends])
+    return drawing(alt, width, int(2 * high) + 30, [image, *notes, *ends])
 
 
 def profile_said(panels: Sequence[Panel]) -> str:

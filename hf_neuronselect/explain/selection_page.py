@@ -6,15 +6,11 @@ JSON, which the script shows as text; what stands in the HTML itself comes from 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..core.cost import Cost
 from ..core.provenance import Provenance, aim
@@ -24,6 +20,7 @@ from ..hub.command import own_target, select_command
 from ..hub.markdown import PLACE
 from .charts import cut_of, in_both_widths, length_histogram, score_histogram, share_bars, top_shares
 from .page_data import MOST_ROWS, PoolTable, Report, best_target, page_data, spread_of
+from .pages import rendered
 from .pool_map import map_picture
 from .profile import profile_panel, profile_said
 
@@ -39,15 +36,10 @@ _WHY = {
 def selection_page(report: Report) -> str:
     """The page, as HTML."""
     made, table = report.made, report.table
-    style, script = (_part(name) for name in ("selection.css", "selection.js"))
     command = select_command(made)
     pictures = _pictures(report)
     data = page_data(report)
     values = {
-        "policy": f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "
-        "base-uri 'none'; form-action 'none'",
-        "style": style,
-        "script": script,
         "data": data,
         "selected": made.counts.selected,
         "total": made.counts.rows,
@@ -80,7 +72,7 @@ def selection_page(report: Report) -> str:
         "facts": [(name, value) for name, value in selection_facts(made).items() if value not in (None, "", {}, [])],
         "cost": _cost(made.cost),
     }
-    return replaced(_environment().get_template("selection.html.jinja").render(values))
+    return rendered("selection.html.jinja", ["selection.css"], "selection.js", values)
 
 
 # ------------------------------------------------------------------------------------------------ first screen
@@ -342,23 +334,3 @@ def _cost(cost: Cost) -> list[list[str]]:
         if taken is not None:
             rows.append([step, f"{taken:,.1f}", "", "", ""])
     return rows
-
-
-# ------------------------------------------------------------------------------------------------- templates
-_FOLDER = Path(__file__).parent / "templates"
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(_FOLDER, encoding="utf-8"), undefined=StrictUndefined, autoescape=True,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-
-
-def _part(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """A source of a content security policy: exactly this text."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -22,7 +22,7 @@ from hf_neuronselect.core.provenance import Avoided, SourceRecord, TargetRecord
 from hf_neuronselect.core.text import replaced
 from hf_neuronselect.explain import page_data
 from hf_neuronselect.explain import selection_page as made_by
-from hf_neuronselect.explain.charts import _edges, cut_of, top_shares
+from hf_neuronselect.explain.charts import cut_of, edges_of, top_shares
 from hf_neuronselect.explain.page_data import MOST_ROWS, embedded
 from hf_neuronselect.explain.selection_page import selection_page
 from hf_neuronselect.rows.formats import Conversation
@@ -226,7 +226,7 @@ def test_the_cut_is_where_one_score_parts_the_rows() -> None:
 def test_bars_end_at_the_cut(seed: int) -> None:
     scores = np.random.default_rng(seed).normal(size=900) * 10.0 ** (seed % 5 - 2)
     cut = float(np.sort(scores)[-60])
-    edges = _edges(scores, 56, cut)
+    edges = edges_of(scores, 56, cut)
     assert (
         cut in edges and edges[0] <= scores.min() and edges[-1] >= scores.max() * (1 - 1e-12) and 56 <= len(edges) <= 59
     )
