@@ -16,7 +16,7 @@ from .backbone import Backbone
 from .batching import plan_batches
 from .loss import evaluating, token_losses
 from .sae import ROW_MULTIPLE, SparseAutoencoder
-from .steering import activation_set, blocks_before, changed
+from .steering import activation_set, blocks_before, watched
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,26 +112,14 @@ class Ablation:
         self, samples: Sequence[Sample], batch_tokens: int
     ) -> Iterator[tuple[list[int], list[Sample], torch.Tensor, np.ndarray]]:
         """Batches: numbers of the rows, the rows, the site's activation ``[B, L, d]``, the rows' losses ``[B]``."""
-        seen: list[torch.Tensor] = []
-
-        def look(hidden: torch.Tensor) -> torch.Tensor:
-            seen.append(hidden)
-            return hidden
-
-        def form(_block: Any, _args: Any, output: Any) -> None:
-            self._in_tuple = isinstance(output, tuple)
-
         with evaluating(self.model):
             for batch in plan_batches([len(sample.input_ids) for sample in samples], batch_tokens):
                 rows = [samples[i] for i in batch]
-                handle = self.backbone.blocks[0].register_forward_hook(form)
-                try:
-                    with changed(self.module, self.site.io, look):
-                        losses = _means(*token_losses(self.model, rows), len(rows))
-                finally:
-                    handle.remove()
+                with watched(self.backbone, self.module, self.site) as seen:
+                    losses = _means(*token_losses(self.model, rows), len(rows))
                 progress.advance(sum(len(row.input_ids) for row in rows))
-                yield list(batch), rows, seen.pop(), losses
+                self._in_tuple = seen.in_tuple
+                yield list(batch), rows, seen.hidden, losses
 
     def _tokens(self, hidden: torch.Tensor, rows: Sequence[Sample]) -> Iterator[torch.Tensor]:
         """The activation at each row's own tokens, float32 ``[n, d]``."""

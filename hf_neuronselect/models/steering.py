@@ -66,22 +66,10 @@ class SteeredModel:
 
     def _seen(self, ids: Any) -> torch.Tensor:
         """The site's activation at tokens behind the prompt's memory, nothing added: ``[1, n, d]``."""
-        seen: list[torch.Tensor] = []
-
-        def look(hidden: torch.Tensor) -> torch.Tensor:
-            seen.append(hidden)
-            return hidden
-
-        def form(_block: Any, _args: Any, output: Any) -> None:
-            self._in_tuple = isinstance(output, tuple)
-
-        handle = self.backbone.blocks[0].register_forward_hook(form)
-        try:
-            with changed(self.module, self.site.io, look):
-                self._run(self.backbone.decoder, ids, self._memories(1))
-        finally:
-            handle.remove()
-        return seen[0]
+        with watched(self.backbone, self.module, self.site) as seen:
+            self._run(self.backbone.decoder, ids, self._memories(1))
+        self._in_tuple = seen.in_tuple
+        return seen.hidden
 
     # ---------------------------------------------------------------------------------------- losses
     def losses(self, vectors: torch.Tensor, answer: np.ndarray, batch_tokens: int) -> np.ndarray:
@@ -172,6 +160,37 @@ class SteeredModel:
                     going = going[goes]
                 ids = chosen[goes][:, None]
         return [np.asarray(tokens, dtype=np.int64) for tokens in said]
+
+
+class Seen:
+    """What a forward pass showed.
+
+    Attributes:
+        hidden: the site's activation. in_tuple: whether blocks return tuples.
+    """
+
+    hidden: torch.Tensor
+    in_tuple: bool
+
+
+@contextmanager
+def watched(backbone: Backbone, module: nn.Module, site: Site) -> Iterator[Seen]:
+    """See a site's activation in the forward pass that is run inside."""
+    seen = Seen()
+
+    def look(hidden: torch.Tensor) -> torch.Tensor:
+        seen.hidden = hidden
+        return hidden
+
+    def form(_block: Any, _args: Any, output: Any) -> None:
+        seen.in_tuple = isinstance(output, tuple)
+
+    handle = backbone.blocks[0].register_forward_hook(form)
+    try:
+        with changed(module, site.io, look):
+            yield seen
+    finally:
+        handle.remove()
 
 
 @contextmanager
