@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -70,24 +69,6 @@ def test_texts_are_escaped_and_steer_nothing() -> None:
     assert "<img" not in html and html.count("<script>") == 1 and "&lt;img" in html
     assert "\x1b" not in html and "\u202e" not in html and "://" not in html
     assert not re.search(r"\sstyle=|\son\w+=\"", re.sub(r"&[^;]+;", "", html))
-
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs a Chromium")
-    with playwright.sync_playwright() as started:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
-        try:
-            opened = started.chromium.launch(executable_path=CHROMIUM, args=flags)
-        except playwright.Error as cause:
-            pytest.skip(f"{CHROMIUM} does not start here: {cause}")
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,23 +19,6 @@ from hf_neuronselect.explain.reasons import Reasons, heat_of
 from hf_neuronselect.explain.selection_page import selection_page
 from hf_neuronselect.rows.formats import Conversation
 from hf_neuronselect.signals.heat import TokenValues
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if CHROMIUM is None:
-    pytest.skip("needs a Chromium", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
-        try:
-            opened = started.chromium.launch(executable_path=CHROMIUM, args=flags)
-        except playwright.Error as cause:
-            pytest.skip(f"{CHROMIUM} does not start here: {cause}")
-        yield opened
-        opened.close()
 
 
 class Shown:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 import socket
 import sys
 import urllib.error
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import launched
 from datasets import Dataset
 from reports import EVIL
 from tiny import chat, rows
@@ -194,10 +194,6 @@ def test_the_tools_are_served_over_mcp(config: AppConfig) -> None:
 @needs_gradio
 def test_the_page_in_a_browser(config: AppConfig) -> None:
     """Texts that would do something are shown; nothing is loaded from elsewhere, and no error is logged."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("needs a Chromium")
     found: list[str] = []
 
     def visit(url: str) -> None:
@@ -235,11 +231,6 @@ def test_the_page_in_a_browser(config: AppConfig) -> None:
         page.get_by_role("button", name="Why does A score higher?").click()
         page.get_by_text("adds to the score").wait_for(timeout=60_000)
 
-    with playwright.sync_playwright() as started:
-        try:
-            browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        except playwright.Error as cause:
-            pytest.skip(f"{chromium} does not start here: {cause}")
+    with launched() as browser:
         served(config, visit)
-        browser.close()
     assert found == []
