@@ -205,23 +205,29 @@ def every_rival(heading: str) -> tuple[list[dict[str, str]], str]:
     return lines, page.split(f"## {heading}\n")[1].split("\n## ")[0]
 
 
-@pytest.mark.parametrize("heading", RIVALS)
-def test_the_ranks_of_every_rival_are_those_of_its_record(heading: str) -> None:
-    lines, section = every_rival(heading)
+def ranks_of(lines: list[dict[str, str]]) -> list[Any]:
+    """Mean ranks, as ``compare`` counts them."""
     found = Comparison(None, None)  # type: ignore[arg-type]
     found.lines = [
         Line(one["method"], one["target"], precision=float(one["precision"]) if one["precision"] else None,
              stand_in=one["stand_in"], reason=one["reason"])
         for one in lines
     ]  # fmt: skip
-    first, second = found.ranks()[:2]
+    return found.ranks()
+
+
+@pytest.mark.parametrize("heading", RIVALS)
+def test_the_ranks_of_every_rival_are_those_of_its_record(heading: str) -> None:
+    lines, section = every_rival(heading)
+    ranks = ranks_of(lines)
+    first, second = ranks[:2]
     assert (first.method, second.method) == ("mona", "hidden(centre=pool)")
     (told,) = re.findall(
         r"MoNA has the best mean rank \((\S+), interval (\S+) to (\S+)\), before `hidden` with `centre=pool` "
         r"\((\S+), interval (\S+) to (\S+)\)", " ".join(section.split()),
     )  # fmt: skip
     assert list(told) == [f"{value:.1f}" for one in (first, second) for value in (one.mean, one.low, one.high)]
-    assert "encoder" not in {one.method for one in found.ranks()}, "a stand-in has no rank"
+    assert "encoder" not in {one.method for one in ranks}, "a stand-in has no rank"
 
 
 @pytest.mark.parametrize("heading", RIVALS)
@@ -242,20 +248,22 @@ def test_the_table_of_every_rival_is_its_record(heading: str) -> None:
         assert cells == [*told, "" if column == "high" else f"{tokens:.0f}"], label
 
 
-def test_the_cost_of_the_gradient_methods_is_their_record() -> None:
+def test_what_is_said_of_the_gradient_methods_is_in_their_record() -> None:
     lines, section = every_rival("The gradient methods on one real model")
-    costs = {line["method"]: (float(line["pass_seconds"]), float(line["tokens_per_second"])) for line in lines if line["pass_seconds"]
-             and line["tokens_per_second"]}  # fmt: skip
-    told = re.findall(
-        r"took ([\d,]+) s at (\d+) tokens/s|methods ([\d,]+) s at (\d+) tokens/s", " ".join(section.split())
-    )
-    found = [tuple(part.replace(",", "") for part in one if part) for one in told]
-    assert found == [tuple(f"{value:.0f}" for value in costs[method]) for method in ("less", "mona")]
-    mean = {
-        method: sum(float(one["answers"]) for one in lines if one["method"] == method and one["target"] == "mmlu")
-        for method in ("gist",)
-    }
-    assert f"{mean['gist']:.0%}".replace("%", " %") in section
+    text, ranks = " ".join(section.split()), {one.method: f"{one.mean:.1f}" for one in ranks_of(lines)}
+    assert f"`less` has {ranks['less']}, behind `bm25`, and `gist` {ranks['gist']}" in text
+    assert float(ranks["bm25"]) < float(ranks["less"])
+    of = {(one["method"], one["target"]): one for one in lines}
+    told = re.findall(r"took ([\d,]+) s at (\d+) tokens/s.* ([\d,]+) s at (\d+) tokens/s", text)
+    costs = [of[method, "gsm8k"] for method in ("less", "mona")]
+    assert told == [
+        tuple(f"{float(one[name]):,.0f}" for one in costs for name in ("pass_seconds", "tokens_per_second"))
+    ]
+    assert f"short answers, {float(of['gist', 'mmlu']['answers']):.0%}".replace("%", " %") in text
+    norms = [one for (method, _), one in of.items() if method == "gradient-norm"]
+    assert f"answers are {float(norms[0]['answers']):.0%}".replace("%", " %") in text
+    assert "none is of the right source for four targets" in text
+    assert sum(one["precision"] == "0.0" for one in norms) == 4
 
 
 def test_the_table_of_gradients_is_its_record() -> None:
