@@ -254,7 +254,9 @@ const open = (i) => {
   dialog.querySelector("span").textContent = `${count(here + 1)} of ${count(list.length)}`;
   byId("previous").disabled = here === 0;
   byId("next").disabled = here === list.length - 1;
-  if (!dialog.open) dialog.showModal();
+  if (dialog.open) return;
+  dialog.showModal();
+  byId("close").focus();  // not the attribute autofocus, which also acts, and complains, when the page opens
 };
 byId("previous").addEventListener("click", () => open(here - 1));
 byId("next").addEventListener("click", () => open(here + 1));
