@@ -11,6 +11,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Tests run in several processes, one core each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The clients read these when they are imported. Nothing of the developer's own: no token, no cache, no real Hub. The
 # port is kept and closed until the `hub` fixture serves on it: without it, a request is refused at once.
 PORT = socket.socket()
