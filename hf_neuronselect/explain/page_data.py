@@ -68,8 +68,10 @@ class Report:
         sources: source -> picks, of pool_sources -> rows; None where the rows have no such column, or are not at hand.
         examples: whether texts of the data are shown. pool_at_hand: whether rows that were not picked could be read.
         reasons: place in the pool table -> why the row has its score. unexplained: why there are none, a sentence.
-        features: target -> those that carry it. profile, map: None where no store has what they need.
-        map_texts: row of the map -> its beginning. exemplar_texts: target -> beginnings of its exemplars. unsampled: why nothing is told of the pool's signals, words; "" where it is.
+        features: target -> those that carry it. profile, map: None where no signals are at hand that they need.
+        map_texts: row of the map -> its beginning. exemplar_texts: target -> beginnings of its exemplars.
+        unsampled: why nothing is told of the pool's signals, words; "" where it is. estimated: random rows from which shares of the
+            pool are estimated; 0 where they are of the whole pool.
     """
 
     made: Provenance
@@ -88,6 +90,7 @@ class Report:
     map_texts: Mapping[int, str] = field(default_factory=dict)
     exemplar_texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     unsampled: str = ""
+    estimated: int = 0
 
 
 def spread_of(scores: np.ndarray) -> float:

@@ -56,6 +56,7 @@ def selection_page(report: Report) -> str:
         "explained": _explained(report),
         "features": list(report.features),
         "unsampled": report.unsampled,
+        "estimated": report.estimated,
         "profile": _profile(report),
         "map": _map(report),
         "lengths": _lengths(table),
@@ -206,6 +207,8 @@ def _explained(report: Report) -> str:
     usual = any(part.usual is not None for one in report.reasons.values() for part in one.parts)
     first = "those first that set the row apart most from an average row of the pool" if usual else "largest first"
     said = f"Below a text: parts of its score, {first}, each with its share of the sum of all parts."
+    if report.estimated:
+        said += f" What is told of the pool is estimated from {report.estimated:,} random rows."
     heats = [one.heat for one in report.reasons.values() if one.heat is not None]
     if not heats:
         return said

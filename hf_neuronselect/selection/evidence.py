@@ -197,21 +197,30 @@ class Evidence:
             if why := skips_of(tables)[0]:
                 raise NeuronSelectError(f"has no {', '.join(self.stored)}: {why}", option="row", value=number)
             columns |= columns_of(tables)
-        if missing := self._missing:
+        if missing := self.missing:
             columns |= self._computed(number, missing)
         return RowBatch(np.asarray([number]), np.ones(1, bool), columns)
 
     def read_ahead(self, numbers: Sequence[int]) -> None:
         """Compute in one pass what a store lacks of these rows; those whose text is not at hand are left out."""
-        signals = self._missing
-        at_hand = [number for number in numbers if self.pool is not None or self.place_of(number) is not None]
-        if signals and at_hand:
-            parts = [batch.rows for batch in self.reader(signals).read(self._texts(at_hand))]
-            rows = RowBatch.join(parts)
-            self._ahead |= {number: rows.take(np.asarray([i])) for i, number in enumerate(at_hand) if rows.usable[i]}
+        new = [number for number in numbers if number not in self._ahead]
+        at_hand = [number for number in new if self.pool is not None or self.place_of(number) is not None]
+        if self.missing and at_hand:
+            self.compute(at_hand, self.missing)
+
+    def compute(self, numbers: Sequence[int], signals: Sequence[Signal]) -> RowBatch:
+        """Signals of rows of the pool, in one pass; rows that can be used are remembered.
+
+        Args:
+            signals: with all that a store lacks.
+        """
+        found = RowBatch.join([batch.rows for batch in self.reader(signals).read(self._texts(numbers))])
+        rows = RowBatch(np.asarray(numbers, np.int64), found.usable, found.columns).only_usable()
+        self._ahead |= {int(number): rows.take(np.asarray([i])) for i, number in enumerate(rows.index)}
+        return rows
 
     @property
-    def _missing(self) -> list[Signal]:
+    def missing(self) -> list[Signal]:
         """Signals that are computed: those that no store has."""
         return [one for one in signals_of(self.method.signals) if not (self.stored and one.stored)]
 

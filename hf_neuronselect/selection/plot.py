@@ -91,10 +91,11 @@ class Plots:
         """Activations of 100 picks and of 100 random rows: of the 100 units of each kind that vary most (MoNA, figure 4).
 
         Args:
-            features: a store of the pool's signals; default the one that the selection was made with, in the same process.
+            features: a store of the pool's signals; default the one that the selection was made with, in the same process, or else
+                the model runs over 100 to 400 rows of the pool.
 
         Raises:
-            NeuronSelectError: there is no store, or nothing in it varies.
+            NeuronSelectError: neither a store nor the model and the pool are at hand; nothing varies.
         """
         found = profile_of(self._sample(features)[0])
         if found is None:
@@ -112,7 +113,7 @@ class Plots:
             features: as of :meth:`profile`.
 
         Raises:
-            NeuronSelectError: there is no store, or its rows do not differ.
+            NeuronSelectError: neither a store nor the model and the pool are at hand; rows do not differ.
         """
         sample, exemplars = self._sample(features)
         found = pool_map(sample, exemplars)
@@ -126,7 +127,7 @@ class Plots:
         """Rows of the pool, and the exemplars of the targets that are kept.
 
         Raises:
-            NeuronSelectError: there is no store.
+            NeuronSelectError: neither a store nor the model and the pool are at hand.
         """
         explainer = self.selection.explainer(features=features)
         found, why = sampled(explainer, reported(self.selection, examples=False).table)

@@ -1,4 +1,4 @@
-"""Reasons of the rows that a report shows as cards. Only these rows cost a pass of the model."""
+"""What a report tells of its rows: reasons of those shown as cards, and a sample of the pool. Only these cost a pass of the model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from datasets import Dataset
 
+from ..core import progress
 from ..core.errors import NeuronSelectError
 from ..explain.explanation import Part
 from ..explain.features import TargetFeature
@@ -17,7 +18,8 @@ from ..explain.pool_map import MOST_EXEMPLARS
 from ..explain.reasons import Reasons
 from ..signals.base import signals_of
 from ..signals.columns import RowBatch
-from .sample import PoolSample, sample_pool
+from .evidence import Evidence
+from .sample import COMPUTED_ROWS, FEATURES, LEAST_COMPUTED, RAW, PoolSample, computed_sample, numbers_of, sample_pool
 from .target_features import target_features
 from .why import Explainer
 
@@ -37,7 +39,7 @@ class Told:
 
     Attributes:
         reasons: place in the pool table -> why the row has its score. unexplained: why there are none, a sentence, or "".
-        features: target -> the features that carry it. sample: rows of the pool with their signals; None without a store.
+        features: target -> the features that carry it. sample: rows of the pool with their signals, or None.
         unsampled: why there is none, a sentence, or "". exemplars, examples: target -> exemplars' signals, and their texts.
     """
 
@@ -51,7 +53,7 @@ class Told:
 
 
 def told_of(selection: Selection, table: PoolTable, picks: Sequence[int], near: Sequence[int], load: bool) -> Told:
-    """Reasons, and a sample of the pool where a store of its signals is at hand.
+    """Reasons, and a sample of the pool.
 
     Args:
         picks, near: places in the table. load: whether the model is loaded for it where it is not.
@@ -95,19 +97,46 @@ def _texts_of(explainer: Explainer, numbers: Sequence[int]) -> list[str]:
 
 
 def sampled(explainer: Explainer, table: PoolTable, shown: Sequence[int] = ()) -> tuple[PoolSample | None, str]:
-    """A sample of the pool, or why there is none."""
+    """A sample of the pool, from its store or else computed, or why there is none."""
     evidence = explainer.evidence
-    if evidence.store is None:
-        return (
-            None,
-            f"the signals of the pool were not kept: neuronselect extract keeps them in a store, and {_COMMAND} --features STORE adds this",
-        )
+    able, picks = table.index[table.able], evidence.selection.indices.tolist()
     try:
-        return sample_pool(
-            evidence.store, evidence.stored, table.index[table.able], evidence.selection.indices.tolist(), shown
-        ), ""
+        if evidence.store is not None:
+            return sample_pool(evidence.store, evidence.stored, able, picks, shown), ""
+        return _computed(evidence, able, picks, shown), ""
     except NeuronSelectError as cause:
         return None, cause.message
+
+
+def _computed(evidence: Evidence, able: np.ndarray, picks: Sequence[int], shown: Sequence[int]) -> PoolSample:
+    """A small sample, over which the model runs.
+
+    Raises:
+        NeuronSelectError: no model or no pool, or a method whose signals take long or are no vectors.
+    """
+    own = [signal for signal in evidence.missing if signal.has_vector]
+    if evidence.method.costly or not own:
+        raise NeuronSelectError(
+            "the signals of the pool were not kept: neuronselect extract keeps them in a store, and "
+            f"{_COMMAND} --features STORE adds this"
+        )
+    if evidence.pool is None:
+        raise NeuronSelectError(f"rows of the pool are needed; {_COMMAND} --pool POOL adds this")
+    extractor = evidence.extractor
+    if extractor is None or extractor.extraction.model is None:
+        raise NeuronSelectError(f"the model is not loaded; {_COMMAND} --pool POOL loads it and adds this")
+    names = [signal.name for signal in own]
+    more = [FEATURES] if extractor.extraction.sae and FEATURES not in names else []
+    more += [] if set(RAW) & set(names) else [RAW[0]]
+    most = min(COMPUTED_ROWS, max(LEAST_COMPUTED, len(able) // 4))
+    numbers, by_chance = numbers_of(able, picks, shown, most)
+    with progress.track("rows for the report", len(numbers)) as told:
+        rows = evidence.compute(numbers.tolist(), [*evidence.missing, *signals_of(more)])
+        told.done(len(numbers))
+    if not len(rows):
+        raise NeuronSelectError("none of the rows tried can be read")
+    whole = int(by_chance.sum()) == len(able)
+    return computed_sample(rows, numbers[by_chance], picks, [*names, *more], whole=whole)
 
 
 def _by_target(selection: Selection, table: PoolTable, places: Sequence[int]) -> dict[str | None, list[int]]:

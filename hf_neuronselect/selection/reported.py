@@ -66,6 +66,7 @@ def reported(selection: Selection, examples: bool, reasons: bool | None = None) 
         map_texts={} if found is None else _beginnings(selection, pool, found.rows, fmt),
         exemplar_texts=told.examples,
         unsampled=told.unsampled,
+        estimated=0 if told.sample is None else told.sample.estimated,
     )
 
 

@@ -1,4 +1,4 @@
-"""Some rows of a pool with their signals, read from its store in one sweep: what a report's pictures are drawn from."""
+"""Some rows of a pool with their signals, from its store in one sweep or computed: what a report's pictures are drawn from."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ MOST_ROWS, LEAST_ROWS = 2000, 250
 """Rows of a sample at most; and where their signals are large, at least. A quarter of them, at most, are picks."""
 MOST_BYTES = 96_000_000
 """Memory that a sample takes, while it has more than :data:`LEAST_ROWS` rows."""
+COMPUTED_ROWS, LEAST_COMPUTED = 400, 100
+"""Rows of a sample whose signals no store has, at most, and at least: the model runs over them. Between, a quarter of the pool."""
 _STEP = 500  # rows read at once
 RAW = (Hidden.name, Polysemantic.name)
 """Signals of the model's own neurons, the first that a store has."""
@@ -50,7 +52,8 @@ class PoolSample:
     Attributes:
         rows: their signals, by ascending numbers. drawn: bool ``[n]``, rows that chance chose from the whole pool.
         picked: bool ``[n]``, rows that were picked. signal: the method's own that has vectors, or another; "" if there is none.
-        signals: those that rows have. fires: sparse signal -> where its units fire.
+        signals: those that rows have. fires: sparse signal -> where its units fire. whole: whether in the whole pool; else in the
+            rows drawn.
     """
 
     rows: RowBatch
@@ -59,6 +62,12 @@ class PoolSample:
     signal: str
     signals: tuple[str, ...]
     fires: Mapping[str, Fires] = field(default_factory=dict)
+    whole: bool = True
+
+    @property
+    def estimated(self) -> int:
+        """Random rows that stand for the whole pool in :attr:`fires`; 0 where it was read."""
+        return 0 if self.whole or not self.fires else int(self.drawn.sum())
 
 
 def numbers_of(
@@ -119,6 +128,24 @@ def sample_pool(
         first or next(iter(wanted)),
         tuple(wanted),
         counts,
+    )
+
+
+def computed_sample(
+    rows: RowBatch, drawn: np.ndarray, picks: Sequence[int], own: Sequence[str], *, whole: bool
+) -> PoolSample:
+    """A sample of rows whose signals were computed for it.
+
+    Args:
+        rows: by ascending numbers, all usable. drawn: numbers of those that chance chose.
+        own: signals with vectors that the rows have, the method's own first. whole: whether the rows drawn are the whole pool.
+    """
+    by_chance = np.isin(rows.index, drawn)
+    of_pool = rows.take(np.flatnonzero(by_chance))
+    sparse = [name for name in own if f"{name}_indices" in rows.columns and len(of_pool)]
+    fires = {name: _counted(None, of_pool.sparse(name)) for name in sparse}
+    return PoolSample(
+        rows, by_chance, np.isin(rows.index, np.asarray(picks, np.int64)), own[0], tuple(own), fires, whole
     )
 
 

@@ -11,6 +11,7 @@ from ..explain.explanation import Part
 from ..explain.features import Snippet, TargetFeature, leading, snippet_of
 from ..methods.prototype import SparsePrototypeMethod
 from ..rows.formats import Conversation
+from ..signals.base import signals_of
 from ..signals.heat import unit_values
 from .sample import PoolSample
 from .why import Explainer
@@ -27,7 +28,8 @@ def target_features(explainer: Explainer, sample: PoolSample) -> tuple[TargetFea
     """
     evidence, behind = explainer.evidence, explainer.behind
     method, signal = evidence.method, sample.signal
-    if not isinstance(method, SparsePrototypeMethod) or signal not in sample.fires or signal not in evidence.stored:
+    own = [one.name for one in signals_of(method.signals)]
+    if not isinstance(method, SparsePrototypeMethod) or signal not in sample.fires or signal not in own:
         return ()
     fires = sample.fires[signal]
     units, shares, usual = leading(

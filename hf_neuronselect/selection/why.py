@@ -17,11 +17,13 @@ from ..explain.labels import Label
 from ..explain.spots import Spot
 from ..methods.why import Why
 from ..rows.leakage import exact_key
+from ..signals.base import signals_of
 from ..signals.columns import RowBatch
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .behind import Behind
 from .evidence import Evidence
+from .reader import column_names
 from .sample import random_rows
 
 if TYPE_CHECKING:
@@ -124,7 +126,8 @@ class Explainer:
 
     def average_over(self, rows: RowBatch) -> None:
         """Take :attr:`usual` from these random rows of the pool, which were read for something else, too."""
-        if set(map(str, self.evidence.method.signals)) <= set(self.evidence.stored):
+        signals = signals_of(self.evidence.method.signals)
+        if all(column in rows for signal in signals for column in column_names(signal)):
             self.usual = self._average(rows.take(np.arange(0, len(rows.index), -(-len(rows.index) // AVERAGED) or 1)))
 
     def _average(self, rows: RowBatch) -> np.ndarray | None:

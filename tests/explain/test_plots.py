@@ -140,8 +140,10 @@ def test_profiles_and_map_are_those_of_the_report(
     pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path
 ) -> None:
     made = NeuronSelector("mona").fit({"t": target}, extractor=extractor).select(pool, k=9)
-    with pytest.raises(NeuronSelectError, match="signals of the pool were not kept"):
-        made.plot.profile()
+    made.save_pretrained(tmp_path / "s")
+    alone = Selection.from_pretrained(tmp_path / "s")
+    with pytest.raises(NeuronSelectError, match="rows of the pool are needed; neuronselect report FOLDER --pool POOL"):
+        alone.plot.profile()
     write_store(pool, extractor, tmp_path / "store", pool_about={"id": "pool"}, shard_rows=16)
     store = FeatureStore(tmp_path / "store")
     sample = sampled(made.explainer(features=store), reported(made, examples=False).table)[0]

@@ -27,8 +27,10 @@ def made(method: str, pool: Dataset, target: Any, extractor: Any, k: int = 15, *
 
 
 def test_rows_shown_have_the_method_s_own_reasons(
-    pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor
+    pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Without a sample parts are told by their size alone, as the method gives them.
+    monkeypatch.setattr("hf_neuronselect.selection.reasons.sampled", lambda *_: (None, "none"))
     selection = made("mona", pool, {"t": target}, extractor)
     found = reported(selection, examples=True)
     near = [one.row for one in found.near[:NEAR]]
@@ -48,7 +50,7 @@ def test_rows_shown_have_the_method_s_own_reasons(
             assert one.heat.parts[:, i].max() == pytest.approx(part.amount * alone.max() / alone.sum(), rel=0.3)
 
 
-def test_only_rows_shown_are_read_and_exemplars_not_again(
+def test_rows_are_read_once_and_exemplars_not_again(
     pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     selection = made("mona", pool, {"t": target}, extractor)
@@ -65,7 +67,12 @@ def test_only_rows_shown_are_read_and_exemplars_not_again(
         lambda extractor, text, *rest: (tokens.append(text.content()), units(extractor, text, *rest))[1],
     )
     assert len(reported(selection, examples=True).reasons) == PICKS + NEAR
-    assert signals == [PICKS + NEAR] and len(tokens) == PICKS + NEAR
+    assert sum(signals) == len(pool), "a sample of at least 100 rows has the rows shown in it"
+    assert len(tokens) == PICKS + NEAR
+    signals.clear()
+    monkeypatch.setattr("hf_neuronselect.selection.reasons.COMPUTED_ROWS", 30)
+    assert len(reported(selection, examples=True).reasons) == PICKS + NEAR
+    assert PICKS + NEAR < sum(signals) <= 30
     signals.clear()
     assert not reported(selection, examples=False).reasons and not signals
     found = reported(selection, examples=True, reasons=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,31 @@ def test_features_of_a_target(
     assert page_data(found) and "furthest above" in selection.report()
 
 
+def test_without_a_store_the_model_reads_a_sample(
+    pool: Dataset,
+    target: Dataset,
+    extractor: NeuronFeatureExtractor,
+    store: FeatureStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    selector = NeuronSelector("mona").fit({"t": target}, extractor=extractor)
+    told = reported(selector.select(pool, k=9, features=store), examples=True)
+    selection = selector.select(pool, k=9)
+    found = reported(selection, examples=True)  # the pool is smaller than a sample
+    assert [one.part for one in found.features["t"]] == [one.part for one in told.features["t"]]
+    assert not found.estimated and found.map is not None
+    for number, one in told.reasons.items():
+        for part, other in zip(found.reasons[number].parts, one.parts, strict=True):
+            assert replace(part, usual=None) == replace(other, usual=None)
+            assert part.usual == pytest.approx(other.usual, rel=1e-6)
+    assert found.profile is not None and told.profile is not None
+    assert [one.signal for one in found.profile.panels] == [one.signal for one in told.profile.panels]
+    monkeypatch.setattr("hf_neuronselect.selection.reasons.COMPUTED_ROWS", 40)
+    some = reported(selection, examples=True)
+    assert some.estimated == 25  # 9 picks and 6 near misses are shown, and chance draws the rest
+    assert f"estimated from {some.estimated} random rows" in selection.report()
+
+
 def test_without_a_store_or_a_prototype_it_is_said(
     pool: Dataset,
     target: Dataset,
@@ -149,10 +175,13 @@ def test_without_a_store_or_a_prototype_it_is_said(
     tiny_folder: Path,
     tmp_path: Path,
 ) -> None:
-    selection = NeuronSelector("mona").fit({"t": target}, extractor=extractor).select(pool, k=9)
+    selection = NeuronSelector("random").select(pool, k=9)
     found = reported(selection, examples=True)
     assert not found.features and "neuronselect extract keeps them in a store" in found.unsampled
     assert "Not shown: the signals of the pool were not kept" in selection.report()
+    selection = NeuronSelector("mona").fit({"t": target}, extractor=extractor).select(pool, k=9)
+    selection.pool = None
+    assert "rows of the pool are needed" in reported(selection, examples=True).unsampled
     hidden = NeuronSelector("hidden").fit({"t": target}, extractor=extractor).select(pool, k=9, features=store)
     found = reported(hidden, examples=True)
     assert not found.features and not found.unsampled and len(found.reasons) == 15
