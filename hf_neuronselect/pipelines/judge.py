@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,8 +95,8 @@ def _rated(judge: Judge, prompt: str, exemplar: str, groups: Sequence[Texts]) ->
 # ------------------------------------------------------------------------------------------ what is rated
 def _named(config: JudgeConfig) -> tuple[list[str], list[str]]:
     """The selections' names, by the ends of their folders' paths that tell them apart; and where they are."""
-    folders = list(dict.fromkeys(config.folder))
-    parts = [Path(folder).parts for folder in folders]
+    places = {os.path.abspath(folder): folder for folder in config.folder}  # "." has no name of its own
+    folders, parts = list(places.values()), [Path(place).parts for place in places]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(one[-depth:]) for one in parts]
         if len(set(names)) == len(names):

@@ -23,7 +23,7 @@ from hf_neuronselect.core.judging import JudgeConfig
 from hf_neuronselect.explain.judged import LONGEST, Group, asked, read_aspects, read_prompt
 from hf_neuronselect.models.judge import Rating
 from hf_neuronselect.models.marks import Marked
-from hf_neuronselect.pipelines.judge import judge
+from hf_neuronselect.pipelines.judge import _named, judge
 from hf_neuronselect.pipelines.select import select
 
 MATHS = Dataset.from_list(
@@ -111,6 +111,12 @@ def test_picks_stand_beside_random_rows_and_the_judge_is_checked(
     # a second time nothing is asked
     before = len(server.asked)
     assert str(ask("mona", "short")) == str(found) and len(server.asked) == before
+
+
+def test_the_folder_that_one_is_in_is_judged_by_its_name(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files / "mona")
+    config = JudgeConfig(folder=(".", "../mona", "../short"), at="local", judge="x")
+    assert _named(config) == (["mona", "short"], ["../mona", "../short"])
 
 
 def test_what_is_drawn_depends_on_the_seed_alone(ask: Any, server: ChatServer) -> None:
