@@ -271,7 +271,7 @@ def test_the_table_of_gradients_is_its_record() -> None:
     section = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").split("## Gradients of single rows\n")[1]
     table = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in section.split("\n## ")[0].splitlines()
+        for line in section.split("\n`benchmarks/influence.py`")[0].splitlines()
         if line[:2] == "| "
     ][1:]
     rows = ("ours", "ours, Adam's steps too", "row by row", "row by row, projected", "vmap", "training pass")
@@ -280,6 +280,10 @@ def test_the_table_of_gradients_is_its_record() -> None:
         for name in rows
     ]
     assert f"takes {record['less_over_training']['median']:.2f} times the training pass" in section
+    whole = json.loads((ROOT / "benchmarks" / "influence_smollm2.json").read_text(encoding="utf-8"))
+    assert f"{whole['settings']['rows']} rows and {whole['settings']['exemplars']} exemplars" in section
+    for found in whole["ratios"].values():
+        assert f"| {found['median']:.2f} | {found['min']:.2f} to {found['max']:.2f} |" in section
 
 
 def test_the_losses_with_targets_avoided_are_their_record() -> None:

@@ -99,6 +99,12 @@ def spread_of(scores: np.ndarray) -> float:
     return found if found > 1e-12 * max(1.0, float(np.abs(scores).max(initial=0.0))) else 0.0
 
 
+def held_out_scores(made: Provenance, name: str) -> np.ndarray:
+    """What a target's exemplars score when they are not fitted on, float64; none where rows are scored on another scale."""
+    record = made.targets.get(name or next(iter(made.targets), ""))
+    return np.asarray(record.held_out if record is not None and made.avoided is None else (), np.float64)
+
+
 def best_target(table: PoolTable) -> np.ndarray:
     """int64 ``[N]``: the target for which a row stands highest among the pool's rows; the first of equals."""
     able = table.compared

@@ -42,12 +42,15 @@ def picture(height: float) -> Picture:
     return Picture(figsize=(7.6, height), layout="constrained")
 
 
-def draw_scores(axes: tuple[Axes, Axes], name: str, scores: np.ndarray, picked: np.ndarray, drawn: np.ndarray) -> None:
-    """How many rows have which score, the picks among them in colour; below, each pick beside as many random rows.
+def draw_scores(
+    axes: tuple[Axes, Axes], name: str, scores: np.ndarray, picked: np.ndarray, drawn: np.ndarray, held: np.ndarray
+) -> None:
+    """How many rows have which score, the picks among them in colour; below, each pick beside as many random rows and exemplars.
 
     Args:
         axes: for the histogram and for the strokes below it, with one x axis. name: of the target, or "".
         scores: float64 ``[N]``, finite. picked: bool ``[N]``. drawn: bool ``[N]``, random rows, as many as the picks.
+        held: float64, what exemplars score when they are not fitted on; may be empty.
     """
     upper, lower = axes
     cut = cut_of(scores, picked)
@@ -73,15 +76,20 @@ def draw_scores(axes: tuple[Axes, Axes], name: str, scores: np.ndarray, picked: 
     upper.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     upper.yaxis.set_major_formatter(_grouped())
     upper.tick_params(labelbottom=False, bottom=False)
-    strokes = [_some(inside[picked]), _some(inside[drawn])]
-    lower.eventplot(strokes, lineoffsets=[1, 0], linelengths=0.7, linewidths=0.9, colors=[PICKS, CHANCE], alpha=0.7)
-    lower.set_yticks([1, 0], ["picks", "chance"])
+    strokes = {"picks": (PICKS, inside[picked]), "chance": (CHANCE, inside[drawn])}
+    if len(held):
+        strokes["exemplars"] = (EXEMPLARS, np.clip(held, edges[0], edges[-1]))
+    colours, values = [colour for colour, _ in strokes.values()], [_some(found) for _, found in strokes.values()]
+    heights = [-i for i in range(len(strokes))]
+    lower.eventplot(values, lineoffsets=heights, linelengths=0.7, linewidths=0.9, colors=colours, alpha=0.7)
+    lower.set_yticks(heights, list(strokes))
     lower.tick_params(left=False)
-    for label, colour in zip(lower.get_yticklabels(), (PICKS, CHANCE), strict=True):
+    for label, colour in zip(lower.get_yticklabels(), colours, strict=True):
         label.set_color(colour)
-    lower.set_ylim(-0.6, 1.6)
+    lower.set_ylim(heights[-1] - 0.6, 0.6)
     lower.set_xlim(edges[0], edges[-1])
-    lower.set_xlabel("score of a row; chance: as many rows drawn at random")
+    unfitted = "; exemplars: when not fitted on" if len(held) else ""
+    lower.set_xlabel(f"score of a row; chance: as many random rows{unfitted}")
     _bare(upper, "top", "right")
     _bare(lower, "top", "right", "left")
 

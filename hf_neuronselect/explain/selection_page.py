@@ -19,7 +19,7 @@ from ..hub.cards import selection_facts, source_name
 from ..hub.command import own_target, select_command
 from ..hub.markdown import PLACE
 from .charts import cut_of, in_both_widths, length_histogram, score_histogram, share_bars, top_shares
-from .page_data import MOST_ROWS, PoolTable, Report, best_target, page_data, spread_of
+from .page_data import MOST_ROWS, PoolTable, Report, best_target, held_out_scores, page_data, spread_of
 from .pages import rendered
 from .pool_map import map_picture
 from .profile import profile_panel, profile_said
@@ -177,7 +177,7 @@ def _pictures(report: Report) -> list[dict[str, Any]]:
             f"median {np.median(scores):.4g}. {int(picked.sum()):,} rows are picked"
             + (f", those from {cut:.4g} on." if cut is not None else f", their median is {_median(scores[picked])}.")
         )
-        held = _held_out(report.made, name)
+        held = held_out_scores(report.made, name)
         if len(held):
             above = (
                 f"{(held >= cut).mean():.0%} of them from the cut on" if cut is not None else f"median {_median(held)}"
@@ -187,12 +187,6 @@ def _pictures(report: Report) -> list[dict[str, Any]]:
         title = f"Scores for {name}:" if name else "Scores of the pool:"
         pictures.append({"name": name, "title": title, "said": said, "svg": svg, "held": len(held)})
     return pictures
-
-
-def _held_out(made: Provenance, name: str) -> np.ndarray:
-    """What a target's exemplars score when they are not fitted on; none where rows are scored on another scale."""
-    record = made.targets.get(name or next(iter(made.targets), ""))
-    return np.asarray(record.held_out if record is not None and made.avoided is None else ())
 
 
 def _median(values: np.ndarray) -> str:

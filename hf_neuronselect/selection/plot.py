@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ..core.errors import NeuronSelectError
 from ..core.spread import Spread
 from ..explain.charts import top_shares
+from ..explain.page_data import held_out_scores
 from ..explain.plots import draw_lengths, draw_map, draw_profile, draw_scores, draw_shares, picture
 from ..signals.columns import RowBatch
 from ..store.store import FeatureStore
@@ -28,7 +29,7 @@ class Plots:
         self.selection = selection
 
     def scores(self, target: str | None = None) -> Figure:
-        """The pool's scores with the picks among them, and as many random rows for comparison.
+        """The pool's scores with the picks among them, as many random rows, and exemplars that were not fitted on.
 
         Args:
             target: one of several; default each of them, below each other.
@@ -44,7 +45,7 @@ class Plots:
                 raise NeuronSelectError(f"one of {', '.join(known) or 'none'}", option="target", value=target)
             every = {target: known[target]}
         figure = picture(3.5 * len(every))
-        axes = figure.subplots(2 * len(every), 1, squeeze=False, height_ratios=[6, 1] * len(every))[:, 0]
+        axes = figure.subplots(2 * len(every), 1, squeeze=False, height_ratios=[6, 1.4] * len(every))[:, 0]
         for i, (name, values) in enumerate(every.items()):
             there = table.compared & np.isfinite(values)
             scores, picked = values[there], table.picked[there]
@@ -54,7 +55,7 @@ class Plots:
             drawn[np.random.default_rng(0).choice(len(scores), int(picked.sum()), replace=False)] = True
             upper, lower = axes[2 * i : 2 * i + 2]
             upper.sharex(lower)
-            draw_scores((upper, lower), name, scores, picked, drawn)
+            draw_scores((upper, lower), name, scores, picked, drawn, held_out_scores(self.selection.provenance, name))
         return figure
 
     def lengths(self) -> Figure:

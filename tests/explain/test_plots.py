@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from tiny import chat
+from tiny import rows as rows_of
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
 from hf_neuronselect.selection.reasons import sampled
@@ -56,8 +57,12 @@ def of_report(html: str) -> Iterator[tuple[list[int], list[int], str]]:
             yield *([int(n.replace(",", "")) for n in one] for one in zip(*found, strict=True)), cut[1] if cut else ""
 
 
-def test_the_histogram_is_that_of_the_report(selection: Selection, two: Selection, tmp_path: Path) -> None:
-    for one, panels in ((selection, 1), (two, 2)):
+def test_the_histogram_is_that_of_the_report(
+    selection: Selection, two: Selection, extractor: NeuronFeatureExtractor, tmp_path: Path
+) -> None:
+    held = selection_of(40, rows_of(12, seed=5), extractor)
+    assert held.provenance.targets["t"].held_out and not selection.provenance.targets["t"].held_out
+    for one, panels in ((held, 1), (selection, 1), (two, 2)):
         axes = one.plot.scores().axes
         pictures = list(of_report(one.report()))
         assert len(axes) == 2 * panels and len(pictures) == panels
@@ -67,6 +72,12 @@ def test_the_histogram_is_that_of_the_report(selection: Selection, two: Selectio
             assert [every[i] for i in shown] == rows and [chosen[i] for i in shown] == picks
             assert sum(chosen) == len(one) and sum(every) == 40
             assert [text.get_text() for text in upper.texts] == [cut] * bool(cut)
+        for lower, record in zip(axes[1::2], one.provenance.targets.values(), strict=True):
+            shown = [label.get_text() for label in lower.get_yticklabels()]
+            assert shown == ["picks", "chance", "exemplars"][: 3 if record.held_out else 2]
+            for strokes in lower.collections[2:]:
+                clipped = np.clip(record.held_out, *lower.get_xlim())
+                assert sorted(strokes.get_positions()) == pytest.approx(sorted(clipped))
     one.save_pretrained(tmp_path / "s")
     again = Selection.from_pretrained(tmp_path / "s").plot.scores("u").axes
     assert len(again) == 2 and heights(again[0], "pool") == heights(axes[2], "pool")
