@@ -202,9 +202,11 @@ def share_pass(jobs: Sequence[Job], folder: Path, *, say: Say = quiet) -> None:
     signals: list[Signal] = []
     for job in sharing:
         whole = signals_of(job.chosen.method.signals)
-        # smaller signals are of one target's exemplars, not of those drawn again
-        smaller = () if job.samples or _held(whole, extractor, folder) else job.fit().compact_signals()
-        signals += smaller or whole
+        compared = job.chosen.compared
+        # Smaller signals are of one target's exemplars, not of those drawn again; a picker that compares rows reads whole ones.
+        small = not (job.samples or compared or _held(whole, extractor, folder))
+        smaller = job.fit().compact_signals() if small else ()
+        signals += [*(smaller or whole), *signals_of(compared)]
     rows = sharing[0].rows
     assert isinstance(rows.data, Dataset)
     shard_rows = min(4096, max(256, len(rows.data) // 16))  # a kill costs one shard

@@ -65,7 +65,12 @@ class Chosen:
     @property
     def signals(self) -> tuple[str, ...]:
         """Signals that method and picker read, of the pool or of exemplars."""
-        return tuple(dict.fromkeys([*signals_needed(self.method), *vector_signal(self.method, self._picker)]))
+        return tuple(dict.fromkeys([*signals_needed(self.method), *self.compared]))
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The signal by whose vectors the picker compares rows; () if it compares none."""
+        return vector_signal(self.method, self._picker)
 
     @property
     def exemplar_signals(self) -> tuple[str, ...]:

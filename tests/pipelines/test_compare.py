@@ -134,6 +134,20 @@ def test_the_same_picks_as_one_at_a_time(
     assert "Ranks by precision" in page and "://" not in page and str(tmp_path) not in page
 
 
+def test_what_a_picker_compares_rows_by_is_in_the_shared_pass(options: dict[str, Any], tmp_path: Path) -> None:
+    model = options["model"]
+    deita = f"deita(quality_scorer={model},complexity_scorer={model})"
+    for methods, picker in ((f"mona,{deita}", None), ("mona,nait", "diverse(cosine=0.5,by=hidden)")):
+        found = compared(options, tmp_path / methods[:6], methods=methods, picker=picker)
+        assert [line.reason for line in found.lines] == [""] * 4
+        for chosen in methods_of(methods, 0, picker):
+            alone = select(SelectConfig(**(options | {
+                "target": options["target"][:1], "method": chosen.method.name, "method_option": chosen.method.options,
+                "picker": chosen.picker, "k": 8, "out": tmp_path / f"{methods[:6]}-{chosen.method.name}",
+            })))  # fmt: skip
+            assert found.selections[chosen.label, "a"].indices.tolist() == alone.indices.tolist()
+
+
 def test_intervals_are_of_fits_on_exemplars_drawn_again(options: dict[str, Any], tmp_path: Path) -> None:
     related, sources = {"a": "s1"}, np.asarray(rows(60)["source"])
     found = compared(
