@@ -60,6 +60,7 @@ class Behind:
         units = [int(one) for one in why.ids[: len(parts)]]
         firing, tokens = self._firing(why, number), self.tokens(why.signal, units, text)
         carriers, told = self._carriers(why.signal, units), []
+        elsewhere = self._elsewhere(why.signal, units[:TOLD], firing) if firing else {}
         for place, (part, unit) in enumerate(zip(parts, units, strict=True)):
             told.append(
                 replace(
@@ -68,7 +69,7 @@ class Behind:
                     rarity=firing.rows[unit] / self.evidence.rows if firing else None,
                     exemplars=carriers.get(unit),
                     tokens=tokens.get(unit, ()) if place < TOLD else (),
-                    elsewhere=self._elsewhere(why.signal, unit, firing) if firing and place < TOLD else (),
+                    elsewhere=elsewhere.get(unit, ()),
                     link=self.link(why.signal, unit),
                 )
             )
@@ -136,29 +137,43 @@ class Behind:
         return {unit: tuple(sorted(ones, key=lambda one: -one[1])) for unit, ones in found.items()}
 
     # ------------------------------------------------------------------------------------- tokens
-    def tokens(self, signal: str, units: Sequence[int], text: Conversation | None) -> dict[int, tuple[Spot, ...]]:
-        """Unit -> the tokens of a row on which it is strongest; nothing without a model or the text."""
+    def tokens(
+        self, signal: str, units: Sequence[int], text: Conversation | None, *, top: int = TOKENS, row: int | None = None
+    ) -> dict[int, tuple[Spot, ...]]:
+        """Unit -> the tokens of a row on which it is strongest; nothing without a model or the text.
+
+        Args:
+            top, row: as of :func:`spots_of`.
+        """
         extractor = self.evidence.extractor
         if extractor is None or text is None:
             return {}
         values = unit_values(extractor, text, signal, units)
         decode = extractor.forward.tokenizer.decode
-        return {unit: spots_of(decode, values, i, top=TOKENS) for i, unit in enumerate(units)}
+        return {unit: spots_of(decode, values, i, top=top, row=row) for i, unit in enumerate(units)}
 
-    def _elsewhere(self, signal: str, unit: int, firing: Firing) -> tuple[Spot, ...]:
-        """Where a unit is strongest in the pool's other rows: on which token, or where the row begins."""
-        evidence, found = self.evidence, list[Spot]()
-        for number, value in firing.best.get(unit, ()):
-            text = evidence.text_of(number)
+    def _elsewhere(self, signal: str, units: Sequence[int], firing: Firing) -> dict[int, tuple[Spot, ...]]:
+        """Unit -> where it is strongest in the pool's other rows: on which token, or where the row begins.
+
+        The model reads each row once, for all units that are strongest there.
+        """
+        of_row: dict[int, dict[int, float]] = {}
+        for unit in units:
+            for number, value in firing.best[unit]:
+                of_row.setdefault(number, {})[unit] = value
+        found: dict[tuple[int, int], tuple[Spot, ...]] = {}
+        for number, own in of_row.items():
+            text = self.evidence.text_of(number)
             if text is None:
-                evidence.note("texts of other rows are told where the pool is given (--pool)")
+                self.evidence.note("texts of other rows are told where the pool is given (--pool)")
                 continue
-            spots: tuple[Spot, ...] = ()
-            if evidence.extractor is not None:
-                values = unit_values(evidence.extractor, text, signal, [unit])
-                spots = spots_of(evidence.extractor.forward.tokenizer.decode, values, 0, top=1, row=number)
-            found += spots or (Spot("", "", text.content()[:200], value, number),)
-        return tuple(found)
+            spots = self.tokens(signal, list(own), text, top=1, row=number)
+            for unit, value in own.items():
+                found[unit, number] = spots.get(unit) or (Spot("", "", text.content()[:200], value, number),)
+        return {
+            unit: tuple(spot for number, _ in firing.best[unit] for spot in found.get((unit, number), ()))
+            for unit in units
+        }
 
     def heat(self, why: Why, text: Conversation | None, told: Sequence[int]) -> Heat | None:
         """A row's text with what its tokens, or its words, add to the score; None where they say nothing.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +127,11 @@ class Evidence:
         """A row as it is read for its score."""
         fmt = self.selection.row_format if data is self.selection.dataset else self._format(data)
         return read_row(data.with_format(None).select_columns(fmt.used)[i], fmt)
+
+    def conversations(self, data: Dataset) -> Iterator[Conversation]:
+        """All rows of the pool or of exemplars, one after the other: much faster than each by its place."""
+        fmt = self._format(data)
+        return (read_row(row, fmt) for row in data.with_format(None).select_columns(fmt.used))
 
     def _format(self, data: Dataset) -> RowFormat:
         own, record = own_columns(data.column_names), self.made.extractor.options if self.made.extractor else None

@@ -64,9 +64,10 @@ class Explainer:
             raise NeuronSelectError(f"the selection has rows 0 to {len(self.selection) - 1}", option="row", value=i)
         return int(self.selection.indices[i])
 
-    def _explained(self, number: int, top: int) -> Explanation:
+    def _explained(self, number: int, top: int, found: tuple[Why, float] | None = None) -> Explanation:
+        """A row told; ``found`` is what :meth:`_why` says of it, where that is known."""
         evidence, text = self.evidence, self.evidence.text_of(number)
-        why, now = self._why(number)
+        why, now = found or self._why(number)
         recorded, less = self._recorded(number), self.evidence.selector.avoided
         if less and evidence.target not in less:
             evidence.note(
@@ -147,8 +148,8 @@ class Explainer:
         return self._contrasted(self._number(one), self._number(other), top)
 
     def _contrasted(self, one: int, other: int, top: int) -> Contrast:
-        (first, score), (second, other_score) = self._why(one), self._why(other)
-        added = [_added(first, score), _added(second, other_score)]
+        found = [self._why(one), self._why(other)]
+        added, first = [_added(*of) for of in found], found[0][0]
         names = sorted({**added[0], **added[1]}, key=lambda key: -abs(added[0].get(key, 0.0) - added[1].get(key, 0.0)))
         parts = [(name, added[0].get(name, 0.0), added[1].get(name, 0.0)) for name in names[:top]]
         signal, unit = first.signal, f"{first.unit} "
@@ -156,7 +157,8 @@ class Explainer:
             name: label for name in names[:top]
             if signal and (label := self.behind.label(signal, int(name.removeprefix(unit)))) is not None
         }  # fmt: skip
-        return Contrast(self._explained(one, 0), self._explained(other, 0), tuple(parts), labels)
+        told = [self._explained(number, 0, of) for number, of in zip((one, other), found, strict=True)]
+        return Contrast(told[0], told[1], tuple(parts), labels)
 
     # ------------------------------------------------------------------------------------- why not
     @cached_property
@@ -241,9 +243,8 @@ class Explainer:
             return "" if stage in ("empty", "leak") else "the pool (--pool) says more"
         if stage == "duplicate":
             key = exact_key(evidence.conversation(evidence.pool, number))
-            for earlier in range(number):
-                if exact_key(evidence.conversation(evidence.pool, earlier)) == key:
-                    return f"it is row {earlier} again"
+            rows = evidence.conversations(evidence.pool.select(range(number)))
+            return next((f"it is row {i} again" for i, row in enumerate(rows) if exact_key(row) == key), "")
         if stage == "error":
             try:
                 evidence.row(number)

@@ -18,6 +18,7 @@ from hf_neuronselect.cli.main import main
 from hf_neuronselect.core.configs import ExplainConfig
 from hf_neuronselect.explain.labels import Label, Labels
 from hf_neuronselect.pipelines.explain import explain
+from hf_neuronselect.selection import behind
 from hf_neuronselect.store.store import FeatureStore, write_store
 
 HOSTILE = "\x1b[31mred\x1b[0m \u202eevil\u202c \x07bell مرحبا"
@@ -192,6 +193,33 @@ def test_contrast(pool: Dataset, target: Dataset, extractor: NeuronFeatureExtrac
         selection.contrast(0, 5)
 
 
+def test_a_contrast_reads_either_row_once(
+    pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explainer = made("mona", pool, target, extractor).explainer()
+    read, row = list[int](), explainer.evidence.row
+    monkeypatch.setattr(explainer.evidence, "row", lambda number: read.append(number) or row(number))
+    explainer.contrast(0, 4)
+    assert read == explainer.selection.indices[[0, 4]].tolist()
+
+
+def test_rows_where_features_are_strongest_are_read_once(
+    pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor, store: FeatureStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    explainer = made("mona", pool, target, extractor).explainer(features=store)
+    read: list[Any] = []
+    values = behind.unit_values
+    monkeypatch.setattr(behind, "unit_values", lambda *given: read.append(given[1]) or values(*given))
+    parts = explainer.explain(0).parts
+    spots = [(part.id, spot) for part in parts for spot in part.elsewhere]
+    assert len(spots) == 10 > len({spot.row for _, spot in spots}) == len(read) - 1
+    for unit, spot in spots:
+        assert unit is not None and spot.row is not None
+        text = explainer.evidence.text_of(spot.row)
+        assert explainer.behind.tokens("mona", [unit], text, top=1, row=spot.row)[unit] == (spot,)
+
+
 # ------------------------------------------------------------------------------------------ bad input
 def test_another_sae_pool_store_or_exemplars_are_refused_and_both_are_named(
     tiny_folder: Path, pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path
@@ -287,7 +315,7 @@ def test_labels_are_told_as_made_by_a_machine(
     assert first.label is None
     sae = extractor.extraction.sae
     assert sae is not None and first.id is not None
-    folder = Path(sae.location)
+    folder, below = Path(sae.location), next(i for i in range(60) if i not in selection.indices)
     Labels({first.id: Label(("two",), (), (), 0.9, 0.1, 0.2)}, {"sae": sae.key}).save(folder / "labels.parquet")
     try:
         found = selection.explain(0)
