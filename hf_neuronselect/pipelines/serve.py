@@ -91,5 +91,10 @@ def _guards(config: AppConfig) -> dict[str, Any]:
 
 def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
-        one.bind((host, 0))
+        try:
+            one.bind((host, 0))
+        except OSError as cause:
+            raise NeuronSelectError(
+                f"is no address of this machine ({cause.strerror}); 127.0.0.1 always is", option="host", value=host
+            ) from cause
         return int(one.getsockname()[1])

@@ -22,7 +22,7 @@ from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSel
 from hf_neuronselect.cli.main import main
 from hf_neuronselect.core.configs import AppConfig
 from hf_neuronselect.pipelines.browse import Browser
-from hf_neuronselect.pipelines.serve import serve
+from hf_neuronselect.pipelines.serve import _free_port, serve
 
 HOSTILE = [
     EVIL,
@@ -162,6 +162,11 @@ def test_a_port_that_is_taken_is_named(config: AppConfig) -> None:
         given = AppConfig(folder=config.folder, port=port)
         with pytest.raises(NeuronSelectError, match=f"^port={port}: cannot be listened at: it is taken"):
             served(given, lambda url: None)
+
+
+def test_an_address_of_another_machine_is_named() -> None:
+    with pytest.raises(NeuronSelectError, match=r"^host='203\.0\.113\.1': is no address of this machine \(.+\); 127"):
+        _free_port("203.0.113.1")
 
 
 @needs_gradio
