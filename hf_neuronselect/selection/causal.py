@@ -102,9 +102,12 @@ def _shares(explainer: Explainer) -> tuple[dict[int, float], int]:
     """Feature -> its mean share of the sums that the best picks' scores are made from; and how many picks."""
     picks = min(PICKS, len(explainer.selection))
     method, found = explainer.evidence.method, dict[int, float]()
+    of_sae = any(one.needs_sae for one in signals_of(method.signals))
+    if of_sae:
+        explainer.evidence.read_ahead(explainer.selection.indices[:picks].tolist())
     for place in range(picks):
         why = explainer.reasons(place)
-        if why.unit != "feature" or not any(one.needs_sae for one in signals_of(method.signals)):
+        if why.unit != "feature" or not of_sae:
             raise NeuronSelectError(
                 f"{method.name} does not score by features of an SAE, and only those can be zeroed: select by a method that "
                 "reads an SAE's latents", option="method", value=method.name,

@@ -17,6 +17,7 @@ from hf_neuronselect.core.intervals import Interval, paired_difference_of
 from hf_neuronselect.explain.causal import CausalCheck
 from hf_neuronselect.models.ablation import Activity
 from hf_neuronselect.selection.causal import random_sets
+from hf_neuronselect.selection.evidence import Evidence
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,13 @@ def test_the_features_are_those_that_explain_the_picks(selection: Selection, tar
     mixed = Dataset.from_list([*target.select_columns("messages"), {"messages": chat("q", "")}])
     (few,) = selection.causal_check(4, draws=1, held_out=mixed).notes
     assert few.startswith("6 rows are too few") and "(1 are left out, the first for: " in few
+
+
+def test_the_model_reads_the_picks_in_batches(selection: Selection, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, of = list[list[int]](), Evidence._texts
+    monkeypatch.setattr(Evidence, "_texts", lambda self, numbers: read.append(list(numbers)) or of(self, numbers))
+    selection.causal_check(4, draws=1)
+    assert read == [selection.indices.tolist()]
 
 
 def test_the_same_whatever_the_batch_and_after_a_trip_to_disk(
