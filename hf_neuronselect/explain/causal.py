@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..core.intervals import Interval
+from ..core.text import shown
 from .labels import Label
 from .report import text_table
 
@@ -120,7 +121,7 @@ class CausalCheck:
             text_table(["", "rise of the loss", "of the activation"], rises),
             f"Verdict: {self.verdict}.",
         ]  # fmt: skip
-        return "\n".join([*lines, *(f"Note: {note}." for note in self.notes)])
+        return shown("\n".join([*lines, *(f"Note: {note}." for note in self.notes)]), lines=True)
 
     def _repr_pretty_(self, printer: object, cycle: bool) -> None:
         printer.text(str(self))  # type: ignore[attr-defined]

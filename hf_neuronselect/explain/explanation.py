@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..core.text import shown
 from .labels import Label
 from .report import percent, text_table
 from .spots import Spot, one_line
@@ -104,7 +105,8 @@ class Explanation:
                     lines += ["", part.name, *(f"  {line}" for line in found)]
         if self.moved:
             lines += ["", "Tokens that moved the score:", *(f"  {spot.value:+.4g}  {spot}" for spot in self.moved)]
-        return "\n".join([*lines, *([""] if self.notes else []), *(f"Note: {note}." for note in self.notes)])
+        lines += [*([""] if self.notes else []), *(f"Note: {note}." for note in self.notes)]
+        return shown("\n".join(lines), lines=True)
 
     def _repr_pretty_(self, printer: object, cycle: bool) -> None:
         printer.text(str(self))  # type: ignore[attr-defined]
@@ -140,7 +142,7 @@ class Contrast:
             rows = [[name, f"{a:.4g}", f"{b:.4g}", f"{a - b:+.4g}"] for name, a, b in self.parts]
             lines += ["", "What parts add to the score:", text_table(["", "A", "B", "A - B"], rows)]
             lines += [f"{name} (made by a machine, AUC {one.auc:.2f}): {one}" for name, one in self.labels.items()]
-        return "\n".join([*lines, *(f"Note: {note}." for note in self.notes)])
+        return shown("\n".join([*lines, *(f"Note: {note}." for note in self.notes)]), lines=True)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -175,7 +177,7 @@ class WhyNot:
 
     def __str__(self) -> str:
         lines = [f"Row {self.row} of the pool: {self.says[0]}.", *(f"{one}." for one in self.says[1:])]
-        return "\n".join([*lines, *(["", str(self.contrast)] if self.contrast else [])])
+        return shown("\n".join([*lines, *(["", str(self.contrast)] if self.contrast else [])]), lines=True)
 
     def _repr_html_(self) -> str:
         from .fragments import why_not_fragment

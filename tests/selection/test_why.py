@@ -321,6 +321,9 @@ def test_labels_are_told_as_made_by_a_machine(
         found = selection.explain(0)
         assert found.parts[0].label is not None and "label (made by a machine, AUC 0.90): “two”" in str(found)
         assert extractor.identity("mona") == selection.provenance.extractor.signals["mona"]  # type: ignore[union-attr]
+        Labels({first.id: Label((HOSTILE,), (), (), 0.9, 0.1, 0.2)}, {"sae": sae.key}).save(folder / "labels.parquet")
+        for told in (selection.explain(0), selection.contrast(0, 1, top=999), selection.why_not(below, top=999)):
+            assert "bell" in str(told) and not set(str(told)) & set("\x1b\x07\u202e\u202c"), told
     finally:
         (folder / "labels.parquet").unlink()
 
