@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from threading import Lock
@@ -33,7 +34,7 @@ class Browser:
 
     Attributes:
         score: float64 ``[picks]``, of six digits, as it is shown.
-        sources: names of the picks' sources, the largest first; empty where the rows have none.
+        sources: names of the picks' sources, safe to show, the largest first; empty where the rows have none.
     """
 
     def __init__(self, config: AppConfig) -> None:
@@ -44,9 +45,8 @@ class Browser:
         names = self.selection.dataset.column_names
         own = names[: names.index("source_index")]
         is_text = column in own and getattr(self.selection.dataset.features[column], "dtype", "") == "string"
-        self._source = np.asarray(self.selection.dataset[column] if is_text else [""] * len(self.score), dtype=object)
-        found, counts = np.unique([str(one) for one in self._source], return_counts=True)
-        self.sources = [str(found[i]) for i in np.argsort(-counts, kind="stable")] if is_text else []
+        self._source = [replaced(str(one)) for one in self.selection.dataset[column]] if is_text else []
+        self.sources = [name for name, _ in sorted(Counter(self._source).items(), key=lambda one: (-one[1], one[0]))]
 
     @cached_property
     def explainer(self) -> Explainer:
@@ -75,7 +75,8 @@ class Browser:
         if high is not None:
             kept &= self.score <= high
         if sources:
-            kept &= np.isin(self._source.astype(str), list(sources))
+            names = self._source or [""] * len(kept)
+            kept &= np.asarray([name in sources for name in names], dtype=bool)
         wanted = words.casefold().split()
         return [
             int(i)
@@ -85,7 +86,7 @@ class Browser:
 
     def line(self, place: int) -> dict[str, Any]:
         """A pick in a list: place, score, number in the pool, source where there is one, and how its text begins."""
-        source = {"source": replaced(str(self._source[place]))} if self.sources else {}
+        source = {"source": self._source[place]} if self._source else {}
         return {
             "place": place,
             "score": float(self.score[place]),
@@ -131,14 +132,14 @@ class Browser:
         made = self.selection.provenance
         return _json({
             "rows": made.counts.selected,
-            "pool": made.pool.id or "a pool in memory",
+            "pool": replaced(made.pool.id or "a pool in memory"),
             "pool_rows": made.counts.rows,
             "method": made.method.name,
             "for": replaced(aim(made.targets, made.avoided)),
             "model": source_name(made.extractor.model) if made.extractor else "",
             "lowest_score": float(self.score.min()),
             "highest_score": float(self.score.max()),
-            "sources": [replaced(name) for name in self.sources[:100]],
+            "sources": self.sources[:100],
             "before_use": [replaced(f"{of}: {doubt}") for of, doubt in made.doubts],
         })  # fmt: skip
 

@@ -9,6 +9,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,23 @@ def test_tools_answer_in_json_and_words(config: AppConfig) -> None:
     with pytest.raises(NeuronSelectError, match="^place=8: the selection has places 0 to 7$"):
         browser.row(8)
     assert [score for _, score in browser.near()] == sorted((score for _, score in browser.near()), reverse=True)
+
+
+def test_sources_are_found_by_the_names_that_are_shown(
+    target: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path
+) -> None:
+    names = ["\x1b[31m\u202eevil", "a\r\nb", "plain"]
+    pool = Dataset.from_list([{"messages": chat(f"Number{i}", "yes"), "source": names[i % 3]} for i in range(9)])
+    made = NeuronSelector("mona").fit({"t": target}, extractor=extractor).select(pool, k=9)
+    made.provenance = replace(made.provenance, pool=replace(made.provenance.pool, id="me/\x9b31mpool"))
+    made.save_pretrained(tmp_path / "s")
+    browser = Browser(AppConfig(folder=str(tmp_path / "s")))
+    about = json.loads(browser.about())
+    assert not set("".join([*about["sources"], about["pool"]])) & set("\x1b\x9b\u202e\r")
+    assert len(about["sources"]) == 3
+    for name in about["sources"]:
+        found = json.loads(browser.search(source=name))
+        assert len(found) == 3 and {one["source"] for one in found} == {name}
 
 
 def test_rows_without_sources(
