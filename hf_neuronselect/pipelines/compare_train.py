@@ -13,8 +13,10 @@ from datasets import Dataset
 
 from ..core.configs import CompareConfig
 from ..core.errors import NeuronSelectError
+from ..rows.formats import Conversation, RowFormat, row_format
 from ..rows.identity import pool_digest
 from ..rows.load import conversations_of
+from ..selection.reader import own_columns
 from ..selection.selection import Selection
 from ..training.config import TrainConfig
 from ..training.evaluation import BASE, evaluate_models
@@ -83,20 +85,26 @@ def train_all(found: Comparison, config: CompareConfig, held_out: Mapping[str, D
             for arm, indices in _arms(found, config, target, seed):
                 name = f"{arm} on {target}, seed {seed}"
                 picked = found.pool.select(indices).flatten_indices()
+                fmt = row_format(own_columns(picked.column_names), config.row_format, config.columns)
 
                 others = {name: of for name, of in held_out.items() if name != target} if config.transfer else {}
 
                 def work(
                     picked: Dataset = picked,
+                    fmt: RowFormat = fmt,
                     settings: TrainConfig = settings,
                     held_out: dict[str, Dataset] = {target: rows},  # noqa: B006
                     others: dict[str, Dataset] = others,
                 ) -> Any:
-                    return _measured(base, picked, settings, held_out, others, folder / "adapter", accuracy)
+                    return _measured(
+                        base, conversations_of(picked, fmt), settings, held_out, others, folder / "adapter", accuracy
+                    )
 
                 inputs = [settings.about(), pool_digest(picked), pool_digest(rows), base.key, ROWS, MOST]
                 if others:
                     inputs.append({name: pool_digest(of) for name, of in others.items()})
+                if config.columns or config.row_format != "auto":
+                    inputs.append([fmt.name, fmt.columns])
                 steps.run(name, inputs, work)
                 result = dict(steps.done[name].result)
                 elsewhere = result.pop("elsewhere", {})
@@ -107,12 +115,11 @@ def train_all(found: Comparison, config: CompareConfig, held_out: Mapping[str, D
 
 
 def _measured(
-    base: Any, rows: Dataset, settings: TrainConfig, held_out: dict[str, Dataset], others: dict[str, Dataset],
+    base: Any, talks: list[Conversation], settings: TrainConfig, held_out: dict[str, Dataset], others: dict[str, Dataset],
     adapter: Path, accuracy: Accuracy,
 ) -> dict[str, Any]:  # fmt: skip
     """Losses and accuracies before and after training on rows, and the losses at other targets; the adapter is not kept."""
     shutil.rmtree(adapter, ignore_errors=True)
-    talks = conversations_of(rows)
     record = train_adapter(talks, adapter, settings)
     found = evaluate_models(
         base, {"run": adapter}, held_out, trained=[talks], chat_template=settings.chat_template(), measure=accuracy

@@ -93,6 +93,31 @@ def test_every_methods_picks_are_trained_on_beside_the_controls(
         compare(CompareConfig(**options | {"train": TRAIN | {"max_steps": 3}}, out=tmp_path / "out"))
 
 
+def test_picks_are_trained_on_as_they_were_read(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns that the user named, here of questions and answers in columns of other names."""
+    for name, seed, count in (("pool", 0, 30), ("a", 1, 6)):
+        turns = [row["messages"] for row in rows(count, seed=seed)]
+        named = [{"q": said[0]["content"], "a": said[-1]["content"]} for said in turns]
+        Dataset.from_list(named).to_json(tmp_path / f"{name}.jsonl")
+    given = options | {
+        "pool": str(tmp_path / "pool.jsonl"),
+        "target": (f"a={tmp_path / 'a.jsonl'}",),
+        "methods": "hidden",
+    }
+    trained: list[Any] = []
+
+    def stop(talks: Any, *_: Any) -> None:
+        trained.extend(talks)
+        raise NeuronSelectError("enough")
+
+    monkeypatch.setattr(compare_train, "train_adapter", stop)
+    with pytest.raises(NeuronSelectError, match="enough"):
+        compare(CompareConfig(**given, columns={"prompt": "q", "completion": "a"}, out=tmp_path / "out"))
+    assert len(trained) == 6 and [turn["role"] for turn in trained[0].messages] == ["user", "assistant"]
+
+
 def test_each_model_is_measured_at_every_target(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
