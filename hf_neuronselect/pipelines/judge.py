@@ -140,7 +140,7 @@ def _exemplars(config: JudgeConfig, target: str, selections: Mapping[str, Select
         raise NeuronSelectError(
             f"its exemplars{was} are not at hand: give them, --target {target}=ROWS", option="target", value=target
         )
-    for source in sources or [SourceRecord()]:
+    for source in {one.commit: one for one in sources or [SourceRecord()]}.values():  # selections mostly share one
         data = rows_like(given, "target", source)
     found = _texts(data, next(iter(selections.values())), own=True)
     if not found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from hf_neuronselect.core.judging import JudgeConfig
 from hf_neuronselect.explain.judged import LONGEST, Group, asked, read_aspects, read_prompt
 from hf_neuronselect.models.judge import Rating
 from hf_neuronselect.models.marks import Marked
+from hf_neuronselect.pipelines.explain import rows_like
 from hf_neuronselect.pipelines.judge import _named, judge
 from hf_neuronselect.pipelines.select import select
 
@@ -117,6 +119,16 @@ def test_the_folder_that_one_is_in_is_judged_by_its_name(files: Path, monkeypatc
     monkeypatch.chdir(files / "mona")
     config = JudgeConfig(folder=(".", "../mona", "../short"), at="local", judge="x")
     assert _named(config) == (["mona", "short"], ["../mona", "../short"])
+
+
+def test_exemplars_that_selections_share_are_read_once(
+    ask: Any, server: ChatServer, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.answer, read, of = knows_sums, list[str](), rows_like
+    shutil.copytree(files / "mona", files / "again")
+    monkeypatch.setattr("hf_neuronselect.pipelines.judge.rows_like", lambda *given: read.append(given[1]) or of(*given))
+    ask("mona", "again")
+    assert read == ["target", "pool"]
 
 
 def test_what_is_drawn_depends_on_the_seed_alone(ask: Any, server: ChatServer) -> None:
