@@ -48,12 +48,14 @@ def map_of(
     if drawn.sum() < 3:
         return None
     columns, variance = _varied(rows.take(np.flatnonzero(drawn)), signal)
+    if variance <= 1e-9:
+        return None  # alike but for rounding, or without any unit
     table = _unit(rows, signal, columns)
     middle = table[drawn].mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = table[drawn] - middle
     values, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
     values, vectors = values[::-1][:2], vectors[:, ::-1][:, :2]
-    if variance <= 1e-9 or values[0] <= 1e-9:
+    if values[0] <= 1e-9:
         return None  # alike but for rounding
     axes = centred.T.astype(np.float64) @ (vectors / np.sqrt(np.maximum(values, 1e-12)))
     places = (table - middle) @ axes

@@ -110,6 +110,8 @@ def test_pools_without_a_map() -> None:
     for table in (np.ones((9, 4)), np.zeros((9, 4))):
         assert map_of("hidden", dense_rows(table), np.ones(9, bool), np.zeros(9, bool), {}) is None
     assert map_of("hidden", dense_rows(some(9, 4)), np.arange(9) < 2, np.zeros(9, bool), {}) is None
+    silent = np.vstack([np.zeros((5, 4)), some(2, 4, 1.0)])  # only picks have any feature
+    assert map_of("mona", sparse_rows(silent), np.arange(7) < 5, np.arange(7) >= 5, {}) is None
 
 
 def test_the_map_s_picture_and_data() -> None:
