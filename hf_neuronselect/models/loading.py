@@ -331,6 +331,26 @@ def load_adapter(model: Any, adapter: Source, name: str, option: str, token: str
         ) from cause
 
 
+def named_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        NeuronSelectError: torch knows no such device, or the machine has none.
+    """
+    if name.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise NeuronSelectError("no CUDA device is available; use cpu", option="device", value=name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)  # a name that torch knows may still be of hardware that is not here
+    except (RuntimeError, AssertionError, ImportError) as cause:
+        raise NeuronSelectError(
+            "no such device here; use auto, cpu, cuda, cuda:1 or mps", option="device", value=name
+        ) from cause
+    if device.type == "meta":
+        raise NeuronSelectError("computes no numbers; use auto, cpu, cuda, cuda:1 or mps", option="device", value=name)
+    return device
+
+
 def _runs_on(block: nn.Module) -> torch.device:
     """The device on which a block placed by accelerate computes; its weights may be on another."""
     for module in block.modules():

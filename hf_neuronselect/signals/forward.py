@@ -16,7 +16,7 @@ from ..core import progress
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..models.backbone import Backbone, Observer
 from ..models.batching import TokenBatch, auto_budget, plan_batches
-from ..models.loading import Place, backbone_of, sae_on, tokenizer_of
+from ..models.loading import Place, backbone_of, named_device, sae_on, tokenizer_of
 from ..models.sae import Site, SparseAutoencoder
 from ..rows.encode import Sample, SampleEncoder
 from ..rows.formats import Conversation
@@ -270,10 +270,9 @@ def place_of(extraction: Extraction, rank: int | None) -> Place:
             return torch.device("cuda", (rank or 0) % torch.cuda.device_count())
         if options.device == "auto" and torch.backends.mps.is_available():
             return torch.device("mps")
-        if options.device == "cuda":
-            raise NeuronSelectError("no CUDA device is available; use cpu", option="device", value="cuda")
-        return torch.device("cpu")
-    return torch.device(options.device)
+        if options.device == "auto":
+            return torch.device("cpu")
+    return named_device(options.device)
 
 
 def blanks(kind: pa.DataType, rows: int) -> list[np.ndarray]:

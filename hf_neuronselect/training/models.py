@@ -20,7 +20,7 @@ from ..core.provenance import SourceRecord
 from ..core.seals import json_object
 from ..core.sources import Source, hub_errors, resolve
 from ..models.checkpoint import check_runs, config_of, read_tokenizer
-from ..models.loading import DTYPES, load_adapter
+from ..models.loading import DTYPES, load_adapter, named_device
 from ..models.pin import check_trained, pin_model
 from ..models.sizes import check_whole
 from ..rows.encode import PLAIN_TEMPLATE
@@ -92,9 +92,7 @@ def device_of(name: str) -> torch.device:
     """``auto`` is CUDA where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise NeuronSelectError("no CUDA device is available; use cpu", option="device", value=name)
-    return torch.device(name)
+    return named_device(name)
 
 
 def load_for_evaluation(source: Source, dtype: str, device: str, token: str | bool | None = None) -> Any:

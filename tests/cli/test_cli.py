@@ -150,6 +150,8 @@ def test_sae_inspect(files: dict[str, str], capsys, monkeypatch) -> None:
         (["--layer", "7"], "error: --layer 7: out of range: the model has 4 blocks"),
         (["--batch-tokens", "many"], "error: --batch-tokens many: must be a whole number (tokens), or auto"),
         (["--pool", "{other.jsonl}"], "columns missing: the data has x"),
+        (["--device", "gpu"], "error: --device gpu: no such device here; use auto, cpu, cuda, cuda:1 or mps"),
+        (["--device", "meta"], "error: --device meta: computes no numbers; use auto, cpu"),
         (["--pool", "{broken.jsonl}"], "error: --pool broken.jsonl: cannot be read"),
         (["--pool", "{empty.jsonl}"], "error: --pool"),
         (["--pool", "{notes.txt}"], "error: --pool notes.txt: needs .jsonl, .json, .csv, .parquet"),
