@@ -183,7 +183,7 @@ def check_rows(rows: Iterable[Rows], options: RowOptions) -> None:
     """
     for part in rows:
         if part.data.column_names:
-            row_format(part.data.column_names, options.row_format, options.columns)
+            row_format(part.data.column_names, options.row_format, options.columns, part.about["id"])
 
 
 def share_pass(jobs: Sequence[Job], folder: Path, *, say: Say = quiet) -> None:

@@ -83,13 +83,19 @@ TEXTS = frozenset(
 """Columns of the formats whose values are texts (some may be lists of turns, too)."""
 
 
-def row_format(columns: Iterable[str], name: str = "auto", renames: Mapping[str, str] | None = None) -> RowFormat:
+def row_format(
+    columns: Iterable[str],
+    name: str = "auto",
+    renames: Mapping[str, str] | None = None,
+    rows: str = "the data",
+) -> RowFormat:
     """The format of rows with these columns.
 
     Args:
         columns: column names of the data.
         name: a format's name, or ``auto``: the first format whose required columns are all present.
         renames: a format's column -> the data's column, e.g. ``{"instruction": "question"}``.
+        rows: what an error calls the data.
 
     Raises:
         NeuronSelectError: unknown format, or a required column is missing.
@@ -99,7 +105,7 @@ def row_format(columns: Iterable[str], name: str = "auto", renames: Mapping[str,
         raise unknown("row format", name, [*_REQUIRED, "auto"], "row_format")
     if absent := [theirs for theirs in renames.values() if theirs not in columns]:
         raise NeuronSelectError(
-            f"no such column; the data has {', '.join(columns) or 'none'}", option="columns", value=absent[0]
+            f"no such column; {rows} has {', '.join(columns) or 'none'}", option="columns", value=absent[0]
         )
     for candidate, required in _REQUIRED.items():
         names = {ours: renames.get(ours, ours) for ours in (*required, *_OPTIONAL[candidate])}
@@ -108,8 +114,9 @@ def row_format(columns: Iterable[str], name: str = "auto", renames: Mapping[str,
             return RowFormat(candidate, present)
     wanted = "; ".join(f"{f}: {', '.join(c)}" for f, c in _REQUIRED.items() if name in ("auto", f))
     raise NeuronSelectError(
-        f"columns missing: the data has {', '.join(columns) or 'none'}, but it needs one of ({wanted}); "
-        "rename them, or map them with columns={'instruction': 'question', ...}",
+        f"columns missing: {rows} has {', '.join(columns) or 'none'}, but it needs one of ({wanted}); "
+        "rename them, or say which is which: --columns question=prompt,answer=reply, "
+        "in Python columns={'question': 'prompt', 'answer': 'reply'}",
         option="row_format",
         value=name,
     )
