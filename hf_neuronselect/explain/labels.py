@@ -7,8 +7,9 @@ label predicts where the feature fires is measured on rows it was not made from.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def labels_of(sae: Source) -> Labels | None:
 # ------------------------------------------------------------------------------------------ making them
 def make_labels(
     extractor: NeuronFeatureExtractor,
-    rows: Sequence[Conversation],
+    rows: Iterable[Conversation],
     *,
     tokens: int,
     about: Mapping[str, Any] | None = None,
@@ -152,7 +153,7 @@ def make_labels(
     """Label the features of an extractor's SAE.
 
     Args:
-        rows: in their order, as many as give ``tokens`` tokens. about: of the rows.
+        rows: in their order; no more are read than give ``tokens`` tokens. about: of the rows.
 
     Raises:
         NeuronSelectError: no SAE, or too few tokens.
@@ -185,18 +186,17 @@ class Firings:
         return int(self.row[-1]) + 1 if len(self.row) else 0
 
 
-def _fire(extractor: NeuronFeatureExtractor, rows: Sequence[Conversation], tokens: int) -> Firings:
+def _fire(extractor: NeuronFeatureExtractor, rows: Iterable[Conversation], tokens: int) -> Firings:
     """Run the model over rows until there are enough tokens."""
     engine = extractor.forward
     backbone, sae = engine.loaded([Mona()])
     assert sae is not None
     parts: list[list[np.ndarray]] = [[], [], [], [], []]
     done = number = 0
+    left = iter(rows)
     with track("labels", None) as progress:
-        for start in range(0, len(rows), _BATCH):
-            if done >= tokens:
-                break
-            samples = [one for one in engine.read(rows[start : start + _BATCH], ()) if not one.skip]
+        while done < tokens and (read := list(islice(left, _BATCH))):
+            samples = [one for one in engine.read(read, ()) if not one.skip]
             found: dict[int, list[np.ndarray]] = {}
             for chosen in plan_batches([len(one.input_ids) for one in samples], engine.token_budget(backbone)):
                 batch = TokenBatch.of([samples[i] for i in chosen], 0, backbone.device)

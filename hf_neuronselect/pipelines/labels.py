@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from datasets import Dataset
 
@@ -51,8 +53,9 @@ def label_sae(config: SaeLabelConfig, *, say: Say = quiet, note: Say = quiet) ->
     return found
 
 
-def _shuffled(data: Dataset, seed: int) -> list[Conversation]:
+def _shuffled(data: Dataset, seed: int) -> Iterator[Conversation]:
+    """All rows in a random order, read as they are asked for."""
     fmt = row_format(data.column_names)
     texts = data.with_format(None).select_columns(fmt.used)
     order = np.random.default_rng(seed).permutation(len(data))
-    return [read_row(row, fmt) for row in texts.select(order)]
+    return (read_row(row, fmt) for row in texts.select(order))

@@ -111,6 +111,13 @@ def test_labels_of_a_model(tiny_folder: Path, tmp_path: Path, monkeypatch: pytes
         labels_of(sae)
 
 
+def test_no_more_rows_are_read_than_are_needed(tiny_folder: Path) -> None:
+    read: list[int] = []
+    every = (read.append(i) or row for i, row in enumerate(conversations_of(rows(300))))  # type: ignore[func-returns-value]
+    found = make_labels(make_extractor(tiny_folder, features=["mona"]), every, tokens=600)
+    assert found.about["tokens"] >= 600 and len(read) <= found.about["rows"] + 64 < 150
+
+
 def test_few_rows_are_refused(tiny_folder: Path) -> None:
     extractor = make_extractor(tiny_folder, features=["mona"])
     with pytest.raises(NeuronSelectError, match="at least 4 rows"):

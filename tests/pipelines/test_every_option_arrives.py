@@ -344,7 +344,7 @@ def patch_explanations(found: Seen, patch: Callable[..., None]) -> None:
     """The callees of ``explain`` and ``sae label``."""
 
     def make_labels(extractor: Any, rows: Any, **more: Any) -> Any:
-        found.update(more, extractor=extractor, rows=rows)
+        found.update(more, extractor=extractor, rows=list(rows))
         label = SimpleNamespace(auc=0.5)
         return SimpleNamespace(found={0: label}, about=more, save=lambda path: found.update(saved=path))
 
