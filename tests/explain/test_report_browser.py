@@ -125,6 +125,16 @@ def test_search_filter_and_sort(show: Any) -> None:
     assert shown.found("no such words") == "0 of 300 rows" and not shown.column("place")
 
 
+@pytest.mark.parametrize(("place", "found"), [(0, 30), (1, 10), (2, 10), (3, 10)])
+def test_sources_whose_names_are_empty_or_have_spaces(show: Any, place: int, found: int) -> None:
+    made = many(30)
+    names = ["", " two  spaces ", "plain"]
+    shown = show(replace(made, picks=[replace(one, source=names[i % 3]) for i, one in enumerate(made.picks)]))
+    shown.page.select_option("#of-source select", index=1)
+    shown.page.select_option("#of-source select", index=place)
+    assert shown.page.text_content("#found") == ("30 rows" if found == 30 else f"{found} of 30 rows")
+
+
 def test_keys(show: Any) -> None:
     # A reader may have the search in use before the page is done: the row's window must not ask for the focus then.
     early = "addEventListener('DOMContentLoaded', () => document.querySelector('#search').focus())"

@@ -188,7 +188,8 @@ const refresh = () => {
   byId("table").setAttribute("aria-rowcount", String(list.length + 1));
   draw();
 };
-const chosen = (id) => { const one = byId(id).querySelector("select"); return one.value === "" ? null : one.options[one.selectedIndex].text; };
+const choices = {}; // an option's text has lost its spaces, and a name may be empty
+const chosen = (id) => choices[id]?.[byId(id).querySelector("select").selectedIndex - 1] ?? null;
 const texts = picks.map(() => null);
 const text = (pick) => texts[pick.place] ??= [...pick.turns.map(([, said]) => said), pick.source ?? ""].join("\n").toLowerCase();
 const search = byId("search");
@@ -215,7 +216,7 @@ const filter = (id, names) => {
   if (names.length < 2) return;
   const label = byId(id), one = label.querySelector("select");
   one.append(make("option", "", "all"), ...names.map((name) => make("option", "", name)));
-  one.options[0].value = "";
+  choices[id] = names;
   label.hidden = false;
   one.addEventListener("change", () => order(sorted, up));
 };
