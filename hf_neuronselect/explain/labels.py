@@ -83,7 +83,11 @@ class Labels:
         return self.found.get(feature)
 
     def save(self, path: Path) -> None:
-        """Write one parquet file."""
+        """Write one parquet file.
+
+        Raises:
+            NeuronSelectError: it cannot be written.
+        """
         order = sorted(self.found)
         labels = [self.found[latent] for latent in order]
         words: dict[str, pa.Array] = {
@@ -94,10 +98,16 @@ class Labels:
         }
         table = pa.table({"latent": pa.array(order, pa.int32())} | words | numbers)
         table = table.replace_schema_metadata({_ABOUT: json.dumps(dict(self.about), sort_keys=True)})
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
-        pq.write_table(table, part, compression="zstd", compression_level=19)
-        part.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, part, compression="zstd", compression_level=19)
+            part.replace(path)
+        except OSError as cause:
+            reason = cause.strerror or cause
+            raise NeuronSelectError(
+                f"cannot be written: {reason}; name another file", option="out", value=path.name
+            ) from cause
 
     @classmethod
     def load(cls, path: Path) -> Labels:
@@ -123,6 +133,23 @@ class Labels:
                 value=path.name,
             ) from cause  # fmt: skip
         return cls(found, about)
+
+
+def check_labels_file(path: Path) -> None:
+    """Refuse a place for labels that holds something else.
+
+    Raises:
+        NeuronSelectError: a folder, or a file without labels.
+    """
+    if path.is_dir():
+        raise NeuronSelectError("is a folder; name a file", option="out", value=path.name)
+    if path.exists():
+        try:
+            Labels.load(path)
+        except NeuronSelectError as cause:
+            raise NeuronSelectError(
+                "exists and has no labels; name another file", option="out", value=path.name
+            ) from cause
 
 
 def labels_path(sae: Source) -> Path:

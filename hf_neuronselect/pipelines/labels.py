@@ -10,7 +10,7 @@ from datasets import Dataset
 from ..core.errors import NeuronSelectError
 from ..core.options import AUTO, ExtractionOptions
 from ..core.sae_configs import SaeLabelConfig
-from ..explain.labels import Labels, labels_path, make_labels
+from ..explain.labels import Labels, check_labels_file, labels_path, make_labels
 from ..rows.formats import Conversation, read_row, row_format
 from ..rows.load import load_rows
 from ..signals.activations import Mona
@@ -23,6 +23,8 @@ def label_sae(config: SaeLabelConfig, *, say: Say = quiet, note: Say = quiet) ->
     Raises:
         NeuronSelectError: bad input, or no row can be read.
     """
+    if config.out is not None:
+        check_labels_file(config.out)
     rows = load_rows(config.pool)
     assert isinstance(rows.data, Dataset)
     bundled = config.model is None and config.sae == AUTO

@@ -10,9 +10,11 @@ from tiny import make_extractor, rows
 
 from hf_neuronselect import NeuronSelectError
 from hf_neuronselect.core import bundled
+from hf_neuronselect.core.sae_configs import SaeLabelConfig
 from hf_neuronselect.explain import labels
 from hf_neuronselect.explain.labels import Firings, Label, Labels, label_firings, labels_of, make_labels
 from hf_neuronselect.models.sae_formats import load_sae
+from hf_neuronselect.pipelines.labels import label_sae
 from hf_neuronselect.rows.load import conversations_of
 from hf_neuronselect.signals.extraction import resolve_sae
 
@@ -136,3 +138,25 @@ def test_the_labels_in_the_package_are_of_its_saes_and_small(folder: Path) -> No
     assert len(found.found) > 0.5 * latents and max(found.found) < latents
     assert (folder / labels.FILE).stat().st_size < 1_000_000
     assert all(0 <= one.auc <= 1 and (one.on or one.after or one.before) for one in found.found.values())
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("mine", "is a folder; name a file"),
+        ("mine/thesis.txt", "exists and has no labels; name another file"),
+    ],
+)
+def test_labels_are_not_written_over_something_else(out: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(NeuronSelectError, match=message):
+        label_sae(SaeLabelConfig(pool="bundled:pool", tokens=100, out=tmp_path / out))
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_labels_that_cannot_be_written_say_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NeuronSelectError, match="cannot be written: .*; name another file"):
+        Labels({0: Label(("two",), (), (), 0.9, 0.1, 0.2)}, {}).save(tmp_path / "file" / "labels.parquet")
