@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub.constants
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from chat_server import ChatServer, chatting
@@ -18,23 +16,14 @@ from tiny import ROOT, chat, make_extractor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_neuronselect import (
-    Method,
     NeuronFeatureExtractor,
     NeuronSelectError,
     NeuronSelector,
-    Picker,
-    register_method,
-    register_picker,
 )
-from hf_neuronselect.core.options import ExtractionOptions, opt
-from hf_neuronselect.core.provenance import Budget
+from hf_neuronselect.core.options import ExtractionOptions
 from hf_neuronselect.methods import METHODS
-from hf_neuronselect.models.chat import JudgeSpec
 from hf_neuronselect.pickers import PICKERS
-from hf_neuronselect.pickers.base import best_first, row_scores
-from hf_neuronselect.signals.base import SIGNALS, register_signal
-from hf_neuronselect.signals.forward import ForwardSignal
-from hf_neuronselect.signals.judge import Mark
+from hf_neuronselect.signals.base import SIGNALS
 from hf_neuronselect.store.store import FeatureStore, write_store
 
 TEXTS = ["no", "a much longer answer", "yes, it is"]
@@ -50,11 +39,8 @@ def example() -> Iterator[Callable[[str], None]]:
 
     def run(name: str) -> None:
         (block,) = (text for text in found if f"class {name}(" in text)
-        names = {
-            "np": np, "pa": pa, "dataclass": dataclass, "opt": opt, "Method": Method, "register_method": register_method,
-            "Budget": Budget, "JudgeSpec": JudgeSpec, "Mark": Mark, "ForwardSignal": ForwardSignal, "register_signal": register_signal, "Picker": Picker,
-            "register_picker": register_picker, "best_first": best_first, "row_scores": row_scores, "__name__": "example",
-        }  # fmt: skip
+        names = {"__name__": "example"}
+        exec(compile(found[0], "extend.md", "exec", dont_inherit=True), names)  # the page's imports
         exec(compile(block, "extend.md", "exec", dont_inherit=True), names)
 
     yield run
