@@ -20,11 +20,13 @@ def read_recipe(path: Path) -> Mapping[Any, Any]:
 
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:
-        reason = " ".join(str(cause).split())[:200]
+    except OSError as cause:
         raise NeuronSelectError(
-            f"cannot be read: {reason}; check the path and the YAML in it", option="config", value=path.name
+            f"cannot be read: {cause.strerror}; check the path", option="config", value=path.name
         ) from cause
+    except (UnicodeDecodeError, yaml.YAMLError) as cause:
+        reason = " ".join(str(cause).split())[:200]
+        raise NeuronSelectError(f"cannot be read: {reason}; mend the YAML", option="config", value=path.name) from cause
     return found if isinstance(found, Mapping) else {}
 
 

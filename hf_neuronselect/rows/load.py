@@ -110,6 +110,8 @@ def load_rows(
     Raises:
         NeuronSelectError: the rows do not exist, cannot be read, or have several splits.
     """
+    if not spec.strip():  # Path("") is the folder one is in
+        raise NeuronSelectError("no rows are named; give a file, a folder or a Hub id", option=option, value=spec)
     path, split = Path(spec), None
     folder, _, word = spec.rpartition(":")
     if not path.exists() and folder and Path(folder).is_dir():

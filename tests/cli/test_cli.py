@@ -156,6 +156,12 @@ def test_sae_inspect(files: dict[str, str], capsys, monkeypatch) -> None:
         (["--pool", "{broken.jsonl}"], "error: --pool broken.jsonl: cannot be read"),
         (["--pool", "{empty.jsonl}"], "error: --pool"),
         (["--pool", "{notes.txt}"], "error: --pool notes.txt: needs .jsonl, .json, .csv, .parquet"),
+        (["--pool", ""], "error: --pool : no rows are named; give a file, a folder or a Hub id"),
+        (["--target", "u="], "error: --target : no rows are named"),
+        (
+            ["--config", "./nowhere.yaml"],
+            "error: --config nowhere.yaml: cannot be read: No such file or directory; check the path\n",
+        ),
         (["--pool", "./nowhere.jsonl"], "error: --pool ./nowhere.jsonl: no such file or folder"),
         (["--pool", "who/what"], "HF_HUB_OFFLINE is set"),
         (["--target", "t={target.jsonl}"], "error: --target t: is the name of two"),
