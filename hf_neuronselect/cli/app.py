@@ -24,7 +24,7 @@ from . import (
     select,
     train,
 )
-from .flags import say
+from .flags import add, say
 
 app = typer.Typer(
     help="Select the instruction data that makes a model better at a task, by the model's own neurons.",
@@ -49,7 +49,7 @@ for name, module in {
     "export": export,
     "push": push,
 }.items():
-    app.command(name)(module.command)
+    add(app, name, module.command)
 app.add_typer(sae.app, name="sae")
 
 

@@ -96,6 +96,12 @@ def command(
     return run
 
 
+def add(app: typer.Typer, name: str, made: Callable[..., int | None]) -> None:
+    """Give ``app`` a command, listed with the whole first sentence of its help: typer would cut that off."""
+    first = " ".join((made.__doc__ or "").split()).split(". ")[0]
+    app.command(name, short_help=f"{first.rstrip('.')}.")(made)
+
+
 def _argument(option: Option) -> Any:
     kind: Any = list[str] if option.repeated else str
     return Annotated[kind | None, typer.Argument(metavar=option.name.upper(), help=_help(option), show_default=False)]
@@ -127,4 +133,5 @@ def _help(option: Option) -> str:
         return f"{option.help} [required]"
     if default in (None, MISSING, (), {}) or isinstance(default, bool):
         return option.help
-    return f"{option.help} [default: {default}]"
+    values = default if isinstance(default, tuple) else (default,)
+    return f"{option.help} [default: {', '.join(map(str, values))}]"

@@ -3,7 +3,7 @@
 import typer
 
 from ..core.sae_configs import SaeFindConfig, SaeInspectConfig, SaeLabelConfig, SaeTrainConfig
-from .flags import command, note, say
+from .flags import add, command, note, say
 
 app = typer.Typer(help="Train, find or look at a sparse autoencoder.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -33,7 +33,7 @@ def _label(config: SaeLabelConfig) -> None:
     label_sae(config, say=say, note=note)
 
 
-app.command("find")(command(SaeFindConfig, _find, arguments=["model"]))
-app.command("label")(command(SaeLabelConfig, _label))
-app.command("train")(command(SaeTrainConfig, _train, section="sae"))
-app.command("inspect")(command(SaeInspectConfig, _inspect, arguments=["sae"]))
+add(app, "find", command(SaeFindConfig, _find, arguments=["model"]))
+add(app, "label", command(SaeLabelConfig, _label))
+add(app, "train", command(SaeTrainConfig, _train, section="sae"))
+add(app, "inspect", command(SaeInspectConfig, _inspect, arguments=["sae"]))

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from option_values import CONFIGS, EVERY, needed, other
+from typer.testing import CliRunner
 
+from hf_neuronselect.cli.app import app
 from hf_neuronselect.cli.main import main
 from hf_neuronselect.core.configs import RunConfig, SelectConfig
 from hf_neuronselect.core.options import Options, flag_words, options_of
@@ -98,3 +100,14 @@ def test_a_recipe_has_a_section_for_the_command(command: str, typed: Callable[..
     placed = [str(section.pop(name)) for name in ARGUMENTS.get(command, []) if name in section]
     (tmp_path / "recipe.yaml").write_text(f"{command.split()[0]}: {section}\nother: {{}}\n")
     assert typed(command, "--config", str(tmp_path / "recipe.yaml"), *placed) == CONFIGS[command](**values)
+
+
+@pytest.mark.parametrize("words", [[], ["sae"]])
+def test_the_list_of_commands_cuts_no_sentence_off(words: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80"}).output
+    assert "Commands:" in shown and "..." not in shown.partition("Commands:")[2]
+
+
+def test_a_default_of_several_values_is_shown_as_it_is_typed() -> None:
+    shown = CliRunner().invoke(app, ["sae", "train", "--help"], env={"COLUMNS": "200"}).output
+    assert "[default: -2]" in " ".join(shown.split()) and "(-2,)" not in shown
