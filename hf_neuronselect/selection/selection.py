@@ -322,11 +322,16 @@ class Selection(PushToHub):
         """Load a saved selection, from a folder or the Hub.
 
         Raises:
-            NeuronSelectError: not a selection folder, or rows that do not match ``selection.json``.
+            NeuronSelectError: not a selection folder, rows that do not match ``selection.json``, or no rows.
         """
         from .selector import NeuronSelector  # selectors make selections, and a saved selection has its selector
 
         folder, provenance = folders.fetch_selection(source, revision=revision, token=token)
+        if not provenance.counts.selected:  # `datasets` cannot read a file without rows
+            raise NeuronSelectError(
+                "has no rows, since none is within its budget: select again with a lower threshold, or more tokens",
+                option="selection", value=str(source),
+            )  # fmt: skip
         selector = None
         if set(FITTED) <= (provenance.files or {}).keys():
             fitted = Capability.load(folder / CAPABILITY_FOLDER, str(source), provenance.capability)

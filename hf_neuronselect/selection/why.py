@@ -61,7 +61,8 @@ class Explainer:
     def _number(self, i: int) -> int:
         """The number in the pool of a place in the selection."""
         if not 0 <= i < len(self.selection):
-            raise NeuronSelectError(f"the selection has rows 0 to {len(self.selection) - 1}", option="row", value=i)
+            has = f"rows 0 to {len(self.selection) - 1}" if len(self.selection) else "no rows"
+            raise NeuronSelectError(f"the selection has {has}", option="row", value=i)
         return int(self.selection.indices[i])
 
     def _explained(self, number: int, top: int, found: tuple[Why, float] | None = None) -> Explanation:
@@ -181,14 +182,15 @@ class Explainer:
         score = self._scores.column("score").to_numpy(zero_copy_only=False)
         picked = self._scores.column("selected").to_numpy(zero_copy_only=False)
         free = self._scores.column("excluded").is_null().to_numpy(zero_copy_only=False)
-        cut = float(np.nanmin(score[picked]))
+        threshold = self.evidence.made.budget.threshold  # alone says something where nothing was selected
+        cut = float(np.nanmin(score[picked])) if picked.any() else np.nan if threshold is None else threshold
         own = np.nan if row["score"] is None else float(row["score"])
         ahead = int((free & ~picked & (score > own)).sum())
         stage, says = self._stage(row, own, cut, ahead)
         contrast = None
         if stage in ("below", "passed over") and self._can_tell(number):
             contrast = self._contrasted(int(self.selection.indices[-1]), number, top)
-        elif stage in ("below", "passed over"):
+        elif stage in ("below", "passed over") and len(self.selection):
             says.append(
                 "with the pool (--pool) or a store of its signals (--features) it is compared with the last pick"
             )
@@ -197,7 +199,7 @@ class Explainer:
 
     def _can_tell(self, number: int) -> bool:
         evidence = self.evidence
-        if evidence.method.observes and evidence.pool is None:
+        if not len(self.selection) or (evidence.method.observes and evidence.pool is None):
             return False
         return evidence.pool is not None or bool(evidence.stored) or not evidence.method.signals
 
@@ -233,7 +235,8 @@ class Explainer:
         reason = (
             " or ".join(kinds) or f"the order in which {made.method.name} takes rows ({self.evidence.selector.picker})"
         )
-        return "passed over", [f"its score, {own:.4g}{rank}, is not below the lowest selected, {cut:.4g}",
+        lowest = f"not below the lowest selected, {cut:.4g}" if np.isfinite(cut) else "below no row selected"
+        return "passed over", [f"its score, {own:.4g}{rank}, is {lowest}",
                                f"it was passed over for {reason}"]  # fmt: skip
 
     def _more_of(self, stage: str, number: int) -> str:

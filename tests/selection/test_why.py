@@ -183,6 +183,23 @@ def test_a_row_that_the_quota_of_its_source_left_out(pool: Dataset, target: Data
     assert found.stage == "passed over" and "share that one source may have" in str(found)
 
 
+def test_a_selection_without_rows(target: Dataset, tmp_path: Path) -> None:
+    pool = rows(30)
+    fitted = NeuronSelector("dsir").fit({"t": target})
+    high = fitted.select(pool, threshold=1e9)
+    assert not len(high)
+    found = high.why_not(3)
+    assert (found.stage, found.cut, found.contrast) == ("below", 1e9, None) and "below the cut at 1e+09" in str(found)
+    assert "last pick" not in str(found)
+    with pytest.raises(NeuronSelectError, match="^row=0: the selection has no rows$"):
+        high.explain(0)
+    high.save_pretrained(tmp_path / "s")
+    with pytest.raises(
+        NeuronSelectError, match="has no rows, since none is within its budget: select again with a lower"
+    ):
+        Selection.from_pretrained(tmp_path / "s")
+
+
 def test_contrast(pool: Dataset, target: Dataset, extractor: NeuronFeatureExtractor) -> None:
     selection = made("mona", pool, target, extractor)
     found = selection.contrast(0, 4, top=999)
