@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -348,15 +349,20 @@ def _command(config: CompareConfig | None) -> str:
     if config is None:
         return ""
     values = config.changed()
-    for name, value in values.items():
-        if name in _TEXTS or not isinstance(value, str | Path | tuple):
-            continue
-        cut = [_FOLDERS.sub("", str(one)) for one in (value if isinstance(value, tuple) else [value])]
-        values[name] = cut if isinstance(value, tuple) else cut[0]
+    values = {name: value if name in _TEXTS else _without_folders(value) for name, value in values.items()}
     words = flag_words(CompareConfig, values)
     return "neuronselect compare" + "".join(
         (" \\\n    " if word.startswith("--") else " ") + shlex.quote(word) for word in words
     )
+
+
+def _without_folders(value: Any) -> Any:
+    """An option's value; files in it without their folders."""
+    if isinstance(value, Mapping):
+        return {name: _without_folders(one) for name, one in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_without_folders, value))
+    return _FOLDERS.sub("", str(value)) if isinstance(value, str | Path) else value
 
 
 def _count(number: int, what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -147,7 +148,11 @@ def methods_of(text: str, seed: int, pickers: str | None = None) -> list[Chosen]
             raise NeuronSelectError("must be names, or name(option=value,...), separated by commas", option="methods",
                                     value=label or text)  # fmt: skip
         pairs = [pair.partition("=") for pair in (match[2] or "").split(",") if pair.strip()]
-        options = {key.strip(): value for key, _, value in pairs}
+        options = {key.strip(): value.strip() for key, _, value in pairs}
+        if options:  # files without their folders, unless two then have one name
+            names = {key: (os.path.exists(value) and Path(value).name) or value for key, value in options.items()}
+            short, label = (_label(match[1], told) for told in (names, options))
+            label = label if short in found else short
         chosen = method_of(match[1], options, seed, label="" if ":" in match[1] else label)
         if chosen.label in found:
             raise NeuronSelectError("is named twice", option="methods", value=label)
@@ -162,6 +167,11 @@ def methods_of(text: str, seed: int, pickers: str | None = None) -> list[Chosen]
         for one in found.values()
         for picker in (named if one.method.needs_target else [None])
     ]
+
+
+def _label(name: str, options: Mapping[str, str]) -> str:
+    """A method with its options, as tables call it."""
+    return f"{name}({','.join(f'{key}={value}' for key, value in options.items())})"
 
 
 def check_methods(config: TargetOptions | ExtractConfig | CompareConfig) -> None:

@@ -137,9 +137,15 @@ def test_the_same_picks_as_one_at_a_time(
 def test_what_a_picker_compares_rows_by_is_in_the_shared_pass(options: dict[str, Any], tmp_path: Path) -> None:
     model = options["model"]
     deita = f"deita(quality_scorer={model},complexity_scorer={model})"
+    name = "deita(quality_scorer=model,complexity_scorer=model)"
     for methods, picker in ((f"mona,{deita}", None), ("mona,nait", "diverse(cosine=0.5,by=hidden)")):
         found = compared(options, tmp_path / methods[:6], methods=methods, picker=picker)
         assert [line.reason for line in found.lines] == [""] * 4
+        assert {line.method for line in found.lines} <= {
+            "mona",
+            name,
+            *(f"{one} + {picker}" for one in ("mona", "nait")),
+        }
         for chosen in methods_of(methods, 0, picker):
             alone = select(SelectConfig(**(options | {
                 "target": options["target"][:1], "method": chosen.method.name, "method_option": chosen.method.options,
@@ -521,13 +527,19 @@ def test_a_folder_of_something_else_is_left_alone(options: dict[str, Any], tmp_p
         compared(options, tmp_path)
 
 
-def test_names_of_methods() -> None:
+def test_names_of_methods(tmp_path: Path) -> None:
+    for folder in (tmp_path / "a", tmp_path / "b" / "a"):
+        folder.mkdir(parents=True)
     found = methods_of(" mona , nait(normalize=true, direction=mean),random ", 5)
-    assert [one.label for one in found] == ["mona", "nait(normalize=true, direction=mean)", "random"]
+    assert [one.label for one in found] == ["mona", "nait(normalize=true,direction=mean)", "random"]
     assert found[1].method.options == {
         "reading": "content", "ends": None, "direction": "mean", "candidate": "drift", "normalize": True,
     }  # fmt: skip
     assert [one.method.options for one in found if one.draws] == [{"seed": 5}]
+    twins = methods_of(f"deita(quality_scorer={tmp_path}/a),deita(quality_scorer={tmp_path}/b/a)", 0)
+    assert [one.label for one in twins] == ["deita(quality_scorer=a)", f"deita(quality_scorer={tmp_path}/b/a)"]
+    with pytest.raises(NeuronSelectError, match="is named twice"):
+        methods_of("random(seed=7),random(seed= 7)", 5)
     assert methods_of("random(seed=7)", 5)[0].method.options == {"seed": 7}
     assert [slug(one.label) for one in found] == ["mona", "nait-normalize=true-direction=mean", "random"]
 

@@ -84,13 +84,13 @@ def test_the_command_names_files_without_their_folders(tmp_path: Path) -> None:
     config = CompareConfig(
         pool=str(tmp_path / "my pool.jsonl"), target=(f"a={tmp_path}/a.jsonl", "b=me/rows@main:c:test", "c=bundled:x"),
         methods=f"mona,matched-random(selection={tmp_path}/one/two),dsir", out=tmp_path / "out", examples=False, draws=3,
-        train={"learning_rate": 0.1}, held_out=(f"a={tmp_path}/h.jsonl",), columns={"messages": "m"}, model="org/model",
+        train={"learning_rate": 0.1, "model": f"{tmp_path}/base"}, held_out=(f"a={tmp_path}/h.jsonl",), columns={"messages": "m"}, model="org/model",
         sae="../saes/one",
     )  # fmt: skip
     command = compare_report._command(config)
     assert str(tmp_path) not in command and "saes" not in command
     for part in ("--pool 'my pool.jsonl'", "--target a=a.jsonl", "b=me/rows@main:c:test", "c=bundled:x", "--out out",
-                 "matched-random(selection=two)", "--no-examples", "--draws 3", "--model org/model", "--sae one"):  # fmt: skip
+                 "matched-random(selection=two)", "--no-examples", "--draws 3", "--model org/model", "--sae one", "model=base"):  # fmt: skip
         assert part in command, (part, command)
 
 
