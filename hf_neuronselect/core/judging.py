@@ -34,7 +34,8 @@ class JudgeOptions:
     @property
     def place(self) -> str:
         """Where it is asked."""
-        return self.at or (LOCAL if Path(self.judge).is_dir() else API)
+        path = Path(self.judge).is_dir() or self.judge.startswith(("./", "../", "/", "~"))  # no API has such a name
+        return self.at or (LOCAL if path else API)
 
 
 @dataclass(frozen=True, kw_only=True)

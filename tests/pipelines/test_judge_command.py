@@ -22,6 +22,7 @@ from hf_neuronselect.cli.main import main
 from hf_neuronselect.core.configs import SelectConfig
 from hf_neuronselect.core.judging import JudgeConfig
 from hf_neuronselect.explain.judged import LONGEST, Group, asked, read_aspects, read_prompt
+from hf_neuronselect.models.chat import JudgeSpec
 from hf_neuronselect.models.judge import Rating
 from hf_neuronselect.models.marks import Marked
 from hf_neuronselect.pipelines.explain import rows_like
@@ -255,3 +256,9 @@ def test_the_mean_of_a_group_is_of_what_was_read() -> None:
     marked = Rating((Marked(1, ""), Marked(2, ""), Marked(6, "")))
     group = Group("g", (4, 5), (marked, Rating(None, "no")))
     assert group.overall.tolist() == [3] and group.means()["generalisation"].value == 6
+
+
+@pytest.mark.parametrize("judge", ["./nowhere", "../nowhere", "/nowhere"])
+def test_a_folder_that_is_missing_is_no_name_of_an_api(judge: str) -> None:
+    with pytest.raises(NeuronSelectError, match="no such folder"):
+        JudgeSpec.of(JudgeConfig(folder=("x",), judge=judge), begin="", local_tokens=1)
