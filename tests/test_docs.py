@@ -192,9 +192,13 @@ RIVALS = {
     "Every rival on one real model": "compare_smollm2_5000",
     "Every rival on the whole pool": "compare_smollm2_full",
     "Every rival without the target's own source": "compare_smollm2_full_out",
+    "Every rival with the bundled model": "compare_bundled_full",
+    "The same without the target's own source": "compare_bundled_full_out",
     "The gradient methods on one real model": "compare_smollm2_gradients",
 }
 """Section -> its record."""
+SAID = {"mona": "MoNA", "hidden(centre=pool)": "`hidden` with `centre=pool`"}
+"""Method -> how a sentence calls it, where that is not its name."""
 
 
 def every_rival(heading: str) -> tuple[list[dict[str, str]], str]:
@@ -220,13 +224,11 @@ def ranks_of(lines: list[dict[str, str]]) -> list[Any]:
 def test_the_ranks_of_every_rival_are_those_of_its_record(heading: str) -> None:
     lines, section = every_rival(heading)
     ranks = ranks_of(lines)
-    first, second = ranks[:2]
-    assert (first.method, second.method) == ("mona", "hidden(centre=pool)")
-    (told,) = re.findall(
-        r"MoNA has the best mean rank \((\S+), interval (\S+) to (\S+)\), before `hidden` with `centre=pool` "
-        r"\((\S+), interval (\S+) to (\S+)\)", " ".join(section.split()),
-    )  # fmt: skip
-    assert list(told) == [f"{value:.1f}" for one in (first, second) for value in (one.mean, one.low, one.high)]
+    first, second = (
+        f"{SAID.get(one.method, f'`{one.method}`')} ({one.mean:.1f}, interval {one.low:.1f} to {one.high:.1f})"
+        for one in ranks[:2]
+    )
+    assert f"{first.replace(' (', ' has the best mean rank (', 1)}, before {second}" in " ".join(section.split())
     assert "encoder" not in {one.method for one in ranks}, "a stand-in has no rank"
 
 
@@ -246,6 +248,20 @@ def test_the_table_of_every_rival_is_its_record(heading: str) -> None:
         tokens = sum(float(found[target]["picked_tokens"]) for target in targets) / len(targets)
         told = [*(f"{value:.2f}" for value in values), f"{sum(values) / len(values):.3f}"]
         assert cells == [*told, "" if column == "high" else f"{tokens:.0f}"], label
+
+
+def test_the_core_of_several_targets_is_its_record() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    section = page.split("## What several targets share\n")[1].split("\n## ")[0]
+    with (ROOT / "benchmarks" / "core_bundled.csv").open(encoding="utf-8", newline="") as file:
+        found = {(line["method"], line["least"]): line for line in csv.DictReader(file)}
+    head, *table = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:2] == "| "
+    ]
+    for method, *cells in table:
+        name, column = ("nait", "by_chance") if method == "random picks" else (method, "share")
+        assert cells == [f"{float(found[name, label[-1]][column]):.3f}" for label in head[1:]], method
+    assert f"`nait-contrast` ({found['nait-contrast', '3']['rows']} rows" in section
 
 
 def test_what_is_said_of_the_gradient_methods_is_in_their_record() -> None:
