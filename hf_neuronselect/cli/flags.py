@@ -60,6 +60,8 @@ def command(
             return work(kind.from_mapping(values))
         except NeuronSelectError as error:
             error.flag = _spelled(error.option)
+            if error.flag in _OF_METHODS and error.option not in options_of(kind):
+                error.value = f"{error.option}={'' if error.value is None else error.value}"
             raise
         except KeyboardInterrupt as cause:  # typer would print an empty line and hide it
             raise SystemExit(STOPPED) from cause
@@ -73,7 +75,10 @@ def command(
         if name in positional:
             return name.upper()
         option = options_of(kind).get(name)
-        return name.replace("_", " ") if option is None else (flags or {}).get(name) or option.flags[0]
+        if option is not None:
+            return (flags or {}).get(name) or option.flags[0]
+        given = [flag for flag, of in _OF_METHODS.items() if of in options_of(kind)]
+        return given[0] if given and _is_of_a_method(name) else name.replace("_", " ")
 
     parameters = [
         inspect.Parameter(
@@ -94,6 +99,16 @@ def command(
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     run.__doc__ = kind.__doc__
     return run
+
+
+_OF_METHODS = {"--method-option": "method_option", "--methods": "methods"}
+"""Flags under which an option of a method is given -> the command's option."""
+
+
+def _is_of_a_method(name: str) -> bool:
+    from ..methods.base import METHODS  # looked up for an error alone
+
+    return any(name in options_of(METHODS[method]) for method in METHODS.names())
 
 
 def add(app: typer.Typer, name: str, made: Callable[..., int | None]) -> None:

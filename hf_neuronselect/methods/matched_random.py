@@ -78,7 +78,7 @@ class MatchedRandom(PoolMethod):
         name, _, revision = self.selection.partition("@")
         known = Path(self.selection).is_dir()
         return fetch_selection(
-            self.selection if known else name, revision=None if known else revision or None, option="method_option"
+            self.selection if known else name, revision=None if known else revision or None, option="selection"
         )
 
     @cached_property
@@ -157,7 +157,7 @@ class MatchedRandom(PoolMethod):
         if wrong or last >= rows:
             what = f"row {wrong[0]} differs" if wrong else f"it has {rows} rows"
             raise NeuronSelectError(
-                f"is a selection of another pool ({what}); name the pool that it was made from", option="method_option",
+                f"is a selection of another pool ({what}); name the pool that it was made from", option="selection",
                 value=self.sources()["selection"].id,
             )  # fmt: skip
 

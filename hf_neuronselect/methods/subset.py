@@ -46,7 +46,7 @@ class Subset(PoolMethod):
                 value=self.name,
             )  # fmt: skip
         if not self._places:
-            raise NeuronSelectError("no row of it can be read; name others", option="method_option", value=self.rows)
+            raise NeuronSelectError("no row of it can be read; name others", option="rows", value=self.rows)
 
     def sources(self) -> dict[str, SourceRecord]:
         return {"rows": self._loaded.source}
@@ -55,7 +55,7 @@ class Subset(PoolMethod):
     def _loaded(self) -> Rows:
         from ..rows.load import load_rows  # heavy
 
-        return load_rows(self.rows, option="method_option")
+        return load_rows(self.rows, option="rows")
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -80,7 +80,7 @@ class Subset(PoolMethod):
         if not state:
             raise NeuronSelectError(
                 f"none of its {known} rows is in the pool; rows are compared to the letter, with roles and tools",
-                option="method_option", value=name,
+                option="rows", value=name,
             )  # fmt: skip
         if len(state) < known:
             warnings.warn(

@@ -145,7 +145,10 @@ def test_sae_inspect(files: dict[str, str], capsys, monkeypatch) -> None:
         (["--ratio", "0.1", "--k", "3"], "exactly one of ratio, k, threshold, max_tokens"),
         (["--k", "0"], "error: --k 0: must be at least 1"),
         (["--method", "mono"], "error: --method mono: unknown method; did you mean mona"),
-        (["--method-option", "metric=dot"], "error: metric dot: must be one of jaccard, cosine, euclidean"),
+        (
+            ["--method-option", "metric=dot"],
+            "error: --method-option metric=dot: must be one of jaccard, cosine, euclidean",
+        ),
         (["--method-option", "metric"], "NAME=VALUE is needed"),
         (["--layer", "7"], "error: --layer 7: out of range: the model has 4 blocks"),
         (["--batch-tokens", "many"], "error: --batch-tokens many: must be a whole number (tokens), or auto"),
