@@ -20,7 +20,7 @@ from ..explain.explanation import Contrast, Explanation, WhyNot
 from ..explain.spots import one_line
 from ..hub.cards import source_name
 from ..rows.load import conversations_of
-from ..selection.reported import near_misses, pool_table
+from ..selection.reported import MOST_SOURCES, near_misses, pool_table
 from ..selection.selection import Selection
 from ..selection.why import Explainer
 from .explain import explainer_of
@@ -34,7 +34,7 @@ class Browser:
 
     Attributes:
         score: float64 ``[picks]``, of six digits, as it is shown.
-        sources: names of the picks' sources, safe to show, the largest first; empty where the rows have none.
+        sources: names of the picks' sources, safe to show, the largest first; empty where the rows have none, or too many.
     """
 
     def __init__(self, config: AppConfig) -> None:
@@ -45,7 +45,8 @@ class Browser:
         names = self.selection.dataset.column_names
         own = names[: names.index("source_index")]
         is_text = column in own and getattr(self.selection.dataset.features[column], "dtype", "") == "string"
-        self._source = [replaced(str(one)) for one in self.selection.dataset[column]] if is_text else []
+        named = [replaced(str(one)) for one in self.selection.dataset[column]] if is_text else []
+        self._source = named if len(set(named)) <= MOST_SOURCES else []
         self.sources = [name for name, _ in sorted(Counter(self._source).items(), key=lambda one: (-one[1], one[0]))]
 
     @cached_property

@@ -24,7 +24,8 @@ NEAR = 20
 UNEXPLAINED = "Why these rows have their scores is not shown: it was left out; neuronselect report FOLDER adds it."
 _BEGINNING = 1000  # characters
 _BLOCK = 256  # rows read at once
-_MOST_SOURCES = 200  # a column with more different values than that names no sources
+MOST_SOURCES = 200
+"""A column with more different values than that names no sources."""
 
 
 def reported(selection: Selection, examples: bool, reasons: bool | None = None) -> Report:
@@ -141,7 +142,7 @@ def _beginnings(selection: Selection, pool: Dataset | None, rows: np.ndarray, fm
     }
 
 
-def _sources(data: Dataset, column: str, most: int | None = _MOST_SOURCES) -> Mapping[str, int] | None:
+def _sources(data: Dataset, column: str, most: int | None = MOST_SOURCES) -> Mapping[str, int] | None:
     """How many rows each source has; None where the column's values are no names of sources."""
     if getattr(data.features[column], "dtype", "") not in ("string", "large_string"):
         return None

@@ -81,7 +81,7 @@ class Explainer:
                 "batches round differently"
             )
         parts = self.behind.parts(why, number, text, top)
-        moved = self.behind.moved(why.moves, text) if why.moves is not None else ()
+        moved = self.behind.moved(why.moves, text) if top and why.moves is not None else ()
         return Explanation(
             method=evidence.method.name, target=evidence.target, row=number, place=evidence.place_of(number),
             score=recorded if np.isfinite(recorded) else now, text=text.content() if text else "", says=why.says,
@@ -188,7 +188,7 @@ class Explainer:
         ahead = int((free & ~picked & (score > own)).sum())
         stage, says = self._stage(row, own, cut, ahead)
         contrast = None
-        if stage in ("below", "passed over") and self._can_tell(number):
+        if stage in ("below", "passed over") and self._can_tell():
             contrast = self._contrasted(int(self.selection.indices[-1]), number, top)
         elif stage in ("below", "passed over") and len(self.selection):
             says.append(
@@ -197,7 +197,7 @@ class Explainer:
         value = None if np.isnan(own) else own
         return WhyNot(number, stage, value, row["rank"], cut, ahead, tuple(says), contrast)
 
-    def _can_tell(self, number: int) -> bool:
+    def _can_tell(self) -> bool:
         evidence = self.evidence
         if not len(self.selection) or (evidence.method.observes and evidence.pool is None):
             return False

@@ -116,6 +116,12 @@ def test_rows_without_sources(
     assert browser.sources == [] and "source" not in browser.line(0)
 
 
+def test_a_column_of_many_values_names_no_sources(config: AppConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_neuronselect.pipelines.browse.MOST_SOURCES", 2)
+    browser = Browser(config)
+    assert browser.sources == [] and "source" not in browser.line(0) and browser.find() == list(range(8))
+
+
 @pytest.mark.parametrize(
     ("missing", "words", "name"), [("gradio", [], "Gradio"), ("mcp", ["--mcp"], "the package mcp")]
 )
