@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from datasets import Dataset
 
 from ..core.configs import CompareConfig
 from ..core.errors import NeuronSelectError
+from ..models.loss import AnswerLoss
 from ..rows.formats import Conversation, RowFormat, row_format
 from ..rows.identity import pool_digest
 from ..rows.load import conversations_of
@@ -74,6 +76,7 @@ def train_all(found: Comparison, config: CompareConfig, held_out: Mapping[str, D
     folder = config.out / FOLDER
     folder.mkdir(exist_ok=True)
     steps, accuracy = Steps(folder, note), Accuracy()
+    untouched: dict[tuple[str, ...], AnswerLoss] = {}
     if config.transfer:
         rows = sum(map(len, held_out.values()))
         note(
@@ -97,7 +100,14 @@ def train_all(found: Comparison, config: CompareConfig, held_out: Mapping[str, D
                     others: dict[str, Dataset] = others,
                 ) -> Any:
                     return _measured(
-                        base, conversations_of(picked, fmt), settings, held_out, others, folder / "adapter", accuracy
+                        base,
+                        conversations_of(picked, fmt),
+                        settings,
+                        held_out,
+                        others,
+                        folder / "adapter",
+                        accuracy,
+                        untouched,
                     )
 
                 inputs = [settings.about(), pool_digest(picked), pool_digest(rows), base.key, ROWS, MOST]
@@ -116,18 +126,22 @@ def train_all(found: Comparison, config: CompareConfig, held_out: Mapping[str, D
 
 def _measured(
     base: Any, talks: list[Conversation], settings: TrainConfig, held_out: dict[str, Dataset], others: dict[str, Dataset],
-    adapter: Path, accuracy: Accuracy,
+    adapter: Path, accuracy: Accuracy, untouched: dict[tuple[str, ...], AnswerLoss],
 ) -> dict[str, Any]:  # fmt: skip
     """Losses and accuracies before and after training on rows, and the losses at other targets; the adapter is not kept."""
     shutil.rmtree(adapter, ignore_errors=True)
     record = train_adapter(talks, adapter, settings)
-    found = evaluate_models(
-        base, {"run": adapter}, held_out, trained=[talks], chat_template=settings.chat_template(), measure=accuracy
+    measured = partial(
+        evaluate_models,
+        base,
+        {"run": adapter},
+        trained=[talks],
+        chat_template=settings.chat_template(),
+        untouched=untouched,
     )
+    found = measured(held_out, measure=accuracy)
     of = {(row.model, row.metric): row.value for row in found}
-    more = evaluate_models(
-        base, {"run": adapter}, others, trained=[talks], chat_template=settings.chat_template()
-    ) if others else []  # fmt: skip
+    more = measured(others) if others else []
     elsewhere = {(row.data, row.model): row.value for row in more if row.metric == LOSS}
     shutil.rmtree(adapter)
     results = record.results

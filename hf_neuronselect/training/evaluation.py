@@ -17,7 +17,7 @@ from ..core.provenance import EvaluationRecord, EvaluationRow, plain
 from ..core.seals import encode, read
 from ..core.sources import Source
 from ..core.writing import put
-from ..models.loss import answer_losses
+from ..models.loss import AnswerLoss, answer_losses
 from ..rows.formats import Conversation
 from ..rows.leakage import Leakage, normalised
 from ..rows.load import conversations_of
@@ -64,6 +64,7 @@ def evaluate_models(
     device: str = "auto",
     token: str | bool | None = None,
     measure: Callable[[str, Any, Any, Sequence[Conversation]], Mapping[str, float]] | None = None,
+    untouched: dict[tuple[str, ...], AnswerLoss] | None = None,
 ) -> list[EvaluationRow]:
     """Measure the loss of a base model and its adapters on held-out answers, in nats a token.
 
@@ -73,6 +74,7 @@ def evaluate_models(
         max_rows: use only the first rows of each data set.
         chat_template: the one the adapters were trained with, if not the base's own.
         measure: gets a model's name, the model, its tokenizer and rows, and returns further numbers by metric.
+        untouched: what earlier calls with the same base and options measured of it, by the rows; more is added.
 
     Returns:
         One row a model and data set.
@@ -106,9 +108,14 @@ def evaluate_models(
     for name, source in sources.items():
         with adapted(model, source, name, token) as tuned:
             for what, (rows, taken) in cleaned.items():
-                with track(f"{name} on {what}", len(rows)) as progress:
-                    loss = answer_losses(tuned, tokenizer, rows, max_length=max_length)
-                    progress.done(len(rows))
+                key = tuple(row.exact() for row in rows)
+                loss = untouched.get(key) if untouched is not None and name == BASE else None
+                if loss is None:
+                    with track(f"{name} on {what}", len(rows)) as progress:
+                        loss = answer_losses(tuned, tokenizer, rows, max_length=max_length)
+                        progress.done(len(rows))
+                if untouched is not None and name == BASE:
+                    untouched[key] = loss
                 more = measure(name, tuned, tokenizer, rows) if measure is not None else {}
                 found += (EvaluationRow(model=name, data=what, metric=key, value=value) for key, value in more.items())
                 found.append(

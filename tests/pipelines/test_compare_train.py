@@ -14,6 +14,7 @@ from tiny import chat, rows
 
 from hf_neuronselect import NeuronSelectError, NeuronSelector
 from hf_neuronselect.core.configs import CompareConfig
+from hf_neuronselect.models.loss import answer_losses
 from hf_neuronselect.pipelines import compare_train
 from hf_neuronselect.pipelines.accuracy import kind_of
 from hf_neuronselect.pipelines.compare import compare
@@ -129,8 +130,18 @@ def test_each_model_is_measured_at_every_target(
         "held_out": (*options["held_out"], f"b={tmp_path / 'held_b.jsonl'}"), "methods": "mona", "transfer": True,
     }  # fmt: skip
     notes: list[str] = []
+    read: list[tuple[str, ...]] = []
+
+    def losses_of(model: Any, tokenizer: Any, talks: Any, **more: Any) -> Any:
+        read.append((type(model).__name__, *(one.exact() for one in talks)))
+        return answer_losses(model, tokenizer, talks, **more)
+
+    monkeypatch.setattr("hf_neuronselect.training.evaluation.answer_losses", losses_of)
     config = CompareConfig(**two, out=tmp_path / "out", train_seeds=2)
     found = compare(config, note=notes.append)
+    monkeypatch.undo()
+    untouched = [one for one in read if not one[0].startswith("Peft")]
+    assert len(untouched) == len(set(untouched)) and len(read) - len(untouched) == 5 * 2 * 2 * 2, "once for all arms"
     assert any(
         note.startswith("--transfer: after each training the loss on all 9 held-out rows of 2 targets")
         for note in notes
