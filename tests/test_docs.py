@@ -262,6 +262,27 @@ def test_the_core_of_several_targets_is_its_record() -> None:
         name, column = ("nait", "by_chance") if method == "random picks" else (method, "share")
         assert cells == [f"{float(found[name, label[-1]][column]):.3f}" for label in head[1:]], method
     assert f"`nait-contrast` ({found['nait-contrast', '3']['rows']} rows" in section
+    with (ROOT / "benchmarks" / "target_overlap_bundled.csv").open(encoding="utf-8", newline="") as file:
+        pairs = {
+            (one["target"], one["other"]): float(one["overlap"])
+            for one in csv.DictReader(file)
+            if one["method"] == "nait"
+        }
+    most, next_most = sorted({value for (one, other), value in pairs.items() if one != other}, reverse=True)[:2]
+    assert most == pairs["xquad", "tydiqa"]
+    assert f"xquad and tydiqa are {most:.2f} the same" in section and f"two targets at most {next_most:.2f}" in section
+
+
+def test_what_the_passes_of_the_bundled_model_took_is_in_the_record() -> None:
+    lines, section = every_rival("Every rival with the bundled model")
+    took = {one["method"]: f"{float(one['pass_seconds']) / 60:.0f}" for one in lines if one["pass_seconds"]}
+    assert (
+        f"methods took {took['mona']} minutes on two cores, the encoder {took['encoder']}, `bidirectional` "
+        f"{took['bidirectional']}, `ifd` {took['ifd']}" in " ".join(section.split())
+    )
+    shares = {float(one["answers"]) for one in lines if one["method"] == "ifd" and one["answers"]}
+    (of_pool,) = {one["pool_answers"] for one in lines if one["pool_answers"]}
+    assert f"({min(shares):.0%} of their characters, the pool has {float(of_pool):.0%})".replace("%", " %") in section
 
 
 def test_what_is_said_of_the_gradient_methods_is_in_their_record() -> None:

@@ -108,14 +108,13 @@ def evaluate_models(
     for name, source in sources.items():
         with adapted(model, source, name, token) as tuned:
             for what, (rows, taken) in cleaned.items():
-                key = tuple(row.exact() for row in rows)
-                loss = untouched.get(key) if untouched is not None and name == BASE else None
+                known = untouched if untouched is not None and name == BASE else {}
+                loss = known.get(key := tuple(row.exact() for row in rows))
                 if loss is None:
                     with track(f"{name} on {what}", len(rows)) as progress:
                         loss = answer_losses(tuned, tokenizer, rows, max_length=max_length)
                         progress.done(len(rows))
-                if untouched is not None and name == BASE:
-                    untouched[key] = loss
+                    known[key] = loss
                 more = measure(name, tuned, tokenizer, rows) if measure is not None else {}
                 found += (EvaluationRow(model=name, data=what, metric=key, value=value) for key, value in more.items())
                 found.append(
