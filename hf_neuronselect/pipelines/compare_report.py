@@ -21,7 +21,7 @@ from ..hub.cards import source_name
 from ..selection.cosines import Cosines
 from .comparison import BOOTSTRAP, HIGH, LEGEND, LOW, RANKS, Comparison, Line, Rank, number, rank_cells
 from .core_rows import CORE, CoreLine, core_cells, core_texts
-from .trained import TRAINED, transfer_matrix
+from .trained import TRAINED, own_gain, transfer_matrix
 
 _FOLDERS = re.compile(r"(?<![\w.:/-])(?:~|\.{1,2})?/[^\s,()=]*/(?=[^\s,()=/])|(?<![\w:/-])[A-Za-z]:\\[^\s,()=]*\\")
 TEXTS_SHOWN = 6
@@ -197,7 +197,7 @@ def _targets(found: Comparison) -> Section:
         tables = [Table(head, rows, text)]
         if trained := found.of_training(target):
             note = "After training on the picks: loss and accuracy on held-out answers."
-            tables.append(Table([TRAINED[0], *TRAINED[2:]], [(row[0], *row[2:]) for row in trained], (3,), note))
+            tables.append(Table([TRAINED[0], *TRAINED[2:]], [(row[0], *row[2:]) for row in trained], (3, 5), note))
         tables += _mixes(found, target)
         parts.append(Part(target, figures=figures, tables=tables))
     return Section("targets", "Target by target", f"{LEGEND[0].upper()}{LEGEND[1:]}.", parts)
@@ -294,7 +294,8 @@ def _transfer(found: Comparison) -> Section:
     for arm in dict.fromkeys(one.arm for one in found.transfers):
         names, changes = transfer_matrix(found.transfers, arm)
         own, others = float(np.nanmean(np.diag(changes))), float(np.nanmean(changes[~np.eye(len(names), dtype=bool)]))
-        rows.append((arm, f"{own:+.3f}", f"{others:+.3f}", f"{own - others:+.3f}"))
+        _, low, high = own_gain(found.by_row, arm)
+        rows.append((arm, f"{own:+.3f}", f"{others:+.3f}", f"{own - others:+.3f}", f"{low:+.3f} to {high:+.3f}"))
         title = f"Training on what {arm} picks for a target (row), measured at a target (column):"
         said = f"at its own {own:+.3f} on average, at the others {others:+.3f}."
         pairs = ((f"{one} at {other}", changes[i, k]) for i, one in enumerate(names) for k, other in enumerate(names))
@@ -305,9 +306,9 @@ def _transfer(found: Comparison) -> Section:
     said = (
         "Change of the loss on held-out answers against the untouched model, in nats a token: below 0, in orange, training helped. "
         "Where picks help their own target no more than the others, their gain is a general one. "
-        f"Means over {_count(len({one.seed for one in found.transfers}), 'seed')}."
+        f"Means over {_count(len({one.seed for one in found.transfers}), 'seed')}; the interval is over held-out rows and seeds."
     )
-    table = Table(("trained on", "at its own target", "at the others", "difference"), sorted(rows, key=lambda row: float(row[3])))  # fmt: skip
+    table = Table(("trained on", "at its own target", "at the others", "difference", "95 %"), sorted(rows, key=lambda row: float(row[3])), (4,))  # fmt: skip
     return Section("transfer", "Transfer", said, [Part("", figures=figures, tables=[table])])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from .job import Job
 from .methods import method_of
 from .parts import Say, load_named, named_specs
 from .steps import Steps
-from .trained import Trained, Transfer
+from .trained import RowLosses, Trained, Transfer, ends_of, resampled_changes
 
 FOLDER = "trained"
 STEPS = 50
@@ -108,29 +108,35 @@ def train_all(found: Comparison, config: CompareConfig, held_out: Mapping[str, D
                         folder / "adapter",
                         accuracy,
                         untouched,
+                        config.dtype,
                     )
 
-                inputs = [settings.about(), pool_digest(picked), pool_digest(rows), base.key, ROWS, MOST]
+                inputs = [[one.name for one in fields(Trained)], settings.about(), config.dtype, pool_digest(picked),
+                          pool_digest(rows), base.key, ROWS, MOST]  # fmt: skip
                 if others:
                     inputs.append({name: pool_digest(of) for name, of in others.items()})
                 if config.columns or config.row_format != "auto":
                     inputs.append([fmt.name, fmt.columns])
                 steps.run(name, inputs, work)
                 result = dict(steps.done[name].result)
-                elsewhere = result.pop("elsewhere", {})
-                found.trained.append(Trained(arm, target, seed, len(picked), **result))
-                if others:
-                    at = {target: [result["loss"], result["untouched"]], **elsewhere}
-                    found.transfers += [Transfer(arm, target, name, seed, *at[name]) for name in held_out]
+                losses, by_row = result.pop("losses"), result.pop("by_row")
+                for at in losses:
+                    found.by_row[arm, target, at, seed] = run = RowLosses(*map(np.asarray, by_row[at]))
+                    (loss, before), (low, high) = losses[at], ends_of(resampled_changes([run]))
+                    if at == target:
+                        found.trained.append(Trained(arm, target, seed, len(picked), loss, before, low, high, **result))
+                    if others:
+                        found.transfers.append(Transfer(arm, target, at, seed, loss, before, low, high))
 
 
 def _measured(
     base: Any, talks: list[Conversation], settings: TrainConfig, held_out: dict[str, Dataset], others: dict[str, Dataset],
-    adapter: Path, accuracy: Accuracy, untouched: dict[tuple[str, ...], AnswerLoss],
+    adapter: Path, accuracy: Accuracy, untouched: dict[tuple[str, ...], AnswerLoss], dtype: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Losses and accuracies before and after training on rows, and the losses at other targets; the adapter is not kept."""
     shutil.rmtree(adapter, ignore_errors=True)
     record = train_adapter(talks, adapter, settings)
+    by_row: dict[tuple[str, str], AnswerLoss] = {}
     measured = partial(
         evaluate_models,
         base,
@@ -138,24 +144,31 @@ def _measured(
         trained=[talks],
         chat_template=settings.chat_template(),
         untouched=untouched,
+        by_row=by_row,
+        dtype=dtype,
     )
     found = measured(held_out, measure=accuracy)
     of = {(row.model, row.metric): row.value for row in found}
     more = measured(others) if others else []
-    elsewhere = {(row.data, row.model): row.value for row in more if row.metric == LOSS}
+    losses = {(row.data, row.model): row.value for row in [*found, *more] if row.metric == LOSS}
     shutil.rmtree(adapter)
     results = record.results
     return {
-        "loss": of["run", LOSS],
-        "untouched": of[BASE, LOSS],
+        "losses": {name: [losses[name, "run"], losses[name, BASE]] for name in [*held_out, *others]},
+        "by_row": {name: _by_row(by_row[BASE, name], by_row["run", name]) for name in [*held_out, *others]},
         "answers": round(results["answer_tokens"] / results["tokens"], 4),
         "seconds": results["seconds"],
         "accuracy": of.get(("run", METRIC)),
         "accuracy_untouched": of.get((BASE, METRIC)),
         "checked": int(of.get(("run", CHECKED), 0)),
         "not_checked": "" if ("run", METRIC) in of else NOT_CHECKED,
-        **({"elsewhere": {name: [elsewhere[name, "run"], elsewhere[name, BASE]] for name in others}} if others else {}),
     }
+
+
+def _by_row(before: AnswerLoss, after: AnswerLoss) -> list[list[float]]:
+    """Of rows with an answer: nats before and after, and answer tokens."""
+    usable = before.tokens > 0
+    return [before.nll[usable].tolist(), after.nll[usable].tolist(), before.tokens[usable].tolist()]
 
 
 def _arms(found: Comparison, config: CompareConfig, target: str, seed: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -15,7 +15,7 @@ from ..selection.selection import Selection
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore
 from .job import Job
-from .trained import TRAINED, Trained, Transfer, training_cells, training_warnings
+from .trained import TRAINED, RowLosses, Trained, Transfer, training_cells, training_warnings
 
 LOW, HIGH, BOOTSTRAP = 5, 95, 1000
 
@@ -130,6 +130,7 @@ class Comparison:
         samples: (method, target) -> precision of each draw, or with each resample of the exemplars.
         sources: (method, target) -> share of each source among the picks; ``("", "")``: of the pool.
         jobs: (method, target) -> what selects. trained: models trained on the picks, if that was asked for. transfers: their losses at every target.
+        by_row: (arm, target of the picks, measured target, seed) -> losses of the held-out rows.
         exemplars: target -> the signals of its rows. store: the pool's signals, if several methods read some.
         config: what was asked for. row_sources: text ``[N]``, source of each row of the pool, if it has that column.
     """
@@ -144,6 +145,7 @@ class Comparison:
     jobs: dict[tuple[str, str], Job] = field(default_factory=dict)
     trained: list[Trained] = field(default_factory=list)
     transfers: list[Transfer] = field(default_factory=list)
+    by_row: dict[tuple[str, str, str, int], RowLosses] = field(default_factory=dict)
     store: FeatureStore | None = None
     pass_seconds: float = 0.0
     config: CompareConfig | None = None
@@ -212,11 +214,11 @@ class Comparison:
             f"{method} is no better than random rows for {', '.join(of)}: do not use it there"
             for method, of in poor.items()
         ]
-        return found + [said for target in targets for said in training_warnings(self.trained, target)]
+        return found + [said for target in targets for said in training_warnings(self.trained, self.by_row, target)]
 
     def of_training(self, target: str) -> list[tuple[str, ...]]:
         """Cells of the models that were trained for a target."""
-        return training_cells(self.trained, target)
+        return training_cells(self.trained, self.by_row, target)
 
     def ranks(self, seed: int = 0) -> list[Rank]:
         """Methods by their mean rank over the labelled targets; those that did not run on all, and stand-ins, have none.

@@ -65,6 +65,7 @@ def evaluate_models(
     token: str | bool | None = None,
     measure: Callable[[str, Any, Any, Sequence[Conversation]], Mapping[str, float]] | None = None,
     untouched: dict[tuple[str, ...], AnswerLoss] | None = None,
+    by_row: dict[tuple[str, str], AnswerLoss] | None = None,
 ) -> list[EvaluationRow]:
     """Measure the loss of a base model and its adapters on held-out answers, in nats a token.
 
@@ -75,6 +76,7 @@ def evaluate_models(
         chat_template: the one the adapters were trained with, if not the base's own.
         measure: gets a model's name, the model, its tokenizer and rows, and returns further numbers by metric.
         untouched: what earlier calls with the same base and options measured of it, by the rows; more is added.
+        by_row: gets the losses of single rows, by model and data.
 
     Returns:
         One row a model and data set.
@@ -115,6 +117,8 @@ def evaluate_models(
                         loss = answer_losses(tuned, tokenizer, rows, max_length=max_length)
                         progress.done(len(rows))
                     known[key] = loss
+                if by_row is not None:
+                    by_row[name, what] = loss
                 more = measure(name, tuned, tokenizer, rows) if measure is not None else {}
                 found += (EvaluationRow(model=name, data=what, metric=key, value=value) for key, value in more.items())
                 found.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from hf_neuronselect.pipelines import compare_train
 from hf_neuronselect.pipelines.accuracy import kind_of
 from hf_neuronselect.pipelines.compare import compare
 from hf_neuronselect.pipelines.comparison import Comparison, Line
-from hf_neuronselect.pipelines.trained import Trained, Transfer, transfer_matrix
+from hf_neuronselect.pipelines.trained import (
+    DRAWS,
+    RowLosses,
+    Trained,
+    Transfer,
+    ends_of,
+    own_gain,
+    resampled_changes,
+    transfer_matrix,
+)
 from hf_neuronselect.rows.load import conversations_of
 from hf_neuronselect.training.config import TrainConfig
 from hf_neuronselect.training.evaluation import evaluate_models
@@ -173,6 +183,10 @@ def test_each_model_is_measured_at_every_target(
         if (one.arm, one.picked_for, one.target) == ("mona", "a", "b")
     ]
     assert names == ["a", "b"] and changes[0, 1] == pytest.approx(np.mean(both)) and len(both) == 2
+    for one in found.transfers:
+        run = found.by_row[one.arm, one.picked_for, one.target, one.seed]
+        assert len(run.tokens) == 5 - (one.target == "b") and run.tokens.min() > 0
+        assert run.change == pytest.approx(one.loss - one.untouched, abs=1e-5) and one.low <= run.change <= one.high
     page = (tmp_path / "out" / "compare.html").read_text()
     assert f"<title>for a, b: {changes[0, 1]:.3f}</title>" in page and 'id="transfer"' in page
     # again nothing is trained
@@ -181,13 +195,86 @@ def test_each_model_is_measured_at_every_target(
 
 
 def test_a_pair_that_was_not_measured_is_no_number() -> None:
-    names, changes = transfer_matrix([Transfer("x", "a", "b", 0, 1.0, 2.0), Transfer("y", "b", "b", 0, 3.0, 2.0)], "x")
+    names, changes = transfer_matrix(
+        [Transfer("x", "a", "b", 0, 1.0, 2.0, -1, -1), Transfer("y", "b", "b", 0, 3.0, 2.0, 1, 1)], "x"
+    )
     assert names == ["a", "b"] and changes[0, 1] == -1 and np.isnan(changes[[0, 1, 1], [0, 0, 1]]).all()
+
+
+def constant(change: float, rows: int = 3) -> RowLosses:
+    """Rows of two answer tokens, of which each costs so much more."""
+    return RowLosses(np.full(rows, 4.0), np.full(rows, 4.0 + 2 * change), np.full(rows, 2))
+
+
+def drawn(change: float, rows: int, seed: int, noise: float = 0.5) -> RowLosses:
+    """Rows whose change of loss a token is spread around a mean."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, 9, rows)
+    before = rng.random(rows) * tokens
+    return RowLosses(before, before + tokens * (change + noise * rng.standard_normal(rows)), tokens)
+
+
+def test_an_interval_is_that_of_a_plain_bootstrap() -> None:
+    runs = [drawn(-0.3, 40, 0), drawn(-0.2, 40, 1)]
+    rng, slow = np.random.default_rng(5), []
+    for _ in range(DRAWS):
+        rows = rng.integers(0, 40, 40)
+        seeds = [runs[i] for i in rng.integers(0, 2, 2)]
+        changes = [sum(run.after[rows] - run.before[rows]) / sum(run.tokens[rows]) for run in seeds]
+        slow.append(sum(changes) / 2)
+    fast = resampled_changes(runs)
+    assert fast.shape == (DRAWS,) and fast.std() == pytest.approx(np.std(slow), rel=0.1)
+    assert ends_of(fast) == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=0.1 * np.std(slow) * 4)
+    assert fast.mean() == pytest.approx(np.mean([run.change for run in runs]), abs=0.02)
+    # a single row, and runs on different numbers of rows
+    assert ends_of(resampled_changes([constant(-1.0, rows=1)])) == (-1, -1)
+    assert ends_of(resampled_changes([constant(-1.0, 2), constant(-1.0, 5)])) == (-1, -1)
+
+
+def test_arms_are_compared_on_the_same_draws_of_rows() -> None:
+    one = drawn(-0.3, 30, 0)
+    other = RowLosses(one.before, one.after - 0.1 * one.tokens, one.tokens)
+    low, high = ends_of(resampled_changes([other]) - resampled_changes([one]))
+    assert (low, high) == pytest.approx((-0.1, -0.1))
+    assert np.subtract(*ends_of(resampled_changes([one]))) < -0.2, "each alone is far less sure"
+
+
+def test_what_picks_do_for_their_own_target_is_told_from_what_they_do_for_all() -> None:
+    changes = {("a", "a"): -0.5, ("a", "b"): -0.1, ("b", "a"): -0.2, ("b", "b"): -0.4}
+    by_row = {("x", *pair, seed): constant(change) for pair, change in changes.items() for seed in (0, 1)}
+    by_row["y", "a", "b", 0] = constant(9.0)
+    assert own_gain(by_row, "x") == pytest.approx((-0.3, -0.3, -0.3))
+    # rows of a target are the same for both picks: what both share does not widen the interval
+    shared = drawn(-0.3, 30, 0)
+    less = RowLosses(shared.before, shared.after - 0.2 * shared.tokens, shared.tokens)
+    by_row = {("x", a, b, 0): less if a == b else shared for a in "ab" for b in "ab"}
+    assert own_gain(by_row, "x") == pytest.approx((-0.2, -0.2, -0.2))
+
+
+@pytest.mark.parametrize(
+    ("own", "random", "said"),
+    [
+        (drawn(-0.1, 20, 1), constant(0.2), r"whether training on mona helped a is not sure: -0.\d+ \(-0.\d+ to \+0.\d+\)"),
+        (drawn(-1.0, 20, 1), drawn(-0.9, 20, 2), r"helped a more than random rows is not sure: -0.\d+ \(-0.\d+ to \+0.\d+\)"),
+        (drawn(-1.0, 20, 1), drawn(-0.1, 20, 2), ""),
+    ],
+)  # fmt: skip
+def test_a_gain_that_is_not_sure_is_said(own: RowLosses, random: RowLosses, said: str) -> None:
+    found = Comparison(None, None)  # type: ignore[arg-type]
+    found.lines = [Line("mona", "a", rows=5, seconds=0.0)]
+    for arm, run in (("mona", own), ("random", random)):
+        found.by_row[arm, "a", "a", 0] = run
+        found.trained.append(Trained(arm, "a", 0, 5, 2 + run.change, 2.0, 0.0, 0.0, 0.5, 1.0))
+    warned = [one for one in found.warnings(["a"]) if "on mona" in one]
+    assert len(warned) == bool(said)
+    assert all(re.search(f"{said}; more held-out rows would tell$", one) for one in warned)
 
 
 def test_losses_are_said_in_words() -> None:
     def one(arm: str, *losses: float) -> list[Trained]:
-        return [Trained(arm, "a", i, 5, loss, 2.0, 0.5, 1.0) for i, loss in enumerate(losses)]
+        for i, loss in enumerate(losses):
+            found.by_row[arm, "a", "a", i] = constant(loss - 2.0)
+        return [Trained(arm, "a", i, 5, loss, 2.0, loss - 2, loss - 2, 0.5, 1.0) for i, loss in enumerate(losses)]
 
     found = Comparison(None, None)  # type: ignore[arg-type]
     found.lines = [Line("mona", "a", rows=5, seconds=0.0)]
@@ -203,19 +290,22 @@ def test_losses_are_said_in_words() -> None:
     ]
     cells = found.of_training("a")
     assert [line[0] for line in cells] == ["(untouched model)", "mona", "random", "hidden", "longest"]
-    assert cells[1] == ("mona", "a", "5", "1.100", "1.000–1.200", "-0.900", "", "", "0.50")
+    # rows are alike, so what remains are the seeds: both the one, both the other, or one of each
+    assert cells[1] == ("mona", "a", "5", "1.100", "1.000–1.200", "-0.900", "-1.000 to -0.800", "", "", "0.50")
     assert found.of_training("b") == []
 
 
 def test_accuracy_is_shown_or_why_it_is_not() -> None:
     def one(arm: str, seed: int, accuracy: float | None, why: str = "", target: str = "a") -> Trained:
-        return Trained(arm, target, seed, 5, 1.0, 2.0, 0.5, 1.0, accuracy, None if why else 0.25, 0 if why else 8, why)
+        found.by_row[arm, target, target, seed] = constant(-1.0)
+        more = (accuracy, None if why else 0.25, 0 if why else 8, why)
+        return Trained(arm, target, seed, 5, 1.0, 2.0, -1.0, -1.0, 0.5, 1.0, *more)
 
     found = Comparison(None, None)  # type: ignore[arg-type]
     found.lines = [Line("mona", name, rows=5, seconds=0.0) for name in "ab"]
     found.trained = [one("mona", 0, 0.5), one("mona", 1, 0.75), one("mona", 0, None, "no answer is short", "b")]
-    assert [line[6:8] for line in found.of_training("a")] == [("0.250", "8"), ("0.625", "8")]
-    assert [line[6:8] for line in found.of_training("b")] == [("", ""), ("", "")]
+    assert [line[7:9] for line in found.of_training("a")] == [("0.250", "8"), ("0.625", "8")]
+    assert [line[7:9] for line in found.of_training("b")] == [("", ""), ("", "")]
     assert found.warnings(["a", "b"]) == ["b has no accuracy: no answer is short"]
     assert "b has no accuracy: no answer is short" in found.table()
 
