@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .configs import POOL_HELP
 from .errors import NeuronSelectError
+from .judging import JudgeOptions
 from .options import Dtype, Options, opt
 
 
@@ -61,6 +62,42 @@ class SaeLabelConfig(Options):
     device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps.")
     seed: int = opt(0, "Seed of the rows' order.", minimum=0)
     out: Path | None = opt(None, "File of the labels; default in the cache, where explain finds them.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaeDescribeConfig(JudgeOptions, SaeLabelConfig):
+    """Let a chat model say in a phrase what features of an SAE fire on, and check its phrases on other contexts. Give --features or --selection."""
+
+    features: str | None = opt(None, "Numbers of features.", metavar="12,40,77")
+    selection: str | None = opt(
+        None, "Selection made with this SAE, folder or data set on the Hub: the features that explain its picks most."
+    )
+    most: int = opt(20, "Features of a selection.", minimum=1)
+    contexts: int = opt(
+        20, "Held-out contexts of each feature that its phrase is checked on; it fires in half of them.", minimum=8
+    )
+
+    def check(self) -> None:
+        super().check()
+        if (self.features is None) == (self.selection is None):
+            raise NeuronSelectError("give one of --features and --selection")
+        if self.selection is None and "most" in self.given:
+            raise NeuronSelectError("is for the features of a selection: add --selection FOLDER", option="most",
+                                    value=self.most)  # fmt: skip
+        _ = self.numbers
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The features named, each once; none with a selection.
+
+        Raises:
+            NeuronSelectError: one is not a number.
+        """
+        words = [] if self.features is None else [one.strip() for one in self.features.split(",")]
+        if wrong := [one for one in words if not (one.isascii() and one.isdigit() and len(one) < 10)]:
+            raise NeuronSelectError("must be numbers of features with commas between them, such as 12,40,77",
+                                    option="features", value=wrong[0])  # fmt: skip
+        return tuple(dict.fromkeys(map(int, words)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,7 @@ class CausalCheck:
         lines = [
             f"Does {self.target} use the {len(self.features)} features that explain the best {self.picks} picks of {self.method}?",
             text_table(["", "share of the picks' scores", "tokens with it", "adds (norm)"], cells),
-            *(f"feature {one.feature} (made by a machine, AUC {one.label.auc:.2f}): {one.label}" for one in self.features if one.label),
+            *(f"feature {one.feature} ({one.label.made}): {one.label}" for one in self.features if one.label),
             "",
             f"Loss on the answers of {self.rows} {self.rows_are}: {self.loss.told('.4f')} nats a token. What is added, with 95 % "
             "intervals, when these are zeroed:",

@@ -45,7 +45,7 @@ class Part:
 
     def lines(self) -> list[str]:
         """What there is to read about it, a line each."""
-        found = [f"label (made by a machine, AUC {self.label.auc:.2f}): {self.label}"] if self.label else []
+        found = [f"label ({self.label.made}): {self.label}"] if self.label else []
         if self.tokens:
             found.append("here:      " + "   ".join(f"{spot} {spot.value:.3g}" for spot in self.tokens))
         found += [f"row {spot.row}: ".ljust(11) + f"{spot} {spot.value:.3g}" for spot in self.elsewhere]
@@ -141,7 +141,7 @@ class Contrast:
         if self.parts:
             rows = [[name, f"{a:.4g}", f"{b:.4g}", f"{a - b:+.4g}"] for name, a, b in self.parts]
             lines += ["", "What parts add to the score:", text_table(["", "A", "B", "A - B"], rows)]
-            lines += [f"{name} (made by a machine, AUC {one.auc:.2f}): {one}" for name, one in self.labels.items()]
+            lines += [f"{name} ({one.made}): {one}" for name, one in self.labels.items()]
         return shown("\n".join([*lines, *(f"Note: {note}." for note in self.notes)]), lines=True)
 
     @property

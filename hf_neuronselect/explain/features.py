@@ -80,7 +80,7 @@ def features_data(found: Sequence[TargetFeature]) -> list[dict[str, Any]]:
         {
             "name": replaced(str(one.part.label) if one.part.label else one.part.name)[:160],
             "unit": one.part.name if one.part.label else "",
-            "auc": one.part.label and round(one.part.label.auc, 2),
+            "made": replaced(one.part.label.made) if one.part.label else "",
             "share": float(f"{one.part.share:.4g}"), "usual": float(f"{one.usual:.4g}"),
             "rarity": None if one.part.rarity is None else float(f"{one.part.rarity:.4g}"),
             "snippets": [

@@ -17,6 +17,7 @@ from .spots import Spot, one_line
 
 if TYPE_CHECKING:
     from .explanation import Contrast, Explanation, Part, WhyNot
+    from .labels import Label
 
 UP, DOWN = "213,94,0", "0,114,178"
 """What raises a score, and what lowers it: red, green, blue."""
@@ -104,15 +105,15 @@ def why_not_fragment(found: WhyNot) -> str:
 # ----------------------------------------------------------------------------------------------- parts
 def _part_cells(part: Part, most: float) -> list[str]:
     share, *numbers = part.cells()[1:]
-    read = [_words(f"label (made by a machine, AUC {part.label.auc:.2f}): {part.label}")] if part.label else []
+    read = [_words(f"label ({part.label.made}): {part.label}")] if part.label else []
     strongest = max((spot.value for spot in part.tokens), default=0.0) or 1.0
     read += [_marked(spot, spot.value / strongest) for spot in part.tokens]
     read += [f'<span style="{_QUIET}">row {spot.row}:</span> {_marked(spot, 0.5)}' for spot in part.elsewhere]
     return [_safe(part.name), _bar(part.share / most, share), *map(_safe, numbers), "<br>".join(read)]
 
 
-def _label(labels: Mapping[str, object], name: str) -> str:
-    return _words(str(labels[name])) if name in labels else ""
+def _label(labels: Mapping[str, Label], name: str) -> str:
+    return _words(f"{labels[name]} ({labels[name].made})") if name in labels else ""
 
 
 def _marked(spot: Spot, strength: float) -> str:

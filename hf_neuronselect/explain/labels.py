@@ -1,31 +1,29 @@
 """Labels of SAE features: words that are more frequent where a feature fires than elsewhere, with no model asked.
 
 A feature's label is made from three kinds of words: those it fires on, those just before and those just after. How well a
-label predicts where the feature fires is measured on rows it was not made from.
+label predicts where the feature fires is measured on rows it was not made from. A chat model's phrase may stand in the
+place of the words, see :mod:`.described`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from ..core.digests import cache_dir
 from ..core.errors import NeuronSelectError
-from ..core.progress import track
+from ..core.intervals import Interval
 from ..core.sources import Source
-from ..models.batching import TokenBatch, plan_batches
 from ..rows.formats import Conversation
-from ..signals.activations import Mona
 from ..signals.extractor import NeuronFeatureExtractor
+from .firings import Firings, firings_of, terms_of
 
 FILE = "labels.parquet"
 SLOTS = ("on", "after", "before")
@@ -37,8 +35,22 @@ HELD_OUT = 4
 """Every so manieth row is held out."""
 LEAST_FIRED = 10
 """Firings on the rows labels are made from, and on those held out, that a label needs."""
-_BATCH = 64
 _ABOUT = b"neuron_labels"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a feature fires on, in a chat model's phrase.
+
+    Attributes:
+        by: the model's name. score: balanced accuracy of its answers, given the phrase alone, to whether the feature fires in held-out
+            contexts; 0.5 is chance, 1 perfect, None if too few could be read. usable: answers that could be read.
+    """
+
+    text: str
+    by: str
+    score: Interval
+    usable: int
 
 
 @dataclass(frozen=True)
@@ -47,18 +59,40 @@ class Label:
 
     Attributes:
         on, after, before: words it fires on, whose next token it fires on, whose token before it fires on.
-        auc: of predicting from the words alone on which held-out tokens it fires; 0.5 is chance, 1 perfect.
+        auc: of predicting from the words alone on which held-out tokens it fires; 0.5 is chance, 1 perfect; None without words.
         tokens, rows: share of the tokens, and of the rows, that it fires on.
+        described: a chat model's phrase, which is told in the place of the words.
     """
 
     on: tuple[str, ...]
     after: tuple[str, ...]
     before: tuple[str, ...]
-    auc: float
+    auc: float | None
     tokens: float
     rows: float
+    described: Description | None = None
+
+    @property
+    def score(self) -> float | None:
+        """How well what is told predicts where the feature fires; 0.5 is chance. Of words an AUC over tokens, of a phrase a
+        balanced accuracy over contexts: no two of a kind.
+        """
+        return self.auc if self.described is None else self.described.score.value
+
+    @property
+    def made(self) -> str:
+        """Who made what is told, and its score."""
+        if (one := self.described) is not None:
+            score = f"balanced accuracy {told}" if (told := one.score.told()) else "not scored"
+            return f"made by the chat model {one.by}, {score}"
+        return "made by a machine" + ("" if self.auc is None else f", AUC {self.auc:.2f}")
 
     def __str__(self) -> str:
+        return self.words if self.described is None else self.described.text
+
+    @property
+    def words(self) -> str:
+        """The words of all slots."""
         parts = [(slot, getattr(self, slot)) for slot in SLOTS]
         said = [
             ("" if slot == "on" else f"{slot} ") + " ".join(f"“{word}”" for word in words)
@@ -66,6 +100,26 @@ class Label:
             if words
         ]
         return ", ".join(said) or "no common word"
+
+
+_DESCRIBED: Mapping[str, tuple[pa.DataType, Callable[[Description], Any]]] = {
+    "description": (pa.string(), lambda one: one.text),
+    "described_by": (pa.string(), lambda one: one.by),
+    "described_score": (pa.float32(), lambda one: one.score.value),
+    "described_low": (pa.float32(), lambda one: one.score.low),
+    "described_high": (pa.float32(), lambda one: one.score.high),
+    "described_usable": (pa.int32(), lambda one: one.usable),
+}
+
+
+def _described(row: Mapping[str, Any]) -> Description | None:
+    """The description in a line of a labels file."""
+    text, by, value, low, high, usable = (row[name] for name in _DESCRIBED)
+    return None if text is None else Description(text, by, Interval(value, low, high), usable)
+
+
+def _wordless(label: Label) -> Label:
+    return Label((), (), (), None, label.tokens, label.rows)
 
 
 @dataclass(frozen=True)
@@ -82,6 +136,15 @@ class Labels:
     def get(self, feature: int) -> Label | None:
         return self.found.get(feature)
 
+    def with_descriptions(self, others: Mapping[int, Label]) -> Labels:
+        """These labels, with the descriptions that others have, also of features without words here."""
+        told = {
+            feature: replace(self.found.get(feature) or _wordless(one), described=one.described)
+            for feature, one in others.items()
+            if one.described is not None
+        }
+        return Labels({**self.found, **told}, self.about)
+
     def save(self, path: Path) -> None:
         """Write one parquet file.
 
@@ -90,13 +153,17 @@ class Labels:
         """
         order = sorted(self.found)
         labels = [self.found[latent] for latent in order]
+        phrases = [one.described for one in labels]
         words: dict[str, pa.Array] = {
             slot: pa.array([list(getattr(one, slot)) for one in labels], pa.list_(pa.string())) for slot in SLOTS
         }
         numbers = {
             name: pa.array([getattr(one, name) for one in labels], pa.float32()) for name in ("auc", "tokens", "rows")
         }
-        table = pa.table({"latent": pa.array(order, pa.int32())} | words | numbers)
+        told = {
+            name: pa.array([one and read(one) for one in phrases], kind) for name, (kind, read) in _DESCRIBED.items()
+        }
+        table = pa.table({"latent": pa.array(order, pa.int32())} | words | numbers | told)
         table = table.replace_schema_metadata({_ABOUT: json.dumps(dict(self.about), sort_keys=True)})
         part = path.with_name(f".{path.name}.part")
         try:
@@ -123,7 +190,7 @@ class Labels:
             found = {
                 int(row["latent"]): Label(
                     on=tuple(row["on"]), after=tuple(row["after"]), before=tuple(row["before"]),
-                    auc=row["auc"], tokens=row["tokens"], rows=row["rows"],
+                    auc=row["auc"], tokens=row["tokens"], rows=row["rows"], described=_described(row),
                 )
                 for row in rows
             }  # fmt: skip
@@ -153,18 +220,21 @@ def check_labels_file(path: Path) -> None:
 
 
 def labels_path(sae: Source) -> Path:
-    """Where the labels of an SAE are kept if they are not beside it."""
+    """Where labels of an SAE that are made on this machine are kept."""
     return cache_dir() / "labels" / f"{sae.key.replace(':', '-').replace('/', '-')}.parquet"
 
 
-def labels_of(sae: Source) -> Labels | None:
-    """The labels of an SAE: those beside it, else those made on this machine; None if there are none of this very SAE.
+def labels_of(sae: Source, first: Path | None = None) -> Labels | None:
+    """The labels of an SAE: those made on this machine, else those beside it; None if there are none of this very SAE.
+
+    Args:
+        first: file that goes before both.
 
     Raises:
         NeuronSelectError: they are damaged.
     """
-    for path in (Path(sae.location) / FILE, labels_path(sae)):
-        if path.is_file() and (found := Labels.load(path)).about.get("sae") == sae.key:
+    for path in (first, labels_path(sae), Path(sae.location) / FILE):
+        if path is not None and path.is_file() and (found := Labels.load(path)).about.get("sae") == sae.key:
             return found
     return None
 
@@ -188,90 +258,9 @@ def make_labels(
     sae = extractor.extraction.sae
     if sae is None:
         raise NeuronSelectError("labels are of an SAE's features: name one", option="sae")
-    seen = _fire(extractor, rows, tokens)
+    seen = firings_of(extractor, rows, tokens)
     made = {"sae": sae.key, "model": extractor.extraction.spec.source.key, "tokens": len(seen.token), "rows": seen.rows}
-    return Labels(label_firings(seen, _terms(extractor.forward.tokenizer)), made | dict(about or {}))
-
-
-@dataclass(frozen=True)
-class Firings:
-    """Where features fire.
-
-    Attributes:
-        token, row: int64 ``[n]``, each token's id and row, in order. rows: how many rows.
-        place, latent: int64 ``[f]``, the tokens' places in these, and the features that fire there; strength: float32 ``[f]``.
-    """
-
-    token: np.ndarray
-    row: np.ndarray
-    place: np.ndarray
-    latent: np.ndarray
-    strength: np.ndarray
-
-    @property
-    def rows(self) -> int:
-        return int(self.row[-1]) + 1 if len(self.row) else 0
-
-
-def _fire(extractor: NeuronFeatureExtractor, rows: Iterable[Conversation], tokens: int) -> Firings:
-    """Run the model over rows until there are enough tokens."""
-    engine = extractor.forward
-    backbone, sae = engine.loaded([Mona()])
-    assert sae is not None
-    parts: list[list[np.ndarray]] = [[], [], [], [], []]
-    done = number = 0
-    left = iter(rows)
-    with track("labels", None) as progress:
-        while done < tokens and (read := list(islice(left, _BATCH))):
-            samples = [one for one in engine.read(read, ()) if not one.skip]
-            found: dict[int, list[np.ndarray]] = {}
-            for chosen in plan_batches([len(one.input_ids) for one in samples], engine.token_budget(backbone)):
-                batch = TokenBatch.of([samples[i] for i in chosen], 0, backbone.device)
-                seen: list[tuple[np.ndarray, ...]] = []
-
-                def observe(hidden: torch.Tensor, batch: TokenBatch = batch, seen: list[Any] = seen) -> None:
-                    vectors = batch.pooled.vectors(hidden)
-                    for at in range(0, len(vectors), sae.chunk_tokens):
-                        values, indices = sae.encode(
-                            vectors[at : at + sae.chunk_tokens], extractor.extraction.options.top_k_features
-                        )
-                        token, column = (values > 0).nonzero(as_tuple=True)
-                        latent = column if indices is None else indices[token, column]
-                        seen.append(
-                            tuple(one.cpu().numpy() for one in (token + at, latent, values[token, column].float()))
-                        )
-
-                backbone.run(batch, [(sae.site, observe)])
-                token, latent, strength = (np.concatenate(one) for one in zip(*seen, strict=True))
-                owner = batch.pooled.row.cpu().numpy()
-                first = np.searchsorted(owner, np.arange(len(chosen)))
-                ends = np.searchsorted(token, np.append(first, len(owner)))
-                for j, i in enumerate(chosen.tolist()):
-                    span = slice(ends[j], ends[j + 1])
-                    found[i] = [token[span] - first[j], latent[span], strength[span]]
-            for i, sample in enumerate(samples):
-                if done >= tokens:
-                    break
-                ids = sample.input_ids[sample.pooled]
-                token, latent, strength = found[i]
-                new = (ids, np.full(len(ids), number), token + done, latent, strength)
-                for part, one in zip(parts, new, strict=True):
-                    part.append(one)
-                done, number = done + len(ids), number + 1
-            progress.done(len(samples))
-    if not done:
-        raise NeuronSelectError("no row can be read; give others", option="pool")
-    token, row, place, latent, strength = (np.concatenate(part) for part in parts)
-    return Firings(token, row, place, latent.astype(np.int64), strength.astype(np.float32))
-
-
-def _terms(tokenizer: Any) -> list[str]:
-    """Token id -> its text as a word of a label, without case and spaces; "" for a part of a character."""
-    found = []
-    for text in tokenizer.batch_decode([[i] for i in range(len(tokenizer))]):
-        word = "" if "\ufffd" in text else text.strip().casefold()
-        found.append(word or ("" if "\ufffd" in text or not text else "⏎" if "\n" in text else "␣"))
-    return found
+    return Labels(label_firings(seen, terms_of(extractor.forward.tokenizer)), made | dict(about or {}))
 
 
 def label_firings(seen: Firings, terms: Sequence[str]) -> dict[int, Label]:

@@ -210,7 +210,7 @@ def reasons_data(found: Reasons, roles: dict[str, int]) -> dict[str, Any]:
         own = heat is not None and heat.parts.shape[1] > i
         parts.append({
             "name": replaced(str(part.label) if part.label else part.name)[:160],
-            "unit": replaced(part.name)[:60] if part.label else "", "auc": part.label and round(part.label.auc, 2),
+            "unit": replaced(part.name)[:60] if part.label else "", "made": replaced(part.label.made) if part.label else "",
             "share": _rounded(part.share), "rarity": None if part.rarity is None else _rounded(part.rarity),
             "usual": None if part.usual is None else _rounded(part.usual), "levels": levels_of(heat.parts[:, i]) if heat is not None and own else "",
         })  # fmt: skip

@@ -72,8 +72,11 @@ def spots_of(
     return tuple(found.values())
 
 
-def spot_at(decode: Callable[[Sequence[int]], str], ids: np.ndarray, at: int, value: float) -> Spot:
-    """A token in its context; parts of a character are shown with the tokens that complete it."""
+def spot_at(
+    decode: Callable[[Sequence[int]], str], ids: np.ndarray, at: int, value: float, *,
+    around: tuple[int, int] = (BEFORE, AFTER),
+) -> Spot:  # fmt: skip
+    """A token in its context, ``around`` tokens; parts of a character are shown with the tokens that complete it."""
     spans = [
         (start, start + size)
         for size in range(1, BYTES + 1)
@@ -83,6 +86,6 @@ def spot_at(decode: Callable[[Sequence[int]], str], ids: np.ndarray, at: int, va
     # The fewest tokens that make whole characters; else the token itself.
     start, end = next((span for span in spans if "\ufffd" not in decode(ids[slice(*span)].tolist())), (at, at + 1))
     token = decode(ids[start:end].tolist())
-    before = decode(ids[max(0, start - BEFORE) : start].tolist()).replace("\ufffd", "")
-    after = decode(ids[end : end + AFTER].tolist()).replace("\ufffd", "")
+    before = decode(ids[max(0, start - around[0]) : start].tolist()).replace("\ufffd", "")
+    after = decode(ids[end : end + around[1]].tolist()).replace("\ufffd", "")
     return Spot(before, token, after, value)

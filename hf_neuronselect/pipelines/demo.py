@@ -34,7 +34,7 @@ RATIO = 0.05
 DRAWS = 20
 PICKS = 5  # told on the last screen
 APART = 12  # features of a row among which the one that is told is chosen
-CLEAR = 0.7  # AUC of a label that is told
+CLEAR = 0.7  # score of a label that is told
 MAIN = "mona"  # the method whose rows are shown and written
 # nait in the paper's reading is decided by a token that is the same in every row; the others show the difference.
 METHODS = f"{MAIN},nait,nait-contrast,nait(reading=paper),polysemantic,hidden,longest,random"
@@ -176,27 +176,33 @@ def best_rows(
         told = []
         for at in (clear, *(at for at in first.tolist() if at != clear)):
             unit = int(why.ids[at])
-            named = f"{labels[unit]} (feature {unit})" if labels[unit] else f"feature {unit}"
+            named = f"{_told(label)} (feature {unit})" if (label := labels[unit]) else f"feature {unit}"
             told.append(
                 f"{named}: {why.shares[at]:.1%} of the overlap, {average[at]:.1%} in an average row; on "
                 + ", ".join(str(spot) for spot in tokens.get(unit, ()))
             )
         unit = int(why.ids[clear])
         spot = next(iter(tokens.get(unit, ())), "")
-        short = (
-            f"{row['source']} {row['neuron_score']:.2f}, fires at …{spot}…, label: {labels[unit] or f'feature {unit}'}"
-        )
+        named = _told(label) if (label := labels[unit]) else f"feature {unit}"
+        short = f"{row['source']} {row['neuron_score']:.2f}, fires at …{spot}…, label: {named}"
         found.append(BestRow(row["neuron_score"], row["source"], selection.excerpt(i, 300), told[:3], short))
     return found
+
+
+def _told(label: Label) -> str:
+    """A label; a chat model's with its name and score."""
+    return f"{label}, {label.made}" if label.described else str(label)
 
 
 def _readable(labels: Sequence[Label | None], used: Collection[str]) -> int:
     """The first label that names a word, predicts where its feature fires, and was not told before; else the best one."""
     for i, label in enumerate(labels):
-        if label is not None and label.auc >= CLEAR and str(label) not in used:
-            if any(len(word) > 2 and word.isalpha() for word in (*label.on, *label.after, *label.before)):
+        if label is not None and (label.score or 0.0) >= CLEAR and str(label) not in used:
+            if label.described or any(
+                len(word) > 2 and word.isalpha() for word in (*label.on, *label.after, *label.before)
+            ):
                 return i
-    return max(range(len(labels)), key=lambda i: one.auc if (one := labels[i]) else 0.0)
+    return max(range(len(labels)), key=lambda i: (one.score or 0.0) if (one := labels[i]) else 0.0)
 
 
 def _pass_text(found: Comparison) -> str:

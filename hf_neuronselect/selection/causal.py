@@ -67,7 +67,7 @@ def causal_check(explainer: Explainer, options: CausalOptions, held_out: Dataset
             "answers of the task are needed: give its exemplars, NAME=ROWS, or other rows of it (held_out)", option="target",
             value=evidence.target,
         )  # fmt: skip
-    shares, picks = _shares(explainer)
+    shares, picks = feature_shares(explainer)
     ablation = _ablation(explainer)
     samples, left_out = _samples(explainer, rows, options.seed)
     with progress.track("causal check", len(samples)) as told:
@@ -98,8 +98,12 @@ def causal_check(explainer: Explainer, options: CausalOptions, held_out: Dataset
     )  # fmt: skip
 
 
-def _shares(explainer: Explainer) -> tuple[dict[int, float], int]:
-    """Feature -> its mean share of the sums that the best picks' scores are made from; and how many picks."""
+def feature_shares(explainer: Explainer) -> tuple[dict[int, float], int]:
+    """Feature -> its mean share of the sums that the best picks' scores are made from; and how many picks.
+
+    Raises:
+        NeuronSelectError: they are not made from an SAE's features.
+    """
     picks = min(PICKS, len(explainer.selection))
     method, found = explainer.evidence.method, dict[int, float]()
     of_sae = any(one.needs_sae for one in signals_of(method.signals))
@@ -109,12 +113,16 @@ def _shares(explainer: Explainer) -> tuple[dict[int, float], int]:
         why = explainer.reasons(place)
         if why.unit != "feature" or not of_sae:
             raise NeuronSelectError(
-                f"{method.name} does not score by features of an SAE, and only those can be zeroed: select by a method that "
-                "reads an SAE's latents", option="method", value=method.name,
+                f"{method.name} does not score by features of an SAE: select by a method that reads an SAE's latents", option="method", value=method.name,
             )  # fmt: skip
         for feature, share in zip(why.ids.tolist(), why.shares.tolist(), strict=True):
             found[feature] = found.get(feature, 0.0) + share / picks
     return found, picks
+
+
+def ranked_by(shares: dict[int, float]) -> list[int]:
+    """The features of positive shares, the largest first, ties to the lower number."""
+    return sorted((one for one in shares if shares[one] > 0), key=lambda one: (-shares[one], one))
 
 
 def _ablation(explainer: Explainer) -> Ablation:
@@ -157,7 +165,7 @@ def _named(shares: dict[int, float], activity: Activity, k: int) -> tuple[np.nda
     Raises:
         NeuronSelectError: none is active on the rows.
     """
-    ranked = sorted((one for one in shares if shares[one] > 0), key=lambda one: (-shares[one], one))[:k]
+    ranked = ranked_by(shares)[:k]
     active = [one for one in ranked if activity.rate[one] > 0]
     notes = []
     if len(ranked) < k:

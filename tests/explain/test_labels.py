@@ -12,7 +12,8 @@ from hf_neuronselect import NeuronSelectError
 from hf_neuronselect.core import bundled
 from hf_neuronselect.core.sae_configs import SaeLabelConfig
 from hf_neuronselect.explain import labels
-from hf_neuronselect.explain.labels import Firings, Label, Labels, label_firings, labels_of, make_labels
+from hf_neuronselect.explain.firings import Firings
+from hf_neuronselect.explain.labels import Label, Labels, label_firings, labels_of, make_labels
 from hf_neuronselect.models.sae_formats import load_sae
 from hf_neuronselect.pipelines.labels import label_sae
 from hf_neuronselect.rows.load import conversations_of

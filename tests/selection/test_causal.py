@@ -144,7 +144,7 @@ def test_methods_without_features_are_refused(method: str, pool: Dataset, target
     selector = NeuronSelector(method)
     extractor = make_extractor(tiny_folder, features=selector.signals)
     found = selector.fit({"t": target}, extractor=extractor).select(pool, k=4)
-    with pytest.raises(NeuronSelectError, match="does not score by features of an SAE, and only those can be zeroed"):
+    with pytest.raises(NeuronSelectError, match="does not score by features of an SAE: select by a method"):
         found.causal_check(4, held_out=target)
 
 

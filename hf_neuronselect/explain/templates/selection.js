@@ -43,7 +43,7 @@ const explained = (why, turns) => {
     name.dir = "auto";
     track.append(bar);
     line.append(name, track, make("b", "", percent(part.share)));
-    const more = [part.unit, part.auc === null || part.auc === undefined ? "" : `label by a machine, AUC ${part.auc.toFixed(2)}`,
+    const more = [part.unit, part.made && `label ${part.made}`,
       part.usual === null ? "" : `${percent(part.usual)} in an average row`, part.rarity === null ? "" : `in ${percent(part.rarity)} of the pool's rows`].filter(Boolean).join(" · ");
     if (more) line.append(make("small", "", more));
     if (part.levels) {
@@ -307,7 +307,7 @@ if (features) for (const [target, found] of Object.entries(data.features)) {
     of.style.width = `${100 * one.usual / most}%`;
     track.append(bar, of);
     head.append(name, track, make("span", "", `${percent(one.share)} of the exemplars' activation, ${percent(one.usual)} of the pool's`));
-    const more = [one.unit, one.auc === null || one.auc === undefined ? "" : `AUC ${one.auc.toFixed(2)}`,
+    const more = [one.unit, one.made && `label ${one.made}`,
       one.rarity === null ? "" : one.rarity ? `active in ${percent(one.rarity)} of the pool's rows` : "active in no row of the pool"].filter(Boolean).join(" · ");
     item.append(head, make("small", "", more));
     for (const [row, pieces, levels] of one.snippets) {
