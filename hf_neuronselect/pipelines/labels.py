@@ -38,6 +38,7 @@ from ..rows.load import Rows, load_rows
 from ..selection.causal import feature_shares, ranked_by
 from ..selection.selection import Selection
 from ..signals.activations import Mona
+from ..signals.base import signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from .explain import explainer_of
 from .parts import Say, extractor_of, quiet
@@ -171,15 +172,17 @@ def _wanted(config: SaeDescribeConfig, extractor: NeuronFeatureExtractor, sae: S
 def _of_selection(config: SaeDescribeConfig, folder: str, sae: Source) -> list[int]:
     """The features that explain a selection's picks most, as the causal check ranks them."""
     selection, name = Selection.from_pretrained(folder), Path(folder).name
-    made = selection.provenance.extractor
-    if made is None or made.sae is None or made.sae.id is None or made.sae.commit is None:
+    made, selector = selection.provenance.extractor, selection.selector
+    known = made.sae if made is not None else None
+    of_sae = selector is not None and any(one.needs_sae for one in signals_of(selector.method.signals))
+    if not of_sae or known is None or known.id is None or known.commit is None:
         raise NeuronSelectError(
             f"{selection.provenance.method.name} does not score by features of an SAE: name a selection by a method that reads an "
             "SAE's latents, or give --features", option="selection", value=name,
         )  # fmt: skip
-    if Source(made.sae.id, made.sae.commit, "").key != sae.key:
+    if Source(known.id, known.commit, "").key != sae.key:
         raise NeuronSelectError(
-            f"was made with the SAE {made.sae.id} at {made.sae.commit}, and this is {sae.id} at {sae.commit}: name that one "
+            f"was made with the SAE {known.id} at {known.commit}, and this is {sae.id} at {sae.commit}: name that one "
             "(--model, --sae)", option="selection", value=name,
         )  # fmt: skip
     given = EvidenceOptions(model=config.model, sae=None if config.sae == AUTO else config.sae, device=config.device)

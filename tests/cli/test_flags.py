@@ -20,7 +20,7 @@ from hf_neuronselect.core.options import Options, flag_words, options_of
 WORK = {name: f"hf_neuronselect.pipelines.{name}.{name}" for name in CONFIGS if " " not in name}
 WORK |= {f"sae {one}": f"hf_neuronselect.pipelines.sae.{one}_sae" for one in ("train", "find", "inspect")}
 WORK["app"] = "hf_neuronselect.pipelines.serve.serve"
-WORK["sae label"] = "hf_neuronselect.pipelines.labels.label_sae"
+WORK |= {f"sae {one}": f"hf_neuronselect.pipelines.labels.{one}_sae" for one in ("label", "describe")}
 ARGUMENTS = {
     "explain": ["folder"],
     "report": ["folder"],

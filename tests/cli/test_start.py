@@ -55,7 +55,7 @@ def test_the_import_loads_nothing_heavy() -> None:
 
 
 HELPS = ["", "demo", "select", "fit", "extract", "compare", "train", "run", "evaluate", "export", "push", "sae",
-         "explain", "app", "judge", "report", "sae train", "sae label", "sae inspect"]  # fmt: skip
+         "explain", "app", "judge", "report", "sae train", "sae label", "sae describe", "sae inspect"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", HELPS)

@@ -144,6 +144,10 @@ def test_what_reaches_the_page_is_safe() -> None:
     data = reasons_data(Reasons("t", HOSTILE, parts, 9, heat), roles)
     text = embedded(data)
     assert not set(text) & set("\x1b\0\u202e<") and "☃" in text and roles == {"user": 0, "text": 1}
-    assert data["parts"][1]["unit"] == "feature 3" and data["parts"][1]["made"] == "made by a machine, AUC 0.72" and data["of"] == 9
+    assert (
+        data["parts"][1]["unit"] == "feature 3"
+        and data["parts"][1]["made"] == "made by a machine, AUC 0.72"
+        and data["of"] == 9
+    )
     assert len(data["levels"]) == len(data["turns"][0][1]) == len(data["parts"][0]["levels"])
     assert data["parts"][1]["levels"] == "" and "turns" not in reasons_data(Reasons("t", "x"), roles)

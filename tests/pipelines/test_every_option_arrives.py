@@ -117,6 +117,16 @@ COMMITTED = {
     "commit_message": Line("words", lambda seen: seen["push"]["commit_message"]),
     "examples": Line(False, key("examples")),
 }
+JUDGE = {
+    "judge": Line("some", lambda seen: seen["spec"].name),
+    "at": Line("hub", lambda seen: seen["spec"].at),
+    "key": Line("KEY", lambda seen: seen["spec"].key),
+    "concurrency": Line(3, lambda seen: seen["spec"].concurrency),
+    "tries": Line(2, lambda seen: seen["spec"].tries),
+    "timeout": Line(9.5, lambda seen: seen["spec"].timeout),
+    "price_in": Line(0.5, lambda seen: seen["spec"].price_in),
+    "price_out": Line(0.5, lambda seen: seen["spec"].price_out),
+}
 
 
 ROW = {"row": 0}
@@ -259,15 +269,7 @@ LINES: dict[str, dict[str, Line]] = {
         "prompt": Line(Path("{files}/prompt.txt"), lambda seen: seen["prompt"][:2], "Is"),
         "seed": Line(5, lambda seen: seen["groups"][0].rows, (13, 3), {"samples": 2}),  # (3, 11) by the default
         "out": Line(Path("{files}/judged"), key("folder")),
-        "judge": Line("some", lambda seen: seen["spec"].name),
-        "at": Line("hub", lambda seen: seen["spec"].at),
-        "key": Line("KEY", lambda seen: seen["spec"].key),
-        "concurrency": Line(3, lambda seen: seen["spec"].concurrency),
-        "tries": Line(2, lambda seen: seen["spec"].tries),
-        "timeout": Line(9.5, lambda seen: seen["spec"].timeout),
-        "price_in": Line(0.5, lambda seen: seen["spec"].price_in),
-        "price_out": Line(0.5, lambda seen: seen["spec"].price_out),
-    },
+    } | JUDGE,
     "sae label": {
         name: EXTRACTION[name]
         for name in ("model", "revision", "sae", "sae_revision", "layer", "max_length", "dtype", "device")
@@ -275,6 +277,19 @@ LINES: dict[str, dict[str, Line]] = {
         "pool": Line("{files}/t.jsonl", lambda seen: len(seen["rows"]), 4),
         "tokens": Line(5000, key("tokens")),
         "seed": Line(3, lambda seen: seen["about"]["seed"]),
+        "out": Line(Path("{files}/labels.parquet"), key("saved")),
+    },
+    "sae describe": {
+        name: EXTRACTION[name]
+        for name in ("model", "revision", "sae", "sae_revision", "layer", "max_length", "dtype", "device")
+    } | JUDGE | {
+        "pool": Line("{files}/t.jsonl", lambda seen: len(seen["rows"]), 4),
+        "tokens": Line(5000, key("tokens")),
+        "seed": Line(3, key("seed")),
+        "contexts": Line(12, key("contexts")),
+        "features": Line("3,4", key("wanted"), [3, 4]),
+        "selection": Line("{files}/selected", lambda seen: seen["selection"], beside={"features": None}),
+        "most": Line(3, key("wanted"), [0, 1, 2], {"features": None, "selection": "{files}/selected"}),
         "out": Line(Path("{files}/labels.parquet"), key("saved")),
     },
     "sae find": {
@@ -302,6 +317,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "report": {"folder": "{files}"},
     "judge": {"folder": ("{files}/selected",), "target": "t={files}/t.jsonl", "at": "http://localhost/v1"},
     "sae label": {"pool": "{files}/pool.jsonl"},
+    "sae describe": {"pool": "{files}/pool.jsonl", "features": "1", "at": "http://localhost/v1"},
     "demo": {"out": "{files}/demo"},
 }  # fmt: skip
 RECIPE = {"select": {"pool": "{files}/pool.jsonl", "target": ["t={files}/t.jsonl"], "k": 4},
@@ -333,6 +349,13 @@ def write_recipe(path: Path, files: Path, **changes: Any) -> Path:
     return path
 
 
+class Saved(SimpleNamespace):
+    """Labels that are written nowhere."""
+
+    def with_descriptions(self, others: Any) -> Saved:
+        return self
+
+
 class Empty(SimpleNamespace):
     """A selection without rows."""
 
@@ -341,12 +364,27 @@ class Empty(SimpleNamespace):
 
 
 def patch_explanations(found: Seen, patch: Callable[..., None]) -> None:
-    """The callees of ``explain`` and ``sae label``."""
+    """The callees of ``explain``, ``sae label`` and ``sae describe``."""
 
     def make_labels(extractor: Any, rows: Any, **more: Any) -> Any:
         found.update(more, extractor=extractor, rows=list(rows))
         label = SimpleNamespace(auc=0.5)
-        return SimpleNamespace(found={0: label}, about=more, save=lambda path: found.update(saved=path))
+        return Saved(found={0: label}, about=more, save=lambda path: found.update(saved=path))
+
+    def firings(extractor: Any, rows: Any, tokens: int, only: Any) -> None:
+        found.update(extractor=extractor, rows=list(rows), tokens=tokens, wanted=only)
+
+    def contexts(config: Any, seen: Any, wanted: Any) -> dict[int, Any]:
+        found.update(contexts=config.contexts, seed=config.seed)
+        return {}
+
+    def described(judge: Any, *given: Any) -> list[Any]:
+        found.update(spec=judge.spec)
+        return []
+
+    def of_selection(config: Any, folder: str, sae: Any) -> list[int]:
+        found.update(selection=folder)
+        return list(range(config.most))
 
     def explainer(**given: Any) -> Any:
         found.update(given)
@@ -386,6 +424,10 @@ def patch_explanations(found: Seen, patch: Callable[..., None]) -> None:
     patch(report, "FeatureStore", lambda folder: folder)
     patch(report, "put", lambda path, text: None)
     patch(labels, "make_labels", make_labels)
+    for name, callee in {"firings_of": firings, "_contexts": contexts, "_described": described, "_table": str,
+                         "_of_selection": of_selection}.items():  # fmt: skip
+        patch(labels, name, callee)
+    patch(labels.Labels, "save", lambda self, path: found.update(saved=path))
     patch(explain, "Selection", SimpleNamespace(from_pretrained=selected))
     patch(explain, "causal_check", lambda explainer, options, rows: found.update(causal=options, held_out=rows))
     patch(explain, "FeatureStore", lambda folder: folder)
@@ -513,10 +555,11 @@ def steps(seen: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Seen:
 # ------------------------------------------------------------------------------------------------ tests
 SECTIONS = {"evaluate": EvaluateOptions, "push": PushSection}
 PIPELINES = {"fit": fit, "extract": extract, "compare": compare, "demo": demo, "run": run, "evaluate": evaluate,
-             "export": export, "push": push, "explain": explain, "app": serve, "report": report, "judge": judge, "sae label": labels, "sae train": sae, "sae find": sae, "sae inspect": sae}  # fmt: skip
+             "export": export, "push": push, "explain": explain, "app": serve, "report": report, "judge": judge, "sae label": labels, "sae describe": labels, "sae train": sae, "sae find": sae, "sae inspect": sae}  # fmt: skip
 FUNCTIONS = {
     "app": "serve",
     "sae label": "label_sae",
+    "sae describe": "describe_sae",
     "sae train": "train_sae",
     "sae find": "find_sae",
     "sae inspect": "inspect_sae",
@@ -542,7 +585,10 @@ def words_of(value: Any) -> list[str]:
 
 def config_of(command: str, name: str, files: Path) -> Options:
     line = LINES[command][name]
-    return CONFIGS[command].from_mapping(filled(USUAL.get(command, {}) | dict(line.beside) | {name: line.value}, files))
+    values = USUAL.get(command, {}) | dict(line.beside) | {name: line.value}  # None takes a usual one away
+    return CONFIGS[command].from_mapping(
+        filled({one: value for one, value in values.items() if value is not None}, files)
+    )
 
 
 def test_every_option_of_every_command_has_a_line() -> None:
@@ -567,7 +613,11 @@ def test_flag_recipe_and_python_reach_the_pipeline_alike(
     placed = [word for one in PLACED.get(command, []) if one in values for word in words_of(values[one])]
     rest = {one: value for one, value in values.items() if one not in PLACED.get(command, [])}
     ways = [[*flag_words(type(config), rest), *placed]]
-    if command not in ("run", "push", "explain", "app", "judge", "report", "sae label", "sae find", "sae inspect"):
+    if (
+        command == "sae train"
+        or command not in ("run", "push", "explain", "app", "judge", "report")
+        and "sae" not in command
+    ):
         section = {one: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
                    for one, v in rest.items()}  # fmt: skip
         (tmp_path / "r.yaml").write_text(yaml.safe_dump({command.split()[0]: section}))

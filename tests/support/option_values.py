@@ -24,6 +24,7 @@ CONFIGS: dict[str, type[Options]] = {
     "report": configs.ReportConfig,
     "sae train": sae_configs.SaeTrainConfig,
     "sae label": sae_configs.SaeLabelConfig,
+    "sae describe": sae_configs.SaeDescribeConfig,
     "sae find": sae_configs.SaeFindConfig,
     "sae inspect": sae_configs.SaeInspectConfig,
 }
@@ -31,7 +32,9 @@ EVERY = [(command, name) for command, kind in CONFIGS.items() for name in option
 # Values of options that not every text or number is a value of.
 _OF = {"ratio": 0.25, "shard": "1/3", "method_option": {"metric": "cosine", "times": 2.5, "on": True}}
 # Options that belong to another one.
-_WITH: dict[str, dict[str, Any]] = {"weight": {"aggregate": "weighted"}, "avoid_weight": {"avoid": ("a=x y",)}}
+_WITH: dict[str, dict[str, Any]] = {
+    "weight": {"aggregate": "weighted"}, "avoid_weight": {"avoid": ("a=x y",)}, "most": {"selection": "some"},
+}  # fmt: skip
 _OF_SELECT = {"held_out": {"ratio": "auto"}, "train": {"ratio": "auto", "held_out": "held.jsonl"}}
 
 
@@ -55,7 +58,9 @@ def other(option: Option) -> Any:
         return 37
     if option.kind is float:
         return 0.125
-    return Path("some/where") if option.kind is Path else "some text"
+    if option.kind is Path:
+        return Path("some/where")
+    return "37,36" if option.name == "features" else "some text"
 
 
 def bad(option: Option) -> list[Any]:
@@ -81,5 +86,7 @@ def needed(command: str, name: str) -> dict[str, Any]:
         values["data"] = ("held.jsonl",)
     if command == "explain" and name not in ("row", "why_not", "contrast", "causal"):
         values["causal" if name == "held_out" else "row"] = 37
+    if command == "sae describe" and name not in ("features", "selection", "most"):
+        values["features"] = "37,36"
     beside = _WITH.get(name, {}) | (_OF_SELECT.get(name, {}) if command == "select" else {})
     return {key: value for key, value in (values | beside).items() if key != name}
