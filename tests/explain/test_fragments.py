@@ -115,7 +115,10 @@ def test_a_contrast_and_a_why_not_show_theirs() -> None:
     contrast = Contrast(one, other, (("feature 3", 0.5, 0.25), (EVIL, 0.0, 0.5)), {"feature 3": label})
     found = Read(contrast._repr_html_())
     assert [row[:3] for row in found.rows[1:3]] == [["A", "7", "0.5"], ["B", "9", "0.25"]]
-    assert found.rows[4:] == [["feature 3", "0.5", "0.25", "+0.25", "“word”"], [EVIL, "0", "0.5", "-0.5", ""]]
+    assert found.rows[4:] == [
+        ["feature 3", "0.5", "0.25", "+0.25", "“word” (made by a machine, AUC 0.75)"],
+        [EVIL, "0", "0.5", "-0.5", ""],
+    ]
     assert f"Note: {EVIL}.Note: another." in found.words
     why = WhyNot(9, "below", 0.25, 3, 0.5, 2, ("its score is below the cut", EVIL), contrast)
     told = Read(why._repr_html_())
