@@ -1,10 +1,10 @@
-"""Does ``--avoid`` keep a model from getting worse at another task? The demo's recipe, four sets of rows, three seeds.
+"""Does ``--avoid`` keep a model from getting worse at another task? The demo's recipe, five sets of rows, three seeds.
 
     python benchmarks/avoid.py --work FOLDER --out benchmarks/avoid.json
 
 Fine-tuning on rows picked for GSM8K makes MBPP worse (docs/benchmarks.md). ``recipes/tiny_mona.yaml`` is run, with 30 steps, on
-rows picked for gsm8k (rows are read whole, as in the demo), for gsm8k with mbpp avoided at the default weight 1, for both as targets, and at random (drawn anew for
-each seed, without the exemplars of either task). Other things are equal: base, number of rows, steps, learning rate. Losses are on
+rows picked for gsm8k (rows are read whole, as in the demo), for gsm8k with mbpp avoided at the default weight 1, for both as targets, at random (drawn anew for
+each seed, without the exemplars of either task), and on the longest rows. Other things are equal: base, number of rows, steps, learning rate. Losses are on
 the recipe's 200 held-out answers of each task; answers whose question is in any set of rows are removed for all.
 
 What counts as right, written before the first run (``verdict``). All differences are within a seed; intervals are Student's t
@@ -56,7 +56,7 @@ logger = logging.getLogger("avoid")
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "tiny_mona.yaml"
 WANTED, UNWANTED = "gsm8k", "mbpp"
-PLAIN, AVOID, BOTH, RANDOM = "gsm8k", "gsm8k, avoiding mbpp", "gsm8k and mbpp", "random"
+PLAIN, AVOID, BOTH, RANDOM, LONGEST = "gsm8k", "gsm8k, avoiding mbpp", "gsm8k and mbpp", "random", "longest"
 RATIO, STEPS, SEEDS = 0.05, 30, (0, 1, 2)
 T95 = 4.303  # two-sided, 2 degrees of freedom
 METHODS = ("mona", "hidden", "bm25")
@@ -122,7 +122,11 @@ def arms(pool: Dataset, targets: Mapping[str, Dataset], store: FeatureStore, see
         BOTH: NeuronSelector("mona").fit(both),
     }
     found = {arm: one.select(pool, ratio=RATIO, features=store).indices for arm, one in fitted.items()}
-    return found | {RANDOM: NeuronSelector("random", seed=seed).fit(both).select(pool, ratio=RATIO).indices}
+    controls = {RANDOM: NeuronSelector("random", seed=seed), LONGEST: NeuronSelector("longest")}
+    return found | {
+        arm: one.fit(both).select(pool, ratio=RATIO, features=store if one.method.signals else None).indices
+        for arm, one in controls.items()
+    }
 
 
 def main() -> None:
@@ -160,7 +164,7 @@ def main() -> None:
     trained = pool.select(every).flatten_indices()
     held_out = {name: load_rows(str(ROOT / "recipes" / "data" / f"{name}_held_out.jsonl")).data
                 for name in (WANTED, UNWANTED)}  # fmt: skip
-    for arm in (PLAIN, AVOID, RANDOM, BOTH):
+    for arm in (PLAIN, AVOID, RANDOM, BOTH, LONGEST):
         if arm in state["losses"]:
             continue
         adapters: dict[str, Path] = {}
