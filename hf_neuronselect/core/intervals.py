@@ -1,4 +1,4 @@
-"""Means, differences and AUCs with 95 % intervals from resampled values."""
+"""Means, differences and AUCs with 95 % intervals from resampled values, and balanced accuracies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % percentile bootstrap interval; None where there are too few values to tell."""
+    """A value with its 95 % interval, the percentiles of what was drawn; None where there are too few values to tell."""
 
     value: float | None
     low: float | None = None
@@ -77,6 +77,26 @@ def auc_of(high: Sequence[float] | np.ndarray, low: Sequence[float] | np.ndarray
     rows = draw.integers(len(first), size=(RESAMPLES, len(first)))
     columns = draw.integers(len(second), size=(RESAMPLES, len(second)))
     return Interval.of(wins.mean(), np.asarray([wins[i][:, j].mean() for i, j in zip(rows, columns, strict=True)]))
+
+
+def balanced_accuracy_of(fires: Sequence[bool] | np.ndarray, silent: Sequence[bool] | np.ndarray) -> Interval:
+    """The mean of two shares: of yes where yes is right, and of no where no is.
+
+    Both are drawn from Jeffreys' posterior of a share: resampled answers that all agree would leave an interval without width.
+
+    Args:
+        fires, silent: whether the answer was yes, where yes is right, and where no is.
+    """
+    right = [int(np.sum(fires)), int(np.sum(~np.asarray(silent, bool)))]
+    if not len(fires) or not len(silent):
+        return Interval(None)
+    draw = np.random.default_rng(_SEED)
+    shares = [
+        draw.beta(k + 0.5, n - k + 0.5, 10 * RESAMPLES) for k, n in zip(right, (len(fires), len(silent)), strict=True)
+    ]
+    value = (right[0] / len(fires) + right[1] / len(silent)) / 2
+    low, high = np.percentile(np.mean(shares, axis=0), [LOW, HIGH]).tolist()
+    return Interval(value, min(low, value), max(high, value))  # of answers that are all right, the end is 1
 
 
 def _resampled(values: np.ndarray, seed: int = _SEED) -> np.ndarray:

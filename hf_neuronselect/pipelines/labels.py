@@ -14,7 +14,7 @@ from datasets import Dataset
 from ..core import progress
 from ..core.configs import EvidenceOptions
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
-from ..core.intervals import Interval, auc_of
+from ..core.intervals import Interval, balanced_accuracy_of
 from ..core.options import AUTO, ExtractionOptions
 from ..core.sae_configs import SaeDescribeConfig, SaeLabelConfig
 from ..core.sources import Source
@@ -148,7 +148,7 @@ def describe_sae(config: SaeDescribeConfig, *, say: Say = quiet, note: Say = qui
     say(_table(found))
     say(
         f"{len(found):,} of {len(wanted):,} features described by {spec.name}. Balanced accuracy of its yes and no on held-out contexts, "
-        f"0.5 is chance, with 95 % intervals from resampled contexts; of the words, on the same contexts -> {path}"
+        f"0.5 is chance, with 95 % intervals; of the words, on the same contexts -> {path}"
     )
     return labels
 
@@ -275,7 +275,7 @@ def _scored(
 
     def accuracy(values: Sequence[bool | None]) -> Interval:
         yes = np.asarray([bool(one) for one in values])
-        return auc_of(yes[fires & usable], yes[~fires & usable])
+        return balanced_accuracy_of(yes[fires & usable], yes[~fires & usable])
 
     words = (
         accuracy([words_fit(known, terms, seen, place) for place in contexts.held_out])

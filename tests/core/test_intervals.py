@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hf_neuronselect.core.intervals import Interval, auc_of, difference_of, mean_of
+from hf_neuronselect.core.intervals import Interval, auc_of, balanced_accuracy_of, difference_of, mean_of
 
 
 def test_means_have_the_width_of_their_standard_error() -> None:
@@ -45,3 +45,18 @@ def test_differences_are_of_two_samples() -> None:
 def test_few_values(values: list[float], told: str) -> None:
     assert mean_of(values).told() == told
     assert difference_of(values, [1.0]).value is None and auc_of([1.0], values).value is None
+
+
+def test_balanced_accuracies_hold_the_truth_and_have_a_width() -> None:
+    draw, held = np.random.default_rng(3), 0
+    for _ in range(200):
+        found = balanced_accuracy_of(draw.random(10) < 0.8, draw.random(12) < 0.3)
+        assert found.low is not None and found.high is not None and found.low <= (found.value or 0) <= found.high
+        held += found.low <= 0.75 <= found.high
+    assert held >= 180  # 95 % of 200, less 4 standard deviations
+    assert balanced_accuracy_of([True, True, False, True], [False, True]).value == (0.75 + 0.5) / 2
+    sure = balanced_accuracy_of([True] * 10, [False] * 10)
+    assert sure.told() == "1.00 (0.84 to 1.00)", "ten of ten twice is not certainty"
+    always_yes = balanced_accuracy_of([True] * 10, [True] * 10)
+    assert always_yes.value == 0.5 and always_yes.high is not None and always_yes.high > 0.5
+    assert balanced_accuracy_of([], [True]).value is None
