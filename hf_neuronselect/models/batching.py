@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,18 @@ def auto_budget(device: torch.device, inner: int) -> int:
         inner: neurons of an MLP.
     """
     return 32768 if device.type != "cpu" else max(512, min(4096, (1 << 20) // inner))
+
+
+def logits_budget(model: Any, asked: int | str) -> int:
+    """Padded tokens a batch of a model that computes logits, too: what was asked for; ``auto``: at most 4,096, on a CPU fewer.
+
+    On a CPU a small batch is also one whose rows are alike in length: SmolLM2's losses took 0.67 times as long by 682 tokens.
+    """
+    if asked != "auto":
+        return int(asked)
+    config = model.config.get_text_config()
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return min(4096, auto_budget(next(model.parameters()).device, inner))
 
 
 @dataclass(frozen=True)

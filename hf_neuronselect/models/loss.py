@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from ..core.errors import NeuronSelectError
 from ..rows.answers import AnswerEncoder
 from ..rows.encode import Sample
 from ..rows.formats import Conversation
-from .batching import plan_batches
+from .batching import logits_budget, plan_batches
 from .checkpoint import limits_of
 
 _CHUNK = 1 << 25  # float32 logits in memory at once for the cross entropy: 128 MB
@@ -51,7 +50,7 @@ def answer_losses(
     conversations: Sequence[Conversation],
     *,
     max_length: int = 2048,
-    batch_tokens: int = 4096,
+    batch_tokens: int | Literal["auto"] = "auto",
 ) -> AnswerLoss:
     """Compute the loss of a causal LM on the answers of conversations, each given the turns before it.
 
@@ -63,13 +62,13 @@ def answer_losses(
         tokenizer: its tokenizer, a fast one.
         conversations: rows read by :func:`~hf_neuronselect.rows.formats.read_row`.
         max_length: tokens kept of a row, from its beginning.
-        batch_tokens: padded tokens per batch; changes memory, not the result. A longer row gets its own batch.
+        batch_tokens: padded tokens per batch; changes memory and time, not the result. A longer row gets its own batch.
 
     Raises:
         NeuronSelectError: an option out of range, a tokenizer without offsets, a prompt-learning adapter, no row with
             an answer (option ``data``), or a loss that is not finite (the error names the row).
     """
-    if batch_tokens < 1:
+    if batch_tokens != "auto" and batch_tokens < 1:
         raise NeuronSelectError("must be at least 1", option="batch_tokens", value=batch_tokens)
     peft_config = getattr(model, "active_peft_config", None)
     if peft_config is not None and peft_config.is_prompt_learning:
@@ -93,7 +92,7 @@ def answer_losses(
     nll = np.full(len(rows), np.nan)
     tokens = np.zeros(len(rows), dtype=np.int64)
     progress.read(len(rows), sum(len(rows[i].input_ids) for i in usable))
-    nll[usable], tokens[usable] = sample_losses(model, [rows[i] for i in usable], batch_tokens)
+    nll[usable], tokens[usable] = sample_losses(model, [rows[i] for i in usable], logits_budget(base, batch_tokens))
     for i in usable:
         if not math.isfinite(nll[i]):
             raise NeuronSelectError(
@@ -159,16 +158,35 @@ def token_losses(model: Any, rows: Sequence[Sample]) -> tuple[torch.Tensor, np.n
     before = position - 1  # the position whose logits predict the token
     device = next(model.parameters()).device
     given: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(device), "use_cache": False}
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if "logits_to_keep" in inspect.signature(base.forward).parameters:  # only positions where a row has an answer token
-        kept, before = np.unique(before, return_inverse=True)
-        given["logits_to_keep"] = torch.from_numpy(kept).to(device)
-    logits = model(**given).logits
-    at = torch.from_numpy(row_of * logits.shape[1] + before).to(logits.device)
+    at = torch.from_numpy(row_of * width + before)
+    with _head_sees(model, at):
+        logits = model(**given).logits
     flat, target = logits.flatten(0, 1), target.to(logits.device)
+    if len(flat) != len(at):  # the model has no head to hook
+        flat = flat[at.to(logits.device)]
     chunk = max(1, _CHUNK // flat.shape[-1])
     losses = [
-        F.cross_entropy(flat[at[i : i + chunk]].float(), target[i : i + chunk], reduction="none")
+        F.cross_entropy(flat[i : i + chunk].float(), target[i : i + chunk], reduction="none")
         for i in range(0, len(at), chunk)
     ]
     return torch.cat(losses), row_of
+
+
+@contextmanager
+def _head_sees(model: Any, at: torch.Tensor) -> Iterator[None]:
+    """The model's head computes logits ``[1, len(at), V]`` of these positions alone, numbered row by row: its largest product."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings()
+    if head is None:
+        yield
+        return
+
+    def keep(_: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, *rest = given
+        return (hidden.flatten(0, 1)[at.to(hidden.device)][None], *rest)
+
+    hook = head.register_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()

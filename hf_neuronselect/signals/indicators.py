@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..core.sources import Source
+from ..models.batching import logits_budget
 from ..models.indicators import Kind, model_for, reward_ids, rewards, tokenizer_for, yes_shares
 from ..rows.formats import Conversation
 from .base import Signal, digest
@@ -18,8 +19,6 @@ from .engine import Computed, Engine, register_engine
 from .extraction import Extraction
 from .forward import place_of
 from .rating import NO_ANSWER, pairs
-
-_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,6 @@ class IndicatorEngine(Engine):
         return model_for(signal.model, signal.kind, device, options.dtype if options.dtype != "auto" else "float32")
 
     def compute(self, given: Mapping[str, list[Texts]], signals: Sequence[Signal], rank: int | None = None) -> Computed:
-        asked = self.extraction.options.batch_tokens
-        batch_tokens = _BATCH_TOKENS if asked == "auto" else int(asked)
         columns: dict[str, Any] = {}
         skips: dict[str, list[str]] = {}
         for signal in signals:
@@ -137,7 +134,9 @@ class IndicatorEngine(Engine):
             ids = [one for row in rows for one in row.ids]
             if ids:
                 tokenizer = tokenizer_for(signal.model, signal.kind)
-                values = signal.values(self._model(signal, rank), tokenizer, ids, batch_tokens).astype(np.float32)
+                model = self._model(signal, rank)
+                budget = logits_budget(model, self.extraction.options.batch_tokens)
+                values = signal.values(model, tokenizer, ids, budget).astype(np.float32)
                 start = 0
                 for i, row in enumerate(rows):
                     own = values[start : start + len(row.ids)]

@@ -19,6 +19,7 @@ import torch
 from ..core import progress
 from ..core.digests import cache_dir
 from ..core.writing import put
+from ..models.batching import logits_budget
 from ..models.loading import causal_lm_of, decoding_sae, sae_on, tokenizer_of
 from ..models.steering import SteeredModel
 from ..rows.encode import SampleEncoder
@@ -29,7 +30,6 @@ from .extraction import Extraction
 from .forward import place_of
 
 LOSS = "loss"
-_BATCH_TOKENS = 4096
 _WORD = re.compile(
     r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+"
 )
@@ -256,8 +256,7 @@ class InterventionEngine(Engine):
         self, one: Prompted, signal: FeatureGains, model: Any, steered: SteeredModel, vectors: torch.Tensor
     ) -> np.ndarray:
         """How good the answer is under each vector, larger is better: float64 ``[F]``."""
-        asked = self.extraction.options.batch_tokens
-        batch_tokens = _BATCH_TOKENS if asked == "auto" else int(asked)
+        batch_tokens = logits_budget(model, self.extraction.options.batch_tokens)
         if signal.measure == LOSS:
             return -steered.losses(vectors, one.answer, batch_tokens)
         said = steered.answers(vectors, self._most(one, signal), self._ends(model), batch_tokens)

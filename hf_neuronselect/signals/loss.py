@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..core.errors import NeuronSelectError
+from ..models.batching import logits_budget
 from ..models.loading import causal_lm_of, tokenizer_of
 from ..models.loss import sample_losses
 from ..rows.encode import Sample, SampleEncoder
@@ -19,7 +20,6 @@ from .extraction import Extraction
 from .forward import place_of
 
 ALONE = "### Response:"
-_BATCH_TOKENS = 4096
 
 
 class LossSignal(Signal):
@@ -85,7 +85,6 @@ class LossEngine(Engine):
         self, given: Mapping[str, list[Sample]], signals: Sequence[Signal], rank: int | None = None
     ) -> Computed:
         model = causal_lm_of(self.extraction.spec, place_of(self.extraction, rank))
-        asked = self.extraction.options.batch_tokens
         columns: dict[str, Any] = {}
         skips: dict[str, list[str]] = {}
         for signal in signals:
@@ -93,7 +92,7 @@ class LossEngine(Engine):
             usable = [i for i, sample in enumerate(samples) if not sample.skip]
             means = np.full(len(samples), np.nan, dtype=np.float32)
             if usable:
-                batch_tokens = _BATCH_TOKENS if asked == "auto" else int(asked)
+                batch_tokens = logits_budget(model, self.extraction.options.batch_tokens)
                 nll, tokens = sample_losses(model, [samples[i] for i in usable], batch_tokens)
                 means[usable] = nll / tokens
             skips[signal.name] = [

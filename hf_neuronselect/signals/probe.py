@@ -16,6 +16,7 @@ import torch
 
 from ..core import progress
 from ..core.errors import NeuronSelectError
+from ..models.batching import logits_budget
 from ..models.loading import causal_lm_of, tokenizer_of
 from ..models.probe import Prober
 from ..rows.answers import AnswerEncoder
@@ -27,7 +28,6 @@ from .engine import Computed, Engine, register_engine
 from .extraction import Extraction
 from .forward import place_of
 
-_BATCH_TOKENS = 4096
 _BEFORE = "before"  # in the place of a row's key: no step was taken
 
 
@@ -161,11 +161,11 @@ class ProbeEngine(Engine):
         return digest([VERSION, dict(self.state(self.extraction)), probes.step])
 
     def _prober(self, probes: Probes, rank: int | None) -> Prober:
-        asked = self.extraction.options.batch_tokens
+        model = self._model(rank)
         made = Prober(
-            self._model(rank),
+            model,
             learning_rate=probes.learning_rate,
-            batch_tokens=_BATCH_TOKENS if asked == "auto" else int(asked),
+            batch_tokens=logits_budget(model, self.extraction.options.batch_tokens),
         )
         if filling := [sample for sample in self.read(probes.filling, ()) if not sample.skip]:
             made.fill(filling)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..core.sources import Source
+from ..models.batching import logits_budget
 from ..models.checkpoint import config_of, limits_of
 from ..models.loading import ModelSpec, causal_lm_of, tokenizer_of
 from ..models.next_token import Prompt, next_logits, word_ids
@@ -22,7 +23,6 @@ from .engine import Computed, Engine, register_engine
 from .extraction import Extraction
 from .forward import place_of
 
-_BATCH_TOKENS = 4096
 NO_ANSWER = "error: no answer to rate"
 _NAMES = {"user": "Instruction", "assistant": "Response"}
 
@@ -207,8 +207,6 @@ class RatingEngine(Engine):
             causal_lm_of(spec_of(self.extraction, signal.model), place_of(self.extraction, rank))
 
     def compute(self, given: Mapping[str, list[Asked]], signals: Sequence[Signal], rank: int | None = None) -> Computed:
-        asked = self.extraction.options.batch_tokens
-        batch_tokens = _BATCH_TOKENS if asked == "auto" else int(asked)
         columns: dict[str, Any] = {}
         skips: dict[str, list[str]] = {}
         for signal in signals:
@@ -222,7 +220,8 @@ class RatingEngine(Engine):
             logits: list[np.ndarray] = []
             if prompts:
                 model = causal_lm_of(spec, place_of(self.extraction, rank))
-                logits = next_logits(model, prompts, words, batch_tokens)
+                budget = logits_budget(model, self.extraction.options.batch_tokens)
+                logits = next_logits(model, prompts, words, budget)
             start = 0
             for i, row in enumerate(rows):
                 own = logits[start : start + len(row.prompts)]

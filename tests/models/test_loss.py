@@ -164,7 +164,8 @@ def test_the_cross_entropy_of_half_precision_is_float32() -> None:
     assert got.mean == pytest.approx(answer_losses(_model(), TOKENIZER, CONVERSATIONS).mean, rel=0.02)
 
 
-def test_a_model_that_gives_all_logits() -> None:
+@pytest.mark.parametrize("head", [None, torch.nn.Linear(2, 2)], ids=["none", "another"])
+def test_a_model_whose_head_cannot_be_hooked(head: torch.nn.Module | None) -> None:
     class Whole(torch.nn.Module):
         def __init__(self, model: Any) -> None:
             super().__init__()
@@ -173,8 +174,27 @@ def test_a_model_that_gives_all_logits() -> None:
         def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
             return self.model(input_ids=input_ids, use_cache=use_cache)
 
+        def get_output_embeddings(self) -> torch.nn.Module | None:
+            return head
+
     want = answer_losses(_model(), TOKENIZER, CONVERSATIONS)
-    np.testing.assert_allclose(answer_losses(Whole(_model()), TOKENIZER, CONVERSATIONS).nll, want.nll, rtol=1e-6)
+    np.testing.assert_allclose(answer_losses(Whole(_model()), TOKENIZER, CONVERSATIONS, batch_tokens=4096).nll, want.nll, rtol=1e-6)
+
+
+def test_the_head_computes_answer_positions_only_and_is_left_as_it_was() -> None:
+    model = _model()
+    head, seen = model.get_output_embeddings(), []
+    watch = head.register_forward_hook(lambda _, given, found: seen.append(tuple(found.shape[:2])))
+    found = answer_losses(model, TOKENIZER, CONVERSATIONS)
+    assert sum(count for _, count in seen) == found.tokens.sum() and {rows for rows, _ in seen} == {1}
+    watch.remove()
+    assert not head._forward_pre_hooks
+    broken = model.model.forward
+    model.model.forward = lambda *a, **b: (_ for _ in ()).throw(RuntimeError("broken"))
+    with pytest.raises(RuntimeError, match="broken"):
+        answer_losses(model, TOKENIZER, CONVERSATIONS)
+    model.model.forward = broken
+    assert not head._forward_pre_hooks
 
 
 # ------------------------------------------------------------------------------- batches and row order

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import evaluate
@@ -36,7 +36,7 @@ Args:
     max_length: int, tokens kept of a row, from its beginning. Default 2048.
     dtype: str, "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
     device: str, "auto", "cpu", "cuda", "cuda:1", "mps".
-    batch_tokens: int, padded tokens per forward pass; changes memory, not the result. Default 4096.
+    batch_tokens: int, padded tokens per forward pass; changes memory, not the result; by default at most 4,096.
 Returns:
     target_loss: float, nats per answer token over all rows used.
     answer_tokens: int, the number of tokens in that mean.
@@ -62,7 +62,7 @@ def target_loss(
     max_length: int = 2048,
     dtype: str = "auto",
     device: str = "auto",
-    batch_tokens: int = 4096,
+    batch_tokens: int | Literal["auto"] = "auto",
 ) -> dict[str, Any]:
     """Compute the loss of a saved model on the answers of rows.
 
