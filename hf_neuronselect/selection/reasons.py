@@ -126,8 +126,10 @@ def _computed(evidence: Evidence, able: np.ndarray, picks: Sequence[int], shown:
     if extractor is None or extractor.extraction.model is None:
         raise NeuronSelectError(f"the model is not loaded; {_COMMAND} --pool POOL loads it and adds this")
     names = [signal.name for signal in own]
-    more = [FEATURES] if extractor.extraction.sae and FEATURES not in names else []
-    more += [] if set(RAW) & set(names) else [RAW[0]]
+    more: list[str] = []
+    if any(one.engine == "forward" for one in evidence.missing):  # the model runs anyway
+        more += [FEATURES] if extractor.extraction.sae and FEATURES not in names else []
+        more += [] if set(RAW) & set(names) else [RAW[0]]
     most = min(COMPUTED_ROWS, max(LEAST_COMPUTED, len(able) // 4))
     numbers, by_chance = numbers_of(able, picks, shown, most)
     with progress.track("rows for the report", len(numbers)) as told:

@@ -178,7 +178,9 @@ def test_a_model_whose_head_cannot_be_hooked(head: torch.nn.Module | None) -> No
             return head
 
     want = answer_losses(_model(), TOKENIZER, CONVERSATIONS)
-    np.testing.assert_allclose(answer_losses(Whole(_model()), TOKENIZER, CONVERSATIONS, batch_tokens=4096).nll, want.nll, rtol=1e-6)
+    np.testing.assert_allclose(
+        answer_losses(Whole(_model()), TOKENIZER, CONVERSATIONS, batch_tokens=4096).nll, want.nll, rtol=1e-6
+    )
 
 
 def test_the_head_computes_answer_positions_only_and_is_left_as_it_was() -> None:
