@@ -74,12 +74,18 @@ def dot_chart(points: Sequence[Point], base: float | None, axis: str, alt: str, 
 
 
 def heat_map(
-    names: Sequence[str], columns: Sequence[str], values: np.ndarray, most: float, alt: str, width: int, places: int = 2
+    names: Sequence[str],
+    columns: Sequence[str],
+    values: np.ndarray,
+    most: float | np.ndarray,
+    alt: str,
+    width: int,
+    places: int = 2,
 ) -> str:
     """Numbers in a grid, the larger the stronger: those above 0 in one colour, those below in the other.
 
     Args:
-        values: float64 ``[names, columns]``; NaN stays empty. most: the number of the strongest colour. Columns that are named
+        values: float64 ``[names, columns]``; NaN stays empty. most: the number of the strongest colour, or one for each column. Columns that are named
             like the rows have their numbers as heads.
     """
     wide = width == WIDE
@@ -89,6 +95,7 @@ def heat_map(
     height = min(34.0, max(side, 22.0))
     heads = [str(i + 1) for i in range(len(columns))] if same else [shortened(one, max(2, int(side / 7))) for one in columns]  # fmt: skip
     every = max(1, int(np.ceil(22 / side)))
+    strongest = np.broadcast_to(most, len(columns)).tolist()
     parts = [note_at(head, left + side * (i + 0.5), 14, "middle") for i, head in enumerate(heads) if i % every == 0]
     for i, name in enumerate(names):
         y = 20 + height * i
@@ -98,7 +105,7 @@ def heat_map(
             if np.isnan(value):
                 continue
             kind = "chance" if value >= 0 else "picks"
-            strength = min(1.0, abs(value) / (most or 1.0)) * STRONGEST
+            strength = min(1.0, abs(value) / (strongest[k] or 1.0)) * STRONGEST
             said = f"{name}, {columns[k]}: {value:.3f}"
             cell = (
                 f'<rect class="{kind}" fill-opacity="{strength:.3f}" x="{left + side * k:.1f}" y="{y:.1f}" '

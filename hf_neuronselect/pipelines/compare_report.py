@@ -21,7 +21,7 @@ from ..hub.cards import source_name
 from ..selection.cosines import Cosines
 from .comparison import BOOTSTRAP, HIGH, LEGEND, LOW, RANKS, Comparison, Line, Rank, number, rank_cells
 from .core_rows import CORE, CoreLine, core_cells, core_texts
-from .trained import TRAINED, own_gain, transfer_matrix
+from .trained import TRAINED, own_gains, transfer_matrix
 
 _FOLDERS = re.compile(r"(?<![\w.:/-])(?:~|\.{1,2})?/[^\s,()=]*/(?=[^\s,()=/])|(?<![\w:/-])[A-Za-z]:\\[^\s,()=]*\\")
 TEXTS_SHOWN = 6
@@ -291,24 +291,26 @@ def _core_table(cores: Sequence[CoreLine]) -> Table:
 def _transfer(found: Comparison) -> Section:
     """What training on picks for one target does to the others."""
     figures, rows = [], []
-    for arm in dict.fromkeys(one.arm for one in found.transfers):
-        names, changes = transfer_matrix(found.transfers, arm)
-        own, others = float(np.nanmean(np.diag(changes))), float(np.nanmean(changes[~np.eye(len(names), dtype=bool)]))
-        _, low, high = own_gain(found.by_row, arm)
-        rows.append((arm, f"{own:+.3f}", f"{others:+.3f}", f"{own - others:+.3f}", f"{low:+.3f} to {high:+.3f}"))
-        title = f"Training on what {arm} picks for a target (row), measured at a target (column):"
-        said = f"at its own {own:+.3f} on average, at the others {others:+.3f}."
+    arms = list(dict.fromkeys(one.arm for one in found.transfers))
+    matrices = {arm: transfer_matrix(found.transfers, arm) for arm in arms}
+    # Changes of a target are like each other, those of targets are not: each column has its own scale, the same for all arms.
+    most = np.nanmax([np.nanmax(np.abs(changes), axis=0) for _, changes in matrices.values()], axis=0)
+    for arm, (names, changes) in matrices.items():
+        gains = own_gains(found.by_row, arm)
+        told = {name: "{:+.3f} ({:+.3f} to {:+.3f})".format(*gains[name]) for name in names if name in gains}
+        rows.append((arm, *(told.get(name, "") for name in names)))
+        title = f"Training on what {arm} picks for a target (row), measured at a target (column)."
         pairs = ((f"{one} at {other}", changes[i, k]) for i, one in enumerate(names) for k, other in enumerate(names))
-        alt = f"{title} {said} " + "; ".join(f"picks for {what} {value:+.3f}" for what, value in pairs)
-        most = float(np.nanmax(np.abs(changes))) or 1.0
+        alt = f"{title} " + "; ".join(f"picks for {what} {value:+.3f}" for what, value in pairs)
         draw = partial(heat_map, [f"for {name}" for name in names], names, changes, most, alt, places=3)
-        figures.append(Figure(title, said, in_both_widths(draw), arm))
+        figures.append(Figure(title, "", in_both_widths(draw), arm))
     said = (
         "Change of the loss on held-out answers against the untouched model, in nats a token: below 0, in orange, training helped. "
-        "Where picks help their own target no more than the others, their gain is a general one. "
-        f"Means over {_count(len({one.seed for one in found.transfers}), 'seed')}; the interval is over held-out rows and seeds."
+        "Colours compare within a column. "
+        f"Means over {_count(len({one.seed for one in found.transfers}), 'seed')}; intervals (95 %) are over held-out rows and seeds."
     )
-    table = Table(("trained on", "at its own target", "at the others", "difference", "95 %"), sorted(rows, key=lambda row: float(row[3])), (4,))  # fmt: skip
+    note = "The change by a target's own picks minus the mean change by those for the others: below 0, picks help their own target most."
+    table = Table(("trained on", *names), rows, tuple(range(1, len(names) + 1)), note)
     return Section("transfer", "Transfer", said, [Part("", figures=figures, tables=[table])])
 
 

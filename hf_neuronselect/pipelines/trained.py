@@ -111,25 +111,22 @@ def ends_of(draws: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def own_gain(by_row: ByRow, arm: str) -> tuple[float, float, float]:
-    """How much more training on an arm's picks changes the loss at their own target than at the others, with its 95 % interval.
-
-    Pairs of targets are fixed; seeds and held-out rows are drawn again. Below 0: picks help their own target most.
+def own_gains(by_row: ByRow, arm: str) -> dict[str, tuple[float, float, float]]:
+    """By target: how much more training on an arm's picks for it changes its loss than picks for the others do, with the 95 %
+    interval. Below 0: picks help their own target most. Each target is told by itself, since the size of a change differs.
     """
-    pairs: dict[tuple[str, str], list[RowLosses]] = {}
+    pairs: dict[str, dict[str, list[RowLosses]]] = {}
     for (of, picked_for, target, _), run in by_row.items():
         if of == arm:
-            pairs.setdefault((picked_for, target), []).append(run)
-    own = sum(a == b for a, b in pairs)
-    names = [b for _, b in pairs]
-    mean, drawn = 0.0, np.zeros(DRAWS)
-    for (a, b), runs in pairs.items():
-        weight = 1 / own if a == b else -1 / (len(pairs) - own)
-        mean += weight * _mean_change(runs)
-        drawn += weight * resampled_changes(
-            runs, 2 * names.index(b)
-        )  # a target's rows are drawn once for all trainings
-    return (mean, *ends_of(drawn))
+            pairs.setdefault(target, {}).setdefault(picked_for, []).append(run)
+    found = {}
+    for target, picks in pairs.items():
+        others = [runs for picked_for, runs in picks.items() if picked_for != target]
+        if target in picks and others:
+            mean = _mean_change(picks[target]) - float(np.mean([_mean_change(runs) for runs in others]))
+            drawn = resampled_changes(picks[target]) - np.mean([resampled_changes(runs) for runs in others], axis=0)
+            found[target] = (mean, *ends_of(drawn))
+    return found
 
 
 def transfer_matrix(transfers: Sequence[Transfer], arm: str) -> tuple[list[str], np.ndarray]:

@@ -26,7 +26,7 @@ from hf_neuronselect.pipelines.trained import (
     Trained,
     Transfer,
     ends_of,
-    own_gain,
+    own_gains,
     resampled_changes,
     transfer_matrix,
 )
@@ -240,15 +240,17 @@ def test_arms_are_compared_on_the_same_draws_of_rows() -> None:
 
 
 def test_what_picks_do_for_their_own_target_is_told_from_what_they_do_for_all() -> None:
-    changes = {("a", "a"): -0.5, ("a", "b"): -0.1, ("b", "a"): -0.2, ("b", "b"): -0.4}
+    changes = {("a", "a"): -0.5, ("a", "b"): -0.1, ("b", "a"): -0.2, ("b", "b"): -0.4}  # -0.5 + 0.2, -0.4 + 0.1
     by_row = {("x", *pair, seed): constant(change) for pair, change in changes.items() for seed in (0, 1)}
     by_row["y", "a", "b", 0] = constant(9.0)
-    assert own_gain(by_row, "x") == pytest.approx((-0.3, -0.3, -0.3))
+    gains = own_gains(by_row, "x")
+    assert gains == {"a": pytest.approx((-0.3, -0.3, -0.3)), "b": pytest.approx((-0.3, -0.3, -0.3))}
+    assert own_gains(by_row, "y") == {}, "not measured at its own target"
     # rows of a target are the same for both picks: what both share does not widen the interval
     shared = drawn(-0.3, 30, 0)
     less = RowLosses(shared.before, shared.after - 0.2 * shared.tokens, shared.tokens)
-    by_row = {("x", a, b, 0): less if a == b else shared for a in "ab" for b in "ab"}
-    assert own_gain(by_row, "x") == pytest.approx((-0.2, -0.2, -0.2))
+    by_row = {("x", a, b, 0): less if a == b else shared for a in "abc" for b in "ab"}
+    assert own_gains(by_row, "x")["b"] == pytest.approx((-0.2, -0.2, -0.2))
 
 
 @pytest.mark.parametrize(
