@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from common import machine, write_json
 
-from hf_neuronselect.pipelines.trained import RowLosses, ends_of, resampled_changes
+from hf_neuronselect.pipelines.trained import RowLosses, ends_of, own_gains, resampled_changes
 
 CONTROLS = ("random", "longest", "matched-random", "lowest")
+FORM = "{:+.3f} ({:+.3f} to {:+.3f})"
 Key = tuple[str, str, str, int]
 
 
@@ -64,14 +65,12 @@ def as_markdown(record: Mapping[str, Any]) -> list[str]:
     def runs(arm: str, picked_for: str, at: str) -> list[RowLosses]:
         return [run for (a, p, t, _), run in by_row.items() if (a, p, t) == (arm, picked_for, at)]
 
-    def told(ofs: list[RowLosses], *others: list[RowLosses]) -> str:
-        """A change, or what it has above the mean of others, with its interval."""
+    def told(ofs: list[RowLosses], minus: list[RowLosses] | None = None) -> str:
+        """A change, or what it has above that by other rows, with its interval."""
         value, draws = np.mean([run.change for run in ofs]), resampled_changes(ofs)
-        if others:
-            value = value - np.mean([[run.change for run in one] for one in others])
-            draws = draws - np.mean([resampled_changes(one) for one in others], axis=0)
-        low, high = ends_of(draws)
-        return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+        if minus is not None:
+            value, draws = value - np.mean([run.change for run in minus]), draws - resampled_changes(minus)
+        return FORM.format(value, *ends_of(draws))
 
     changes = np.asarray([[np.mean([run.change for run in runs(arm, of, of)]) for of in targets] for arm in arms])
     places = (changes[:, None] > changes[None]).sum(axis=1).mean(axis=1)  # the size of a change differs between targets
@@ -96,8 +95,8 @@ def as_markdown(record: Mapping[str, Any]) -> list[str]:
             cells = [f"{np.mean([run.change for run in runs(arm, of, at)]):+.3f}" for at in targets]
             cells[i] = f"**{cells[i]}**"
             lines.append(f"| {arm}: {of} | {' | '.join(cells)} |")
-        gains = [told(runs(arm, at, at), *(runs(arm, of, at) for of in targets if of != at)) for at in targets]
-        lines.append(f"| {arm}: own minus others | {' | '.join(gains)} |")
+        gains = own_gains(by_row, arm)
+        lines.append(f"| {arm}: own minus others | {' | '.join(FORM.format(*gains[at]) for at in targets)} |")
     return lines
 
 

@@ -193,7 +193,36 @@ def test_the_tables_of_transfer_are_their_record(monkeypatch: pytest.MonkeyPatch
     monkeypatch.syspath_prepend(folder)
     as_markdown = runpy.run_path(str(folder / "transfer.py"))["as_markdown"]
     record = json.loads((folder / "transfer_smollm2.json").read_text(encoding="utf-8"))
-    assert "\n".join(as_markdown(record)) in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    lines = as_markdown(record)
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert "\n".join(lines) in page
+    section = " ".join(page.split("## Picks for one task, measured at others\n")[1].split("\n## ")[0].split())
+    minus, own = {}, {}
+    for line in lines[lines.index("") :]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0].endswith("own minus others"):
+            own[cells[0].split(":")[0]] = [float(cell.split()[0]) for cell in cells[1:]]
+        elif len(cells) == 4 and "(" in cells[1]:
+            minus[cells[0]] = [float(cell.split()[0]) for cell in cells[1:]]
+    gains = [-change for arm in own for change in minus[arm][:2]]
+    apart = [-change for arm in own for change in own[arm][:2]]
+    for least, most, words in ((min(gains), max(gains), "nats a token"), (min(apart), max(apart), "more than picks")):
+        assert f"{least:.2f} to {most:.2f} {words}".replace("0.", ".") in section
+    assert f"random rows at mmlu**, by {-minus['gist'][2]:.2f}:".replace("0.", ".") in section
+    assert f"other picks do ({-own['less'][2]:.2f})".replace("0.", ".") in section
+    of = {(one["arm"], one["picked_for"]): one for one in record["trained"]}
+    right = [of[arm, "mmlu"]["accuracy"] for arm in own]
+    before, random = of["random", "mmlu"]["accuracy_untouched"], of["random", "mmlu"]["accuracy"]
+    told = (
+        f"answers {before:.0%} right, after random rows {random:.0%}, after picks {min(right):.0%} to {max(right):.0%}"
+    )
+    assert (
+        told.replace("%", " %").replace(
+            f"{min(right):.0%}".replace("%", " %") + " to", f"{min(right):.0%}"[:-1] + " to"
+        )
+        in section
+    )
+    assert f"{of['gist', 'mmlu']['answers']:.0%}".replace("%", " %") + " of what it picks are answers" in section
 
 
 RIVALS = {

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..core.intervals import HIGH, LOW, RESAMPLES
+
 TRAINED = ("trained on", "target", "rows", "loss", "seeds", "change", "95 %", "accuracy", "checked", "answers")
-DRAWS = 2000
-LOW, HIGH = 2.5, 97.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,17 +90,17 @@ def resampled_changes(runs: Sequence[RowLosses], seed: int = 0) -> np.ndarray:
         runs: one a seed of the training.
 
     Returns:
-        float64 ``[DRAWS]``, nats a token, each the mean over the drawn seeds.
+        float64 ``[RESAMPLES]``, nats a token, each the mean over the drawn seeds.
     """
-    changes = np.empty((DRAWS, len(runs)))
+    changes = np.empty((RESAMPLES, len(runs)))
     for n in {len(run.tokens) for run in runs}:
         times = np.random.default_rng(seed).multinomial(
-            n, np.full(n, 1 / n), DRAWS
+            n, np.full(n, 1 / n), RESAMPLES
         )  # [draws, n]: how often a row is drawn
         for i, run in enumerate(runs):
             if len(run.tokens) == n:
                 changes[:, i] = times @ (run.after - run.before) / (times @ run.tokens)
-    drawn = np.random.default_rng(seed + 1).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), DRAWS)
+    drawn = np.random.default_rng(seed + 1).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), RESAMPLES)
     found: np.ndarray = (drawn * changes).sum(axis=1) / len(runs)
     return found
 

@@ -15,13 +15,13 @@ from tiny import chat, rows
 
 from hf_neuronselect import NeuronSelectError, NeuronSelector
 from hf_neuronselect.core.configs import CompareConfig
+from hf_neuronselect.core.intervals import RESAMPLES
 from hf_neuronselect.models.loss import answer_losses
 from hf_neuronselect.pipelines import compare_train
 from hf_neuronselect.pipelines.accuracy import kind_of
 from hf_neuronselect.pipelines.compare import compare
 from hf_neuronselect.pipelines.comparison import Comparison, Line
 from hf_neuronselect.pipelines.trained import (
-    DRAWS,
     RowLosses,
     Trained,
     Transfer,
@@ -217,13 +217,13 @@ def drawn(change: float, rows: int, seed: int, noise: float = 0.5) -> RowLosses:
 def test_an_interval_is_that_of_a_plain_bootstrap() -> None:
     runs = [drawn(-0.3, 40, 0), drawn(-0.2, 40, 1)]
     rng, slow = np.random.default_rng(5), []
-    for _ in range(DRAWS):
+    for _ in range(RESAMPLES):
         rows = rng.integers(0, 40, 40)
         seeds = [runs[i] for i in rng.integers(0, 2, 2)]
         changes = [sum(run.after[rows] - run.before[rows]) / sum(run.tokens[rows]) for run in seeds]
         slow.append(sum(changes) / 2)
     fast = resampled_changes(runs)
-    assert fast.shape == (DRAWS,) and fast.std() == pytest.approx(np.std(slow), rel=0.1)
+    assert fast.shape == (RESAMPLES,) and fast.std() == pytest.approx(np.std(slow), rel=0.1)
     assert ends_of(fast) == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=0.1 * np.std(slow) * 4)
     assert fast.mean() == pytest.approx(np.mean([run.change for run in runs]), abs=0.02)
     # a single row, and runs on different numbers of rows
