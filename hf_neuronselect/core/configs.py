@@ -171,7 +171,21 @@ class FitConfig(TargetOptions, ExtractionOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig(ExtractionOptions):
+class WorkerOptions(Options):
+    """How many processes read a pool at once."""
+
+    num_workers: int | Literal["auto"] = opt(
+        "auto", "Processes that read the pool, with a model each; auto: one a GPU.", minimum=1, moves=False
+    )
+
+    @property
+    def processes(self) -> int | None:
+        """As :func:`~hf_neuronselect.store.store.write_store` takes it; None: auto."""
+        return None if self.num_workers == "auto" else self.num_workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig(WorkerOptions, ExtractionOptions):
     """Compute a pool's signals into a resumable store; `select --features STORE` then needs no forward pass."""
 
     pool: str = opt(help=POOL_HELP)
@@ -189,11 +203,8 @@ class ExtractConfig(ExtractionOptions):
     shard: str = opt(
         "0/1", "Only every N-th shard, from the I-th (0-based): N jobs, one store.", metavar="I/N", moves=False
     )
-    num_workers: int | Literal["auto"] = opt(
-        "auto", "Processes (or Ray actors) with an extractor each; auto: one a GPU.", minimum=1, moves=False
-    )
     backend: Literal["local", "ray"] = opt(
-        "local", "ray: on the nodes of a Ray cluster (pip install 'hf-neuronselect[ray]').", moves=False
+        "local", "ray: as actors of a Ray cluster (pip install 'hf-neuronselect[ray]').", moves=False
     )
 
     def check(self) -> None:
@@ -210,7 +221,7 @@ class ExtractConfig(ExtractionOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(KeepOptions, ExtractionOptions):
+class CompareConfig(KeepOptions, WorkerOptions, ExtractionOptions):
     """Compare methods on one pool and its targets, with one pass over the pool for all of them."""
 
     pool: str = opt(help=POOL_HELP)

@@ -250,7 +250,9 @@ class Judge:
             except (InferenceTimeoutError, TimeoutError):
                 why = f"did not answer within {self.spec.timeout:g} s"
             except (HTTPError, OSError) as cause:
-                why = f"cannot be reached ({type(cause).__name__})"
+                kind = type(cause).__name__
+                late = kind.endswith("Timeout")  # huggingface-hub 1.5 lets its HTTP client's own through
+                why = f"did not answer within {self.spec.timeout:g} s" if late else f"cannot be reached ({kind})"
             except (ValueError, TypeError, KeyError, IndexError, AttributeError):
                 why = "answered something that is no chat completion"
             else:

@@ -120,7 +120,7 @@ def compare_in(
     live = Live([chosen.label for chosen in methods], list(targets), table, note)
     live.tell(found)
     started = time.perf_counter()
-    share_pass(list(jobs.values()), config.features or work, say=note)
+    share_pass(list(jobs.values()), config.features or work, num_workers=config.processes, say=note)
     found.pass_seconds = time.perf_counter() - started
     found.store = next((job.store for job in jobs.values() if job.store is not None), None)
     if config.exclude:

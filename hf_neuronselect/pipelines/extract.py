@@ -49,7 +49,7 @@ def extract(config: ExtractConfig, *, say: Say = quiet, note: Say = quiet) -> Fe
         pool_about=rows.about,
         shard_rows=config.shard_rows,
         shard=config.part,
-        num_workers=None if config.num_workers == "auto" else config.num_workers,
+        num_workers=config.processes,
         backend=config.backend,
         load_pool=partial(load_again, str(path.resolve()) if path.exists() else config.pool, rows.about, texts),
         say=note,

@@ -186,7 +186,7 @@ def check_rows(rows: Iterable[Rows], options: RowOptions) -> None:
             row_format(part.data.column_names, options.row_format, options.columns, part.about["id"])
 
 
-def share_pass(jobs: Sequence[Job], folder: Path, *, say: Say = quiet) -> None:
+def share_pass(jobs: Sequence[Job], folder: Path, *, num_workers: int | None = 1, say: Say = quiet) -> None:
     """Compute the signals of several jobs in one pass over their pool, into a store that all of them read.
 
     Jobs that have a store or read a stream stay as they are. Nothing is computed for a single job, nor where no job
@@ -194,6 +194,7 @@ def share_pass(jobs: Sequence[Job], folder: Path, *, say: Say = quiet) -> None:
 
     Args:
         jobs: of one pool and one extractor. folder: of the store; an unfinished one is finished.
+        num_workers: processes that compute; None: one a GPU.
     """
     sharing = [job for job in jobs if job.store is None and isinstance(job.rows.data, Dataset)]
     extractor = sharing[0].extractor if sharing else None
@@ -211,8 +212,9 @@ def share_pass(jobs: Sequence[Job], folder: Path, *, say: Say = quiet) -> None:
     assert isinstance(rows.data, Dataset)
     shard_rows = min(4096, max(64, len(rows.data) // 16))  # a kill costs one shard
     write_store(
-        rows.data, extractor.with_features(signals), folder, pool_about=rows.about, shard_rows=shard_rows, say=say
-    )
+        rows.data, extractor.with_features(signals), folder, pool_about=rows.about, shard_rows=shard_rows,
+        num_workers=num_workers, say=say,
+    )  # fmt: skip
     store = FeatureStore(folder)
     for job in sharing:
         job.store = store

@@ -134,6 +134,23 @@ def test_the_same_picks_as_one_at_a_time(
     assert "Ranks by precision" in page and "://" not in page and str(tmp_path) not in page
 
 
+def test_processes_share_the_pass_and_pick_the_same(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows(150).to_json(tmp_path / "pool.jsonl")
+    given = options | {"pool": str(tmp_path / "pool.jsonl"), "methods": "mona,nait-contrast"}
+    alone = compared(given, tmp_path / "one")
+    counted = Pass(monkeypatch)
+    found = compared(given, tmp_path / "two", num_workers=2)
+    assert sorted(counted.seen) == [5, 6], "the pool is read by the processes, exemplars are not"
+    for label, target in alone.selections:
+        one, two = alone.selections[label, target], found.selections[label, target]
+        assert one.indices.tolist() == two.indices.tolist() and one.scores.column_names == two.scores.column_names
+        for name in (name for name in one.scores.column_names if name.startswith("score")):
+            np.testing.assert_allclose(two.scores[name].to_numpy(), one.scores[name].to_numpy(), rtol=1e-5)
+    assert found.lines[0].tokens_per_second and found.lines[0].pass_seconds
+
+
 def test_what_a_picker_compares_rows_by_is_in_the_shared_pass(options: dict[str, Any], tmp_path: Path) -> None:
     model = options["model"]
     deita = f"deita(quality_scorer={model},complexity_scorer={model})"

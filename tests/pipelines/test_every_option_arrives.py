@@ -176,6 +176,8 @@ LINES: dict[str, dict[str, Line]] = {
         "source_column": Line("kind", lambda seen: seen["line"].base_rate, 4 / 16, {"related": {"t": "k3"}}),
         "features": Line(Path("{files}/kept"), lambda seen: seen["store"].folder,
                          beside={"methods": "hidden,nait", "model": "{files}/model", "k": 2}),
+        "num_workers": Line(2, key("num_workers"),
+                            beside={"methods": "hidden,nait", "model": "{files}/model", "k": 2}),
         "transfer": Line(True, lambda seen: {one.target for one in seen["transfers"]}, {"t", "u"},
                          {"target": ("t={files}/t.jsonl", "u={files}/u.jsonl"), "train": {"max_steps": "1"},
                           "held_out": ("t={files}/u.jsonl", "u={files}/t.jsonl")}),
@@ -652,11 +654,19 @@ def test_an_option_arrives(command: str, name: str, files: Path, seen: Seen) -> 
 
 
 @pytest.mark.parametrize("name", LINES["compare"])
-def test_an_option_of_compare_arrives(name: str, files: Path, tmp_path: Path) -> None:
+def test_an_option_of_compare_arrives(name: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: Seen = {}
+
+    def share_pass(jobs: Any, folder: Path, *, num_workers: int | None, say: Any) -> None:
+        given["num_workers"] = num_workers
+        before(jobs, folder, say=say)
+
+    before = compare.share_pass
+    monkeypatch.setattr(compare, "share_pass", share_pass)
     config = config_of("compare", name, files)
     found = compare.compare(config)  # type: ignore[arg-type]
     made = next(iter(found.selections.values())).provenance
-    seen = {
+    seen = given | {
         "extractor": found.extractor,
         "made": made,
         "line": found.lines[0],
