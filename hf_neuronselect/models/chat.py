@@ -11,10 +11,12 @@ from typing import Protocol, Self
 from ..core.errors import NeuronSelectError
 from ..core.judging import API, HUB, LOCAL, JudgeOptions
 from ..core.sources import Source
+from .checkpoint import config_of, limits_of
+from .dtypes import auto_dtype
 from .pin import pin_named
 
-LOCAL_ROWS = 8
-"""Rows that a local judge answers at once."""
+LOCAL_ROWS, LOCAL_TOKENS = 8, 8192
+"""Rows, and padded tokens of their prompts, that a local judge reads at once."""
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -35,7 +37,7 @@ class JudgeSpec:
             to OpenAI alone, unless it is named.
         model: of a local one, pinned. begin: what its answers are made to begin with, since small models talk around a mark.
         max_tokens: of an answer. tries: of a request that fails. timeout: seconds of one. concurrency: requests at once.
-        price_in, price_out: US dollars a million tokens, of prompts and of answers.
+        price_in, price_out: US dollars a million tokens, of prompts and of answers. dtype: of a local one's weights.
     """
 
     name: str
@@ -49,6 +51,7 @@ class JudgeSpec:
     concurrency: int = 8
     price_in: float | None = None
     price_out: float | None = None
+    dtype: str = ""
 
     @classmethod
     def of(cls, options: JudgeOptions, *, begin: str, local_tokens: int, max_tokens: int = 256) -> Self:
@@ -63,7 +66,8 @@ class JudgeSpec:
         """
         if options.place == LOCAL:
             model = pin_named(options.judge, "judge")
-            return cls(model.id, LOCAL, model=model, begin=begin, max_tokens=local_tokens)
+            dtype = auto_dtype(config_of(model))
+            return cls(model.id, LOCAL, model=model, begin=begin, max_tokens=local_tokens, dtype=dtype)
         return cls(
             options.judge, options.place, options.key or "", max_tokens=max_tokens, tries=options.tries, timeout=options.timeout,
             concurrency=options.concurrency, price_in=options.price_in, price_out=options.price_out,
@@ -73,7 +77,7 @@ class JudgeSpec:
     def identity(self) -> list[str | int]:
         """What moves an answer."""
         if self.model is not None:
-            return [LOCAL, self.model.key, self.max_tokens, self.begin]
+            return [LOCAL, self.model.key, self.max_tokens, self.begin, self.dtype]
         return [self.at.rstrip("/"), self.name, self.max_tokens]
 
     @property
@@ -133,18 +137,23 @@ class Local:
 
         assert spec.model is not None
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
-        self.model, self.tokenizer = causal_lm_of(ModelSpec(spec.model, dtype), device), tokenizer_of(spec.model)
+        self.model, self.tokenizer = causal_lm_of(ModelSpec(spec.model, spec.dtype), device), tokenizer_of(spec.model)
         self.max_tokens, self.begin = spec.max_tokens, spec.begin
+        self.window = limits_of(self.model.config).positions
 
-    def replies(self, asked: Mapping[str, Messages]) -> Iterator[tuple[str, str]]:
-        """Key and answer of each, the longest questions first."""
+    def replies(self, asked: Mapping[str, Messages]) -> Iterator[tuple[str, str | None, str]]:
+        """Key and answer of each, the longest questions first; no answer for the reason after it."""
         import torch
 
         encoded = {key: self._ids(messages) for key, messages in asked.items()}
+        for key in [key for key, ids in encoded.items() if self.window and len(ids) + self.max_tokens > self.window]:
+            tokens = len(encoded.pop(key))
+            yield key, None, f"error: {tokens:,} tokens are asked, the judge reads {self.window:,} with its answer"
         keys = sorted(encoded, key=lambda key: -len(encoded[key]))
-        for batch in (keys[start : start + LOCAL_ROWS] for start in range(0, len(keys), LOCAL_ROWS)):
-            width = len(encoded[batch[0]])
+        while keys:
+            width = len(encoded[keys[0]])
+            count = max(1, min(LOCAL_ROWS, LOCAL_TOKENS // width))
+            batch, keys = keys[:count], keys[count:]
             ids = torch.zeros((len(batch), width), dtype=torch.int64)
             mask = torch.zeros_like(ids)
             for i, key in enumerate(batch):  # padded on the left: answers begin at one position
@@ -157,7 +166,7 @@ class Local:
                     pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
                 )  # fmt: skip
             for key, said in zip(batch, out[:, width:], strict=True):
-                yield key, self.begin + str(self.tokenizer.decode(said, skip_special_tokens=True))
+                yield key, self.begin + str(self.tokenizer.decode(said, skip_special_tokens=True)), ""
 
     def _ids(self, messages: Messages) -> list[int]:
         turns = [dict(one) for one in messages]

@@ -14,7 +14,7 @@ from ..core import progress
 from ..core.errors import NeuronSelectError
 from ..core.sources import Source, hub_errors
 from .batching import plan_batches
-from .loading import DTYPES
+from .dtypes import DTYPES
 
 Kind = Literal["reward", "unieval"]
 _CLASSES: dict[str, Any] = {"reward": AutoModelForSequenceClassification, "unieval": AutoModelForSeq2SeqLM}

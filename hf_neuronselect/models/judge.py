@@ -159,10 +159,13 @@ class Judge:
         if new:
             self.client = self.client or (Local(self.spec) if self.spec.at == LOCAL else Api(self.spec))
             if isinstance(self.client, Local):
-                for key, text in self.client.replies(new):
-                    self._keep(key, text)
+                for key, said, problem in self.client.replies(new):
+                    if said is None:
+                        problems[key] = problem
+                    else:
+                        self._keep(key, said)
                     done(new[key])
-                return [Answer(kept[key], asked=key in new) for key in keys]
+                return [Answer(kept.get(key), problems.get(key, ""), key in new) for key in keys]
             stop = threading.Event()
 
             def one(item: tuple[str, Messages]) -> None:

@@ -27,6 +27,7 @@ from ..core.errors import NeuronSelectError
 from ..core.sources import Source, hub_errors
 from .backbone import Backbone, find_decoder
 from .checkpoint import config_of, read_tokenizer
+from .dtypes import DTYPES
 from .pin import check_trained
 from .prefix import fetched, load_prefix, lost_tensors, no_safetensors, quiet_report
 from .sae import SparseAutoencoder
@@ -35,7 +36,6 @@ from .sizes import check_rank, check_whole
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _KEPT = 2  # models kept in a process
 
 Place = torch.device | str | dict[str, Any]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..core import bundled
 from ..core.digests import sae_hash
@@ -16,17 +13,15 @@ from ..core.errors import NeuronSelectError
 from ..core.options import AUTO, ExtractionOptions
 from ..core.sources import Source, hub_commit, hub_errors
 from ..models.backbone import resolve_layer
-from ..models.checkpoint import block_parameters, check_runs, check_tokens, config_of, limits_of
+from ..models.checkpoint import check_runs, check_tokens, config_of, limits_of
+from ..models.dtypes import auto_dtype
 from ..models.find_sae import SHIPPED, FoundSae, find_saes, how_to_train, pick_sae
-from ..models.loading import DTYPES, ModelSpec, tokenizer_of
+from ..models.loading import ModelSpec, tokenizer_of
 from ..models.pin import pin_model
 from ..models.sae import SparseAutoencoder
 from ..models.sae_formats import download_sae, find_folder, load_sae
 from ..models.sae_match import check_match
 from ..rows.encode import Limits
-
-LARGE = 50_000_000
-"""Parameters in blocks from which on speed matters more than that scores do not move with the batch size."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,9 @@ def resolve_extraction(
     limits = limits_of(lm_config)
     check_tokens(source, tokenizer_of(source), limits, options.chat_template)
     layer = resolve_layer(options.layer, lm_config.get_text_config().num_hidden_layers)
-    options = replace(options, layer=layer, dtype=_resolve_dtype(options, lm_config))
+    options = replace(
+        options, layer=layer, dtype=auto_dtype(lm_config, options.device) if options.dtype == AUTO else options.dtype
+    )
     extraction = Extraction(options, source, limits=limits)
     if options.sae is None and not needs_sae:
         return extraction
@@ -214,31 +211,6 @@ def resolve_sae(sae: str, revision: str | None, layer: int, token: str | bool | 
         root = download_sae(sae, revision=revision, layer=layer, token=token)
     folder = find_folder(root, layer)
     return Source(sae, hub_commit(folder), str(folder))
-
-
-def _resolve_dtype(options: ExtractionOptions, lm_config: Any) -> Any:
-    if options.dtype != "auto":
-        return options.dtype
-    stored = str(getattr(lm_config, "dtype", None) or "float32").removeprefix("torch.")
-    stored = stored if stored in DTYPES else "float32"
-    if options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available()):
-        return stored
-    # The rounding of bfloat16 depends on a batch's shape, so a score moves a little with the batch size. For a model that
-    # takes hours that is worth its speed where the CPU has the instructions (without them it is slower than float32).
-    large = block_parameters(lm_config) >= LARGE and options.device in ("auto", "cpu")
-    return stored if stored == "bfloat16" and large and cpu_has_bfloat16() else "float32"
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this machine's CPU multiplies bfloat16 natively (AVX512-BF16, AMX, or Arm's BF16)."""
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    if any(one is not None and one() for one in asked):
-        return True
-    try:
-        said = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        return False
-    return said is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(said[1].split())
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from ..core.errors import NeuronSelectError, near_names, one_of
 from ..core.sources import Source, resolve
 from ..models.checkpoint import read_tokenizer
-from ..models.loading import DTYPES
+from ..models.dtypes import DTYPES
 from .models import adapted, adapter_source, base_source, load_for_evaluation
 
 # Metrics that are a share of right answers; they are shown in percent and can be averaged with each other.

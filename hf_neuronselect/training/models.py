@@ -20,7 +20,8 @@ from ..core.provenance import SourceRecord
 from ..core.seals import json_object
 from ..core.sources import Source, hub_errors, resolve
 from ..models.checkpoint import check_runs, config_of, read_tokenizer
-from ..models.loading import DTYPES, load_adapter, named_device
+from ..models.dtypes import DTYPES
+from ..models.loading import load_adapter, named_device
 from ..models.pin import check_trained, pin_model
 from ..models.sizes import check_whole
 from ..rows.encode import PLAIN_TEMPLATE

@@ -12,9 +12,12 @@ from typing import Any
 import huggingface_hub.constants
 import numpy as np
 import pytest
+import torch
 from chat_server import KEY, ChatServer
 from datasets import Dataset
+from families import tiny_model, tiny_tokenizer
 from tiny import chat
+from transformers import AutoConfig
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning
 from hf_neuronselect.cli import main as cli
@@ -22,6 +25,8 @@ from hf_neuronselect.core.folders import DATA_FILE
 from hf_neuronselect.core.options import ExtractionOptions
 from hf_neuronselect.core.provenance import plain
 from hf_neuronselect.methods import make_method
+from hf_neuronselect.models import chat as clients
+from hf_neuronselect.models import dtypes
 from hf_neuronselect.models.chat import JudgeSpec
 from hf_neuronselect.models.judge import Answer, Judge
 from hf_neuronselect.models.marks import read_mark
@@ -193,6 +198,35 @@ def test_a_local_judge(tiny_folder: Path, server: ChatServer) -> None:
     assert Judge(judge.spec).ask(asked)[1].text == answer.text
     assert not server.asked
     assert selector.method.stand_in(None) == "model"
+
+
+def test_what_a_local_judge_cannot_read_whole_has_no_mark(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = Judge(make_method("alpagasus", {"judge": str(tiny_folder / "model"), "at": "local"}).signals[0].judge)
+    window = AutoConfig.from_pretrained(tiny_folder / "model").max_position_embeddings
+    asked = [[{"role": "user", "content": text}] for text in ("Hi", "a " * window, "Why?")]
+    monkeypatch.setattr(clients, "LOCAL_TOKENS", 1)  # a row at a time
+    short, long, other = judge.ask(asked)
+    assert short.text and other.text and not short.problem
+    assert long.text is None and re.fullmatch(
+        rf"error: [\d,]+ tokens are asked, the judge reads {window:,} with its answer", long.problem
+    )
+    assert judge.ask(asked)[1].problem == long.problem, "it is not kept as an answer"
+
+
+def test_a_local_judge_runs_in_the_format_that_auto_means(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model("llama").bfloat16().save_pretrained(tmp_path / "lm")
+    tiny_tokenizer().save_pretrained(tmp_path / "lm")
+    monkeypatch.setattr(dtypes, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(dtypes, "LARGE", 1000)
+    specs = [
+        make_method("alpagasus", {"judge": str(folder), "at": "local"}).signals[0].judge
+        for folder in (tmp_path / "lm", tiny_folder / "model")
+    ]
+    assert [spec.dtype for spec in specs] == ["bfloat16", "float32"] and specs[0].identity[-1] == "bfloat16"
+    (answer,) = (judge := Judge(specs[0])).ask([[{"role": "user", "content": "Hi"}]])
+    assert answer.text and judge.client.model.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

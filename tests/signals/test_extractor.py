@@ -21,10 +21,10 @@ from tiny import SUPPORT, make_extractor, rows, write_sae
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelectWarning
 from hf_neuronselect.core.options import ExtractionOptions, options_of
 from hf_neuronselect.core.sources import Source
+from hf_neuronselect.models import dtypes
 from hf_neuronselect.models.backbone import Backbone
 from hf_neuronselect.models.batching import TokenBatch
 from hf_neuronselect.pipelines.parts import extractor_of
-from hf_neuronselect.signals import extraction
 from hf_neuronselect.signals.extraction import Extraction
 
 
@@ -315,14 +315,14 @@ def test_auto_is_bfloat16_for_a_large_model_where_the_cpu_has_it(
         return made.extraction.options.dtype, any("bfloat16" in line and "--dtype float32" in line for line in said)
 
     plain = ("float32", False)
-    monkeypatch.setattr(extraction, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(dtypes, "cpu_has_bfloat16", lambda: True)
     assert dtype(tmp_path / "lm") == plain, "a small one"
-    monkeypatch.setattr(extraction, "LARGE", 1000)
+    monkeypatch.setattr(dtypes, "LARGE", 1000)
     assert dtype(tmp_path / "lm") == ("bfloat16", True)
     assert dtype(tmp_path / "lm", dtype="float32") == plain
     assert dtype(tmp_path / "lm", dtype="bfloat16") == ("bfloat16", False), "asked for: nothing to say"
     assert dtype(tiny_folder / "model") == plain, "stored in float32"
-    monkeypatch.setattr(extraction, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(dtypes, "cpu_has_bfloat16", lambda: False)
     assert dtype(tmp_path / "lm") == plain, "a CPU without it"
 
 
