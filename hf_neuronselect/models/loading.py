@@ -168,6 +168,15 @@ def causal_lm_of(spec: ModelSpec, place: Place) -> Any:
     return _WHOLE[key]
 
 
+def forget() -> None:
+    """Free the memory of models that this process keeps; they are loaded again when they are needed."""
+    _BACKBONES.clear()
+    _WHOLE.clear()
+    _sae.cache_clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def fresh_lm(spec: ModelSpec, place: Place) -> Any:
     """A whole causal LM that nobody else has, in eval mode, from files."""
     return _load_model(spec, place, None)

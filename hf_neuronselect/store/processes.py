@@ -25,6 +25,7 @@ import torch
 import transformers
 
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
+from ..models.loading import forget
 from .shard_maker import Events, Shard, ShardMaker, Size
 
 START = "spawn"  # CUDA cannot be used in a fork
@@ -46,6 +47,7 @@ def run_workers(maker: ShardMaker, numbers: Iterable[int], num_workers: int) -> 
     Raises:
         NeuronSelectError: what a worker raised; or a shard whose workers died three times in a row.
     """
+    forget()  # worker 0 has the same GPU
     waiting, deaths = deque(numbers), Counter[int]()
     count = min(num_workers, len(waiting))
     threads = max(1, torch.get_num_threads() // max(1, count))

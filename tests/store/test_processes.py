@@ -24,6 +24,7 @@ from tiny import rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError
 from hf_neuronselect.core.errors import NeuronSelectWarning
+from hf_neuronselect.models import loading
 from hf_neuronselect.store import processes as workers
 from hf_neuronselect.store import store
 from hf_neuronselect.store.shard_maker import TRIES
@@ -73,6 +74,15 @@ def once_marked(folder: Path, act: Callable[[Path], None]) -> threading.Thread:
 
 
 # ------------------------------------------------------------------------------------- the same store
+def test_a_model_that_was_used_before_leaves_the_gpu_to_the_workers(
+    pool24: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path, quick: None
+) -> None:
+    write(tmp_path / "alone", pool24.select(range(2)), extractor)
+    assert loading._BACKBONES and loading._sae.cache_info().currsize
+    write(tmp_path / "s", pool24, extractor, num_workers=2)
+    assert not loading._BACKBONES and not loading._WHOLE and not loading._sae.cache_info().currsize
+
+
 def test_workers_make_the_same_store(
     whole: Path, pool24: Dataset, extractor: NeuronFeatureExtractor, tmp_path: Path, quick: None, caplog: Any
 ) -> None:
