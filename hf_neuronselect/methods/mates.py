@@ -267,19 +267,22 @@ class Mates(Method):
 
         def score(rows: RowBatch) -> dict[str, np.ndarray]:
             keys = [(int(key[:16], 16), int(key[16:], 16)) for key in rows["row_key"]]
-            noise = gumbel(self.seed, rows.index)
             try:
-                scaled = {name: np.asarray([of[key] for key in keys]) / TEMPERATURE for name, of in known.items()}
+                return {name: np.asarray([-of[key] / TEMPERATURE for key in keys]) for name, of in known.items()}
             except KeyError:
                 raise NeuronSelectError(
                     "was fitted to another pool, of which it has a prediction for each row: fit it to this one",
                     option="method", value=self.name,
                 ) from None  # fmt: skip
-            if self.draw == "none":
-                return {name: -one for name, one in scaled.items()}
-            return {name: -one + noise if self.draw == "gumbel" else -(one + noise) for name, one in scaled.items()}
 
         return score
+
+    def drawn(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """With Gumbel noise, or less it as in the authors' code."""
+        if self.draw == "none":
+            return scores
+        noise = gumbel(self.seed, rows)
+        return scores + noise if self.draw == "gumbel" else scores - noise
 
     def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
         """What was predicted, without parts; the noise is beside it.
@@ -287,8 +290,7 @@ class Mates(Method):
         Raises:
             NeuronSelectError: the row is not of the pool that was predicted.
         """
-        exact = replace(self, draw="none")
-        predicted = -TEMPERATURE * float(exact.score(row, target)[0])
+        predicted = -TEMPERATURE * float(self.score(row, target)[0])
         says = (
             f"{predicted:+.4g} is predicted from the row's text: how a training step on it changes the exemplars' loss, in "
             f"deviations from the mean of the rows that were tried, lower first (rank correlation with measured changes: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -138,6 +138,7 @@ def scan(
     doubts: Doubts | None = None,
     marks: Marks | None = None,
     compared: Sequence[str] = (),
+    avoided: Collection[str] = (),
     *,
     raw: bool = False,
 ) -> Iterator[Scored]:
@@ -145,7 +146,8 @@ def scan(
 
     Args:
         doubts: watches the scores. marks: leaks and duplicates of all rows, if they were looked for before.
-        compared: signals whose columns are passed on. raw: give scores without what a method's seed adds.
+        compared: signals whose columns are passed on. avoided, raw: give the scores of these targets, or all, without what a
+            method's seed adds: taken off a wanted target's score, it would cancel.
     """
     marker, position = Marker(), 0
     kept = [column for signal in signals_of(compared) for column in column_names(signal)]
@@ -179,7 +181,8 @@ def scan(
                 for name in targets:
                     scores[name] = np.full((n, *found[name].shape[1:]), np.nan)
                     scores[name][usable] = found[name]
-                    scores[name] = scores[name] if raw else method.drawn(scores[name], batch.rows.index)
+                    if not raw and name not in avoided:
+                        scores[name] = method.drawn(scores[name], batch.rows.index)
             excluded = without_scores(excluded, scores)
             scored = Scored(
                 batch.rows.index, scores, batch.n_tokens, batch.truncated, excluded, batch.raw,

@@ -52,9 +52,10 @@ class Scoring:
             return self._scores(Dataset.from_dict(batch), self._reader(None))
 
     def _scores(self, data: Dataset, reader: Reader) -> dict[str, np.ndarray]:
-        parts = list(scan(data, reader, self.scored_by, self.scored_against, Leakage(), (), Tally()))
-        found = {name: np.concatenate([part.scores[name] for part in parts]) for name in self.scored_against}
-        return {name: row_scores(one) for name, one in less_avoided(found, self.avoided, self.avoid_weight).items()}
+        found = scan(data, reader, self.scored_by, self.scored_against, Leakage(), (), Tally(), avoided=self.avoided)
+        parts = list(found)
+        scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in self.scored_against}
+        return {name: row_scores(one) for name, one in less_avoided(scores, self.avoided, self.avoid_weight).items()}
 
     def score(
         self, pool: Data, *, extractor: NeuronFeatureExtractor | None = None, features: FeatureStore | None = None

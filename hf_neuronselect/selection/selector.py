@@ -326,13 +326,13 @@ class NeuronSelector(Scoring, PushToHub):
         estimate = None
         with contextlib.ExitStack() as open_until_scored:
             if sweep is not None:
-                found: Iterable[Scored] = [sweep.rows(against, self.scored_by, exclude, marks, tally)]
+                found: Iterable[Scored] = [sweep.rows(self, against, exclude, marks, tally)]
                 doubts, compared = sweep.doubts, sweep.compared
             else:
                 method, compared = opened(self.method, self.picker, pool, known, reader, auto)
                 doubts = Doubts(method, self.halves if reader.whole(pool.column_names or []) else {})
                 open_until_scored.enter_context(spooled(method, pool, reader))
-                found = scan(pool, reader, method, against, self.leakage, exclude, tally, doubts, marks, compared)
+                found = scan(pool, reader, method, against, self.leakage, exclude, tally, doubts, marks, compared, self.avoided)  # fmt: skip
             if isinstance(pool, Dataset):
                 rows = extractor.extraction.options if extractor else None
                 scored = PoolScores.of(

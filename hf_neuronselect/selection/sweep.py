@@ -12,7 +12,7 @@ from datasets import Dataset
 from ..core.cost import Cost
 from ..core.provenance import Budget, SourceRecord
 from ..core.spread import Spread
-from ..methods.base import Method, Target
+from ..methods.base import Target
 from ..signals.columns import RowBatch
 from ..store.store import FeatureStore
 from .doubts import Doubts
@@ -44,19 +44,23 @@ class Sweep:
     passes: Cost
 
     def rows(
-        self, targets: Collection[str], method: Method, exclude: Sequence[str], marks: Marks | None, tally: Tally
-    ) -> Scored:
+        self, selector: NeuronSelector, targets: Collection[str], exclude: Sequence[str], marks: Marks | None, tally: Tally
+    ) -> Scored:  # fmt: skip
         """The rows as :func:`~hf_neuronselect.selection.scan.scan` scores them for some of the targets.
 
         Args:
-            method: the one that scored, or the same with another seed. marks: needed where something is left out.
+            selector: of the method that scored, or the same with another seed. marks: needed where something is left out.
         """
         given = self.scored
         excluded = without_scores(given.excluded)
         if exclude:
             assert marks is not None
             leave_out(excluded, marks, exclude)
-        scores = {name: method.drawn(given.scores[name], given.index) for name in targets}
+        method = selector.scored_by
+        scores = {
+            name: given.scores[name] if name in selector.avoided else method.drawn(given.scores[name], given.index)
+            for name in targets
+        }
         found = replace(given, scores=scores, excluded=without_scores(excluded, scores))
         tally.count(found)
         tally.reasons += self.tally.reasons
@@ -68,7 +72,7 @@ class Sweep:
         marks: Marks | None,
     ) -> np.ndarray:  # fmt: skip
         """Rows that a selection for one target holds: int64, best first."""
-        rows = self.rows([target, *selector.avoided], selector.scored_by, exclude, marks, Tally())
+        rows = self.rows(selector, [target, *selector.avoided], exclude, marks, Tally())
         options = selector.extractor.extraction.options if selector.extractor else None
         scores = PoolScores.of(
             self.pool, [rows], "quota", None, selector.picker, self.compared, spread, options, selector.avoided,

@@ -100,7 +100,7 @@ def test_the_draw(draw: str) -> None:
     index = np.random.default_rng(1).permutation(100)[:30]
     batch = RowBatch(index, np.ones(30, bool), {"row_key": [key.hex() for key in keys]})
     method = make_method("mates", {"regressor": "unused", "draw": draw, "seed": 3})
-    found = method.score(batch, target)
+    found = method.drawn(method.score(batch, target), index)
     for i, row in enumerate(index):
         noise = -math.log(-math.log(uniform(3, np.asarray([row]))[0]))
         wanted = {
@@ -109,9 +109,11 @@ def test_the_draw(draw: str) -> None:
             "none": -predicted[i] / 0.5,
         }
         assert found[i] == pytest.approx(wanted[draw], rel=1e-12)
-    other = make_method("mates", {"regressor": "unused", "draw": draw, "seed": 4}).score(batch, target)
-    assert np.array_equal(found, other) == (draw == "none")
-    np.testing.assert_array_equal(method.score(batch.take(np.asarray([5, 2])), target), found[[5, 2]])
+    other = make_method("mates", {"regressor": "unused", "draw": draw, "seed": 4})
+    assert np.array_equal(found, other.drawn(method.score(batch, target), index)) == (draw == "none")
+    np.testing.assert_array_equal(method.score(batch, target), -predicted / 0.5)
+    some = np.asarray([5, 2])
+    np.testing.assert_array_equal(method.drawn(method.score(batch.take(some), target), index[some]), found[some])
 
 
 def test_a_pick_is_explained_by_its_prediction() -> None:
@@ -124,7 +126,7 @@ def test_a_pick_is_explained_by_its_prediction() -> None:
         "mean of the rows that were tried, lower first (rank correlation with measured changes: 0.25)"
     )
     assert make_method("mates", {"draw": "none"}).explain(row, target, None).says == says
-    noise = float(make_method("mates", {}).score(row, target)[0]) - 1
+    noise = float(make_method("mates", {}).drawn(np.zeros(1), row.index)[0])
     assert make_method("mates", {}).explain(row, target, None).says == f"{says}; {noise:+.4g} was drawn"
 
 
@@ -135,13 +137,11 @@ def test_rows_are_drawn_by_their_weights() -> None:
     pair = [int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")]
     first = 0
     for one in method:
-        scores = [
-            one.score(
-                RowBatch(np.asarray([i]), np.ones(1, bool), {"row_key": [key.hex()]}),
-                {"keys": np.asarray([pair], np.uint64), "predicted": np.asarray([value])},
-            )[0]
-            for i, value in enumerate((0.0, 0.5))
-        ]
+        scores = []
+        for i, value in enumerate((0.0, 0.5)):
+            batch = RowBatch(np.asarray([i]), np.ones(1, bool), {"row_key": [key.hex()]})
+            target = {"keys": np.asarray([pair], np.uint64), "predicted": np.asarray([value])}
+            scores += one.drawn(one.score(batch, target), batch.index).tolist()
         first += scores[0] > scores[1]
     assert first / 3000 == pytest.approx(math.exp(0) / (math.exp(0) + math.exp(-1)), abs=0.03)
 

@@ -72,6 +72,26 @@ def test_the_score_is_the_targets_less_the_largest_of_those_avoided(
     np.testing.assert_allclose(selection.dataset["neuron_score"], [expected[i] for i in best], rtol=1e-9)
 
 
+@quiet
+def test_what_a_seed_adds_is_added_to_the_wanted_score_alone(
+    pool: Dataset, named: dict[str, Dataset], extractor: NeuronFeatureExtractor
+) -> None:
+    """Added to both it would cancel, and rows would hardly be drawn."""
+    exact = {
+        name: column(NeuronSelector("dsir", gumbel=False).fit({name: data}, extractor=extractor).select(pool, k=3))
+        for name, data in named.items()
+    }
+    z = {name: np.asarray(slow_z(exact[name].tolist())) for name in ("u", "v")}
+    for seed in (0, 1):
+        drawn = column(NeuronSelector("dsir", seed=seed).fit({"t": named["t"]}, extractor=extractor).select(pool, k=3))
+        selector = avoiding("dsir", named, extractor, seed=seed)
+        expected = np.asarray(slow_z(drawn.tolist())) - np.maximum(np.maximum(z["u"], z["v"]), 0)
+        selection = selector.select(pool, k=9)
+        np.testing.assert_allclose(column(selection), expected, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(column(selection, "avoided_u"), exact["u"], rtol=1e-12)
+        np.testing.assert_allclose(selector.score(pool)["neuron_score"], expected, rtol=1e-9, atol=1e-9)
+
+
 def test_of_several_exemplars_an_avoided_targets_best_counts_and_a_targets_share_one_scale() -> None:
     draw = np.random.default_rng(0)
     scores = {"t": draw.normal(3, 5, (40, 3)), "u": draw.normal(-2, 0.1, (40, 4))}
