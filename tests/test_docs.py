@@ -395,6 +395,21 @@ def test_the_losses_with_targets_avoided_are_their_record() -> None:
             f"{losses[t]['mean']:.3f} ({losses[t]['low']:.3f} to {losses[t]['high']:.3f})" for t in ("gsm8k", "mbpp")
         ]
         assert f"| {trained} | {' | '.join(told)} |" in section
+    prose = " ".join(section.split("\n## ")[0].split())
+    verdicts = record["verdicts"]
+    avoiding, both = verdicts["gsm8k, avoiding mbpp"], verdicts["gsm8k and mbpp"]
+    rise, mended = avoiding["rise"], avoiding["mended"]
+    assert f"worse by {rise['mean']:.3f} ({rise['low']:.3f} to {rise['high']:.3f})" in prose
+    assert f"{mended['mean']:.3f} better than that ({mended['low']:.3f} to {mended['high']:.3f})" in prose
+    assert f"{avoiding['gain_kept'] * 100:.0f} % of the gain on GSM8K is kept" in prose
+    assert (
+        f"MBPP is then {both['mended']['mean']:.2f} better" in prose
+        and f"and {both['gain_kept'] * 100:.0f} % of" in prose
+    )
+    kept = [f"{verdicts[name]['gain_kept'] * 100:.0f} %" for name in ("random", "longest")]
+    assert f"of the gain {' and '.join(kept)} are kept" in prose
+    assert f"{record['common_rows']['gsm8k, avoiding mbpp']} of the 200 rows stay" in prose
+    assert [verdicts[name]["verdict"] for name in ("random", "longest")] == ["mends at too high a price"] * 2
 
 
 def test_the_auc_of_a_feature_is_the_share_of_pairs_in_order() -> None:
