@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,17 @@ def rendered(template: str, styles: Sequence[str], script: str, values: Mapping[
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(code)}; img-src data:; base-uri 'none'; "
         "form-action 'none'"
     )
-    environment = Environment(
+    page = _environment().get_template(template)
+    return replaced(page.render({"style": style, "script": code, "policy": policy, **values}))
+
+
+@cache
+def _environment() -> Environment:
+    """One for all pages: it keeps the templates that it has compiled."""
+    return Environment(
         loader=FileSystemLoader(_FOLDER, encoding="utf-8"), undefined=StrictUndefined, autoescape=True,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    page = environment.get_template(template)
-    return replaced(page.render({"style": style, "script": code, "policy": policy, **values}))
 
 
 def _text(name: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.provenance import Budget
 from ..signals.columns import RowBatch
-from .base import PoolMethod, Target, register_method
+from .base import PoolMethod, Scorer, Target, register_method
 from .why import Moves, Why
 
 CONTENT, ANSWER = "content_mean", "answer_mean"
@@ -81,8 +81,24 @@ class NaitContrast(PoolMethod):
         return found
 
     def score(self, rows: RowBatch, target: Target) -> np.ndarray:
-        vectors = _unit(rows.dense(CONTENT).astype(np.float64) - target["mean"])
-        return np.einsum("nld,ld->n", vectors, target["directions"])
+        return self.scorer({"target": target})(rows)["target"]
+
+    def scorer(self, targets: Mapping[str, Target]) -> Scorer:
+        """A row's vectors are computed once for all targets with the same mean of the pool: here, all of them."""
+        alike: dict[bytes, list[str]] = {}
+        for name, target in targets.items():
+            alike.setdefault(target["mean"].tobytes(), []).append(name)
+
+        def score(rows: RowBatch) -> dict[str, np.ndarray]:
+            content = rows.dense(CONTENT).astype(np.float64)
+            found = {}
+            for names in alike.values():
+                vectors = _unit(content - targets[names[0]]["mean"])
+                for name in names:
+                    found[name] = np.einsum("nld,ld->n", vectors, targets[name]["directions"])
+            return found
+
+        return score
 
     def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
         """Each block's cosine, which add up to the score, and the tokens whose states moved it."""

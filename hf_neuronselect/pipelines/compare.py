@@ -148,9 +148,9 @@ def compare_in(
             line = replace(line, reason=failures.reason(chosen.label, name))
             found.add(line, list(targets))
             live.tell(found, line)
-            if keep:
-                write_comparison(found, config.out)
         together.forget()
+        if keep:
+            write_comparison(found, config.out)
     failures.check(found.selections)
     return found
 

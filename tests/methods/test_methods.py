@@ -212,7 +212,16 @@ def test_nait_contrast_reference(batch: int) -> None:
         passes += 1
         if not contrast.again(state):
             break
-    scores = contrast.score(pool, contrast.finish(state, fitted)["t"])
+    target = contrast.finish(state, fitted)["t"]
+    scores = contrast.score(pool, target)
+    targets = {
+        "t": target,
+        "u": target | {"directions": target["directions"][::-1]},
+        "v": target | {"mean": answers.mean(0)},
+    }
+    for name, found in contrast.scorer(targets)(pool).items():
+        np.testing.assert_array_equal(found, contrast.score(pool, targets[name]))
+        assert name == "t" or not np.allclose(found, scores)
     assert passes == 2
     np.testing.assert_allclose(scores, contrast_reference(answers, contents, exemplars.astype(np.float32)), rtol=1e-6)
 
