@@ -227,6 +227,7 @@ def test_the_tables_of_transfer_are_their_record(monkeypatch: pytest.MonkeyPatch
 
 RIVALS = {
     "Every rival on one real model": "compare_smollm2_5000",
+    "Every rival on 5,000 rows without the target's own source": "compare_smollm2_5000_out",
     "Every rival on the whole pool": "compare_smollm2_full",
     "Every rival without the target's own source": "compare_smollm2_full_out",
     "Every rival with the bundled model": "compare_bundled_full",
