@@ -210,7 +210,7 @@ def share_pass(jobs: Sequence[Job], folder: Path, *, num_workers: int | None = 1
         signals += [*(smaller or whole), *signals_of(compared)]
     rows = sharing[0].rows
     assert isinstance(rows.data, Dataset)
-    shard_rows = min(4096, max(64, len(rows.data) // 16))  # a kill costs one shard
+    shard_rows = min(4096, max(64, len(rows.data) // (16 * (num_workers or 1))))  # a kill costs each process one shard
     write_store(
         rows.data, extractor.with_features(signals), folder, pool_about=rows.about, shard_rows=shard_rows,
         num_workers=num_workers, say=say,
