@@ -319,6 +319,15 @@ def test_what_the_passes_over_5000_rows_took_is_in_the_record() -> None:
     assert told in " ".join(section.split())
 
 
+def test_what_the_passes_over_the_whole_pool_took_is_in_the_record() -> None:
+    lines, section = every_rival("Every rival on the whole pool")
+    took = {one["method"]: f"{float(one['pass_seconds']):,.0f}" for one in lines if one["pass_seconds"]}
+    assert (
+        f"`bidirectional` was read by two processes (`--num-workers 2`), in {took['bidirectional']} s of a core."
+        in section
+    )
+
+
 def test_what_the_passes_of_the_bundled_model_took_is_in_the_record() -> None:
     lines, section = every_rival("Every rival with the bundled model")
     took = {one["method"]: f"{float(one['pass_seconds']) / 60:.0f}" for one in lines if one["pass_seconds"]}
