@@ -233,12 +233,12 @@ class CompareConfig(KeepOptions, WorkerOptions, ExtractionOptions):
     )
     picker: str | None = opt(
         None,
-        f"Each method that has a target, with each of these, separated by commas: {PICKERS_HELP}; default its own.",
+        f"Run each method that has a target once with each of these, separated by commas: {PICKERS_HELP}; default its own.",
     )
     draws: int = opt(1, "Draws of each method that has a seed; the table shows their mean.", minimum=1, moves=False)
     resamples: int = opt(
         0,
-        "Fits on exemplars drawn again, for the interval of each method's precision; 20 tell it.",
+        "Fits on exemplars drawn again, for the interval of each method's precision; 20 are enough.",
         minimum=0,
         moves=False,
     )
@@ -286,7 +286,7 @@ class EvidenceOptions(Options):
     """What reasons are found with, where a saved selection does not bring it."""
 
     features: Path | None = opt(
-        None, "Feature store of the pool: how rare a feature is and where else it fires; saves a pass."
+        None, "Feature store of the pool: saves a pass, and tells how rare a feature is and where else it fires."
     )
     pool: str | None = opt(None, "The pool, for texts of rows that were not selected; default where it came from.")
     model: str | None = opt(None, "Folder of the model, where it is not on the Hub.")
@@ -310,9 +310,7 @@ class AppConfig(EvidenceOptions):
     """Browse a selection in a web browser: its rows, why each was picked, why another was not."""
 
     folder: str = opt(help="Selection: folder, or data set on the Hub.")
-    target: str | None = opt(
-        None, "Which of several targets, NAME; with its exemplars, NAME=ROWS, those that have a feature are told."
-    )
+    target: str | None = opt(None, "Target to explain, NAME; NAME=ROWS also tells which exemplars have a feature.")
     host: str = opt(
         "127.0.0.1",
         "Address to listen at; with another one, others may read the rows: there is no password.",
@@ -332,12 +330,10 @@ class ExplainConfig(EvidenceOptions):
     contrast: tuple[int, int] | None = opt(
         None, "Two places in the selection: why the first scores higher.", metavar="A B", minimum=0
     )
-    target: str | None = opt(
-        None, "Which of several targets, NAME; with its exemplars, NAME=ROWS, those that have a feature are told."
-    )
+    target: str | None = opt(None, "Target to explain, NAME; NAME=ROWS also tells which exemplars have a feature.")
     top: int = opt(10, "Parts of the score that are told.", minimum=1)
     causal: int | None = opt(
-        None, "Features: how much the task's loss rises without so many that explain the picks.", minimum=1
+        None, "Zero this many features that explain the picks, and tell how much the task's loss rises.", minimum=1
     )
     held_out: str | None = opt(None, "Rows of the task whose loss is read for causal; default its exemplars.")
     draws: int = opt(10, "Sets of random features of like activity, for causal.", minimum=1)

@@ -403,7 +403,9 @@ class RowOptions(Options):
 class ReadOptions(Options):
     """What is read from the model."""
 
-    layer: int = opt(-2, "0-based block; negative counts from the end. -2 is the penultimate (both papers').")
+    layer: int = opt(
+        -2, "0-based block; negative counts from the end. -2 is the penultimate (MoNA's); nait reads every block."
+    )
     top_k_features: int | None = opt(None, "Latents a token keeps; default the SAE's own (MoNA: 192).", minimum=1)
     pooling: Literal["mean", "sum"] = opt("mean", "How the tokens' features become a row's (sum: MoNA, App. D.5).")
     site: Literal["residual", "mlp"] = opt("residual", "What nait reads: block outputs, or the MLPs' neurons.")

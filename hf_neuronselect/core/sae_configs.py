@@ -29,7 +29,7 @@ class SaeTrainConfig(Options):
         10_000_000, "Tokens to train on; rows are seen again until there are so many.", unit="tokens", minimum=1
     )
     batch: int | None = opt(None, "Tokens of a step; default 1,024 to 4,096, by tokens.", unit="tokens", minimum=2)
-    learning_rate: float = opt(4e-4, "Its highest value; it rises at first and falls at last.", minimum=0)
+    learning_rate: float = opt(4e-4, "The highest learning rate, after a warm-up and before it falls.", minimum=0)
     dtype: Dtype = opt("auto", "The model's weights and activations; the SAE itself is trained in float32.")
     device: str = opt("auto", "auto, cpu, cuda, cuda:1 or mps.")
     context: int = opt(512, "Tokens of a piece of a row.", unit="tokens", minimum=8)

@@ -39,8 +39,8 @@ MAIN = "mona"  # the method whose rows are shown and written
 # nait in the paper's reading is decided by a token that is the same in every row; the others show the difference.
 METHODS = f"{MAIN},nait,nait-contrast,nait(reading=paper),polysemantic,hidden,longest,random"
 WHY_ZERO = (
-    "Where a line is near 0: longest and nait(reading=paper) pick long rows; a part of nait's score is a row's first word, "
-    "which candidate=last leaves out."
+    "Where a line is near 0: longest picks long rows; nait(reading=paper) starts at a token that is the same in every row; "
+    "a part of nait's score is a row's first word, which candidate=last leaves out."
 )
 PROFILES = {"Raw neurons (MLP gate)": "polysemantic", "SAE features": MAIN}
 PROFILED = ("gsm8k", "mbpp")
