@@ -6,14 +6,18 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from ..core.errors import NeuronSelectError
 from ..core.judging import API, HUB, LOCAL, JudgeOptions
 from ..core.sources import Source
 from .checkpoint import config_of, limits_of
 from .dtypes import auto_dtype
+from .next_token import GREEDY
 from .pin import pin_named
+
+if TYPE_CHECKING:
+    from .loading import Place
 
 LOCAL_ROWS, LOCAL_TOKENS = 8, 8192
 """Rows, and padded tokens of their prompts, that a local judge reads at once."""
@@ -77,7 +81,7 @@ class JudgeSpec:
     def identity(self) -> list[str | int]:
         """What moves an answer."""
         if self.model is not None:
-            return [LOCAL, self.model.key, self.max_tokens, self.begin, self.dtype]
+            return [LOCAL, self.model.key, self.max_tokens, self.begin, self.dtype, "greedy"]
         return [self.at.rstrip("/"), self.name, self.max_tokens]
 
     @property
@@ -128,16 +132,16 @@ class Api:
 
 
 class Local:
-    """A model on this machine, greedily."""
+    """A model on this machine, greedily; without a place on the first GPU, or the CPU."""
 
-    def __init__(self, spec: JudgeSpec) -> None:
+    def __init__(self, spec: JudgeSpec, place: Place | None = None) -> None:
         import torch
 
         from .loading import ModelSpec, causal_lm_of, tokenizer_of
 
         assert spec.model is not None
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model, self.tokenizer = causal_lm_of(ModelSpec(spec.model, spec.dtype), device), tokenizer_of(spec.model)
+        place = place or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.tokenizer = causal_lm_of(ModelSpec(spec.model, spec.dtype), place), tokenizer_of(spec.model)
         self.max_tokens, self.begin = spec.max_tokens, spec.begin
         self.window = limits_of(self.model.config).positions
 
@@ -161,9 +165,8 @@ class Local:
                 mask[i, width - len(encoded[key]) :] = 1
             with torch.no_grad():
                 out = self.model.generate(
-                    input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device), do_sample=False,
-                    max_new_tokens=self.max_tokens, temperature=None, top_p=None, top_k=None,
-                    pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+                    input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device), **GREEDY,
+                    max_new_tokens=self.max_tokens, pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
                 )  # fmt: skip
             for key, said in zip(batch, out[:, width:], strict=True):
                 yield key, self.begin + str(self.tokenizer.decode(said, skip_special_tokens=True)), ""

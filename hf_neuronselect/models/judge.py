@@ -23,6 +23,7 @@ from ..core.digests import cache_dir
 from ..core.errors import NeuronSelectError, NeuronSelectWarning
 from ..core.judging import LOCAL
 from .chat import Api, Client, JudgeSpec, Local, Messages
+from .loading import Place
 
 LONGEST_WAIT = 60.0
 """Seconds waited at most between two tries."""
@@ -80,7 +81,7 @@ class Judge:
     """Asks, waits where it must, and never asks the same again.
 
     Args:
-        client: of ``spec``'s place, made when it is first needed. sleep: waits.
+        client: of ``spec``'s place, made when it is first needed. place: of a local one's model. sleep: waits.
 
     Attributes:
         requests: sent so far, tries included. money: they cost, if prices are known.
@@ -88,6 +89,7 @@ class Judge:
 
     spec: JudgeSpec
     client: Client | Local | None = None
+    place: Place | None = None
     sleep: Callable[[float], None] = time.sleep
     requests: int = 0
     money: float = 0.0
@@ -157,7 +159,7 @@ class Judge:
         new = {key: one for key, one in zip(keys, asked, strict=True) if key not in kept}
         problems: dict[str, str] = {}
         if new:
-            self.client = self.client or (Local(self.spec) if self.spec.at == LOCAL else Api(self.spec))
+            self.client = self.client or (Local(self.spec, self.place) if self.spec.at == LOCAL else Api(self.spec))
             if isinstance(self.client, Local):
                 for key, said, problem in self.client.replies(new):
                     if said is None:

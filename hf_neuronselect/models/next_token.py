@@ -15,6 +15,12 @@ from ..core.errors import NeuronSelectError
 from .batching import plan_batches
 from .loss import evaluating
 
+GREEDY: dict[str, Any] = {
+    "do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}  # fmt: skip
+"""What ``generate`` is told so that it takes the likeliest token, whatever the model's generation_config.json says."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:

@@ -12,6 +12,7 @@ import torch
 
 from ..core.progress import track
 from ..metrics.answer_match.answer_match import answer_match, choice, last_number
+from ..models.next_token import GREEDY
 from ..rows.answers import AnswerEncoder
 from ..rows.formats import Conversation
 from ..training.evaluation import BASE
@@ -129,8 +130,8 @@ def generated(model: Any, prompts: Sequence[np.ndarray], most: int, ends: Sequen
                 ids[i, width - len(prompts[row]) :] = torch.as_tensor(prompts[row])
                 mask[i, width - len(prompts[row]) :] = 1
             out = model.generate(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False, temperature=None,
-                top_p=None, top_k=None, max_new_tokens=most, eos_token_id=list(ends) or None,
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **GREEDY, max_new_tokens=most,
+                eos_token_id=list(ends) or None,
                 pad_token_id=ends[0] if ends else 0,
             )  # fmt: skip
             for row, new in zip(rows, out[:, width:].tolist(), strict=True):

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ..core import progress
+from ..core.judging import LOCAL
 from ..models.chat import JudgeSpec, Messages
 from ..models.judge import Judge
+from ..models.loading import Place
 from ..models.marks import read_mark
 from ..rows.formats import Conversation
 from .base import Signal, digest
 from .engine import Computed, Engine, register_engine
 from .extraction import Extraction
+from .forward import place_of
 from .rating import NO_ANSWER
 
 NO_MARK = "error: the judge's answer has no mark on its first line"
@@ -131,7 +134,7 @@ class JudgeEngine(Engine):
         skips: dict[str, list[str]] = {}
         for signal in signals:
             assert isinstance(signal, JudgeSignal)
-            judge = self.judges.setdefault(signal.judge, Judge(signal.judge))
+            judge = self.judges.setdefault(signal.judge, Judge(signal.judge, place=self._place(signal.judge, rank)))
             rows = given[signal.name]
             asked = [row for row in rows if not row.skip]
             ratings = iter(
@@ -148,6 +151,13 @@ class JudgeEngine(Engine):
                     marks[i] = rating.value
             columns[signal.name], skips[signal.name] = marks, reasons
         return Computed(columns, skips)
+
+    def _place(self, judge: JudgeSpec, rank: int | None) -> Place | None:
+        """Where a local judge's model is loaded: on the GPU of this process, as a whole."""
+        if judge.at != LOCAL:
+            return None
+        options = replace(self.extraction.options, device_map=None)
+        return place_of(replace(self.extraction, options=options), rank)
 
     def bill(self) -> tuple[int, float]:
         requests = sum(judge.requests for judge in self.judges.values())

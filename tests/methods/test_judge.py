@@ -17,7 +17,7 @@ from chat_server import KEY, ChatServer
 from datasets import Dataset
 from families import tiny_model, tiny_tokenizer
 from tiny import chat
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, NeuronSelectWarning
 from hf_neuronselect.cli import main as cli
@@ -26,10 +26,11 @@ from hf_neuronselect.core.options import ExtractionOptions
 from hf_neuronselect.core.provenance import plain
 from hf_neuronselect.methods import make_method
 from hf_neuronselect.models import chat as clients
-from hf_neuronselect.models import dtypes
+from hf_neuronselect.models import dtypes, loading
 from hf_neuronselect.models.chat import JudgeSpec
 from hf_neuronselect.models.judge import Answer, Judge
 from hf_neuronselect.models.marks import read_mark
+from hf_neuronselect.rows.load import conversations_of
 
 
 def by_letters(prompt: str) -> str:
@@ -200,6 +201,41 @@ def test_a_local_judge(tiny_folder: Path, server: ChatServer) -> None:
     assert selector.method.stand_in(None) == "model"
 
 
+def test_a_local_judge_is_greedy_whatever_its_own_settings_say(tiny_folder: Path, tmp_path: Path) -> None:
+    """Some instruct models come with a penalty for repeating, which would count the marks that the question names."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_folder / "model"), tiny_tokenizer()
+    asked = [[{"role": "user", "content": text}] for text in ("Hi Hi Hi", "From 0 to 5, 5 5 5?")]
+    said = []
+    for penalty in (1.0, 1.9):
+        model.generation_config.repetition_penalty = penalty
+        model.save_pretrained(tmp_path / str(penalty))
+        tokenizer.save_pretrained(tmp_path / str(penalty))
+        chosen = make_method("alpagasus", {"judge": str(tmp_path / str(penalty)), "at": "local"})
+        judge = Judge(chosen.signals[0].judge)
+        judge.file.unlink(missing_ok=True)  # one name for both: these settings move no answer
+        said.append([answer.text for answer in judge.ask(asked)])
+        assert judge.client.model.generation_config.repetition_penalty == penalty
+    assert said[0] == said[1]
+
+
+def test_each_process_has_a_local_judge_on_its_own_gpu(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signal = make_method("alpagasus", {"judge": str(tiny_folder / "model"), "at": "local"}).signals[0]
+    asked: list[torch.device] = []
+
+    def causal_lm_of(spec: Any, place: torch.device) -> Any:
+        asked.append(place)
+        raise NeuronSelectError("seen")
+
+    monkeypatch.setattr(loading, "causal_lm_of", causal_lm_of)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device, rank in (("auto", 0), ("auto", 1), ("cpu", 1)):
+        extractor = NeuronFeatureExtractor.from_options(ExtractionOptions(device=device), (signal,))
+        with pytest.raises(NeuronSelectError, match="seen"):
+            extractor.compute(extractor.prepare(conversations_of(pool(["an answer"]))), rank)
+    assert asked == [torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cpu")]
+
+
 def test_what_a_local_judge_cannot_read_whole_has_no_mark(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = Judge(make_method("alpagasus", {"judge": str(tiny_folder / "model"), "at": "local"}).signals[0].judge)
     window = AutoConfig.from_pretrained(tiny_folder / "model").max_position_embeddings
@@ -224,7 +260,7 @@ def test_a_local_judge_runs_in_the_format_that_auto_means(
         make_method("alpagasus", {"judge": str(folder), "at": "local"}).signals[0].judge
         for folder in (tmp_path / "lm", tiny_folder / "model")
     ]
-    assert [spec.dtype for spec in specs] == ["bfloat16", "float32"] and specs[0].identity[-1] == "bfloat16"
+    assert [spec.dtype for spec in specs] == ["bfloat16", "float32"] and "bfloat16" in specs[0].identity
     (answer,) = (judge := Judge(specs[0])).ask([[{"role": "user", "content": "Hi"}]])
     assert answer.text and judge.client.model.dtype == torch.bfloat16
 

@@ -77,6 +77,15 @@ def test_generation_is_greedy_whatever_the_batch(batch_tokens: int, monkeypatch:
     ]  # fmt: skip
 
 
+def test_a_models_own_settings_do_not_move_what_is_generated() -> None:
+    model = tiny_model("llama").double().eval()
+    prompts = [np.asarray([5, 9, 9, 5]), np.asarray([7] * 9)]
+    plain = generated(model, prompts, 8, [], "t")
+    model.generation_config.repetition_penalty = 1.7
+    model.generation_config.no_repeat_ngram_size = 2
+    assert generated(model, prompts, 8, [], "t") == plain
+
+
 def test_the_share_of_right_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts end where the answer begins; what the untouched model says is asked for once."""
     model, tokenizer, seen = tiny_model("llama"), tiny_tokenizer(), []
