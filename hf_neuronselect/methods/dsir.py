@@ -117,7 +117,7 @@ class Dsir(PoolMethod):
         return (scores.T + gumbel(self.seed, rows)).T
 
     def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
-        """What each word and pair of words adds to the sum; the noise is beside it."""
+        """What each word and pair of words adds to the sum."""
         words = _WORD_PUNCT.findall(row["words"][0].lower())
         counts = Counter([*words, *map(" ".join, zip(words, words[1:], strict=False))])
         times = np.asarray(list(counts.values()), np.float64)
@@ -126,8 +126,6 @@ class Dsir(PoolMethod):
         says = (
             f"{total:.4g} = the sum over {len(counts)} words and pairs of words of log(exemplars' share / pool's share)"
         )
-        if self.gumbel:
-            says += f"; {float(gumbel(self.seed, row.index)[0]):+.4g} was drawn"
         facts = {"times": times, "log ratio": ratios}
         return Why.of(says, "n-gram", times * ratios, names=list(counts), facts=facts)
 

@@ -285,7 +285,7 @@ class Mates(Method):
         return scores + noise if self.draw == "gumbel" else scores - noise
 
     def explain(self, row: RowBatch, target: Target, exemplars: RowBatch | None) -> Why:
-        """What was predicted, without parts; the noise is beside it.
+        """What was predicted, without parts.
 
         Raises:
             NeuronSelectError: the row is not of the pool that was predicted.
@@ -296,4 +296,4 @@ class Mates(Method):
             f"deviations from the mean of the rows that were tried, lower first (rank correlation with measured changes: "
             f"{float(target['spearman'][0]):.2f})"
         )
-        return Why(says + ("" if self.draw == "none" else f"; {float(gumbel(self.seed, row.index)[0]):+.4g} was drawn"))
+        return Why(says)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -109,11 +110,16 @@ class Explainer:
         """A row's reasons, and its score computed now."""
         evidence = self.evidence
         finished, row = evidence.finished, evidence.row(number)
-        score = evidence.method.drawn(
-            evidence.method.scorer({evidence.target: finished})(row)[evidence.target], row.index
+        found = evidence.method.scorer({evidence.target: finished})(row)[evidence.target]
+        # What chance adds is in the wanted score alone.
+        avoided = evidence.target in evidence.selector.avoided
+        before, score = (
+            float(np.max(one[0])) for one in (found, found if avoided else evidence.method.drawn(found, row.index))
         )
         why = evidence.method.explain(row, finished, evidence.exemplars)
-        return why if self.usual is None else why.against(self.usual), float(np.max(score[0]))
+        if score - before:
+            why = replace(why, says=f"{why.says}; {score - before:+.4g} was drawn")
+        return why if self.usual is None else why.against(self.usual), score
 
     @cached_property
     def usual(self) -> np.ndarray | None:

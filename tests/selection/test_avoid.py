@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 from tiny import rows
 
 from hf_neuronselect import FeatureLibrary, NeuronFeatureExtractor, NeuronSelectError, NeuronSelector, Selection
+from hf_neuronselect.methods.random import gumbel
 from hf_neuronselect.pickers import PICKERS
 from hf_neuronselect.selection.avoid import less_avoided, standardised
 from hf_neuronselect.store.store import FeatureStore, write_store
@@ -90,6 +91,20 @@ def test_what_a_seed_adds_is_added_to_the_wanted_score_alone(
         np.testing.assert_allclose(column(selection), expected, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(column(selection, "avoided_u"), exact["u"], rtol=1e-12)
         np.testing.assert_allclose(selector.score(pool)["neuron_score"], expected, rtol=1e-9, atol=1e-9)
+
+
+@quiet
+def test_what_a_seed_adds_is_told_of_the_wanted_score_alone(
+    pool: Dataset, named: dict[str, Dataset], extractor: NeuronFeatureExtractor
+) -> None:
+    selector = avoiding("dsir", named, extractor, seed=3)
+    selection = selector.select(pool, k=9)
+    noise = gumbel(3, selection.indices[:1])[0]
+    told = selection.explain(0, target="t")
+    assert told.says.endswith(f"; {noise:+.4g} was drawn")
+    avoided = selection.explain(0, target="u")
+    assert "drawn" not in avoided.says and not any("computed again" in note for note in avoided.notes)
+    assert avoided.score == column(selection, "avoided_u")[selection.indices[0]]
 
 
 def test_of_several_exemplars_an_avoided_targets_best_counts_and_a_targets_share_one_scale() -> None:
