@@ -20,6 +20,7 @@ from ..core.digests import encoder_hash
 from ..core.errors import NeuronSelectError
 from ..core.sources import Source, hub_errors, resolve
 from .batching import plan_batches
+from .loading import on_forget
 
 LIBRARY = "sentence_transformers"
 # What an encoder is loaded from: never a pickle, nor copies of its weights for other frameworks.
@@ -198,3 +199,6 @@ def _check_files(folder: Path, name: str) -> None:
                 "has weights only as pickles, which are never opened: save it again with SentenceTransformer(...)."
                 "save_pretrained(...), or name another", option="encoder", value=name,
             )  # fmt: skip
+
+
+on_forget(encoder_of.cache_clear)

@@ -15,6 +15,7 @@ from ..core.errors import NeuronSelectError
 from ..core.sources import Source, hub_errors
 from .batching import plan_batches
 from .dtypes import DTYPES
+from .loading import on_forget
 
 Kind = Literal["reward", "unieval"]
 _CLASSES: dict[str, Any] = {"reward": AutoModelForSequenceClassification, "unieval": AutoModelForSeq2SeqLM}
@@ -112,3 +113,6 @@ def _batches(model: Any, ids: Sequence[Sequence[int]], pad: int, batch_tokens: i
                 mask[j, : len(ids[i])] = 1
             yield rows, {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
             progress.advance(int(mask.sum()))
+
+
+on_forget(model_for.cache_clear)

@@ -58,6 +58,7 @@ class ModelSpec:
 
 _BACKBONES: OrderedDict[tuple[ModelSpec, str], tuple[int, Backbone]] = OrderedDict()
 _WHOLE: OrderedDict[tuple[ModelSpec, str], Any] = OrderedDict()
+_FREED: list[Callable[[], None]] = []
 # In-memory models and tokenizers of this process, by the state hash in their Source.
 _IN_MEMORY: WeakValueDictionary[str, torch.nn.Module] = WeakValueDictionary()
 _IN_MEMORY_TOKENIZERS: dict[str, Any] = {}
@@ -168,8 +169,15 @@ def causal_lm_of(spec: ModelSpec, place: Place) -> Any:
     return _WHOLE[key]
 
 
+def on_forget(free: Callable[[], None]) -> None:
+    """Have :func:`forget` call this, too: what another module keeps models in is emptied by it."""
+    _FREED.append(free)
+
+
 def forget() -> None:
     """Free the memory of models that this process keeps; they are loaded again when they are needed."""
+    for free in _FREED:
+        free()
     _BACKBONES.clear()
     _WHOLE.clear()
     _sae.cache_clear()

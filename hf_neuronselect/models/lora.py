@@ -12,10 +12,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import NeuronSelectError
-from .loading import ModelSpec, Place, fresh_lm, quiet_peft
+from .loading import ModelSpec, Place, fresh_lm, on_forget, quiet_peft
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MODELS: dict[tuple[ModelSpec, str, LoraShape], LoraModel] = {}
+on_forget(_MODELS.clear)
 
 
 @dataclass(frozen=True)

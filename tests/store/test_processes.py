@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from families import tiny_model, tiny_tokenizer
 from faulty import STEP, N
@@ -24,7 +25,7 @@ from tiny import rows
 
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError
 from hf_neuronselect.core.errors import NeuronSelectWarning
-from hf_neuronselect.models import loading
+from hf_neuronselect.models import loading, lora
 from hf_neuronselect.store import processes as workers
 from hf_neuronselect.store import store
 from hf_neuronselect.store.shard_maker import TRIES
@@ -79,7 +80,9 @@ def test_a_model_that_was_used_before_leaves_the_gpu_to_the_workers(
 ) -> None:
     write(tmp_path / "alone", pool24.select(range(2)), extractor)
     assert loading._BACKBONES and loading._sae.cache_info().currsize
+    lora.lora_model_of(extractor.extraction.spec, torch.device("cpu"), lora.LoraShape(rank=2))
     write(tmp_path / "s", pool24, extractor, num_workers=2)
+    assert not lora._MODELS
     assert not loading._BACKBONES and not loading._WHOLE and not loading._sae.cache_info().currsize
 
 
