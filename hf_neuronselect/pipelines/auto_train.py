@@ -22,6 +22,7 @@ from ..training.config import TrainConfig
 from ..training.evaluation import without_trained
 from ..training.models import adapted, adapter_source, base_source, load_for_evaluation, load_tokenizer
 from ..training.sft import train_adapter
+from .job import as_read
 from .parts import Say
 
 TRIED = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -50,7 +51,7 @@ def check_short_runs(config: SelectConfig) -> tuple[Dataset, TrainConfig]:
     assert config.held_out is not None
     rows = load_rows(config.held_out, option="held_out", texts=config.columns.values()).data
     assert isinstance(rows, Dataset)
-    return rows, settings
+    return as_read(rows, config), settings
 
 
 def by_short_runs(selection: Selection, config: SelectConfig, note: Say) -> Selection:

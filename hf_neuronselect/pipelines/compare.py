@@ -17,6 +17,7 @@ from ..core.configs import CAPABILITY, CompareConfig
 from ..core.errors import NeuronSelectError
 from ..core.folders import COMPARISON, COMPARISON_EXEMPLARS, COMPARISON_STORE, SELECTION_RECORD
 from ..core.progress import LiveTable
+from ..core.provenance import ExtractionRecord
 from ..core.spread import Spread
 from ..core.writing import reserve
 from ..methods import Method
@@ -28,7 +29,7 @@ from ..signals.extractor import NeuronFeatureExtractor
 from .compare_files import write_comparison
 from .compare_train import check_training, train_all
 from .comparison import HIGH, LOW, Comparison, Line, jaccard, slug
-from .exemplars import able, read_exemplars, with_signals
+from .exemplars import able, able_on_pool, read_exemplars, with_signals
 from .failures import Failures
 from .job import Job, check_rows, share_pass
 from .live import Live
@@ -120,7 +121,7 @@ def compare_in(
     live = Live([chosen.label for chosen in methods], list(targets), table, note)
     live.tell(found)
     started = time.perf_counter()
-    share_pass(list(jobs.values()), config.features or work, num_workers=config.processes, say=note)
+    _share_pass(jobs, config.features or work, config, failures, note)
     found.pass_seconds = time.perf_counter() - started
     found.store = next((job.store for job in jobs.values() if job.store is not None), None)
     if config.exclude:
@@ -153,6 +154,27 @@ def compare_in(
             write_comparison(found, config.out)
     failures.check(found.selections)
     return found
+
+
+def _share_pass(
+    jobs: dict[tuple[str, str], Job], folder: Path, config: CompareConfig, failures: Failures, note: Say
+) -> None:
+    """One pass over the pool for all jobs. Those of a method that cannot read rows of the pool are left out, with the reason.
+
+    Raises:
+        NeuronSelectError: none can, or something else is wrong.
+    """
+    try:
+        share_pass(list(jobs.values()), folder, least=1, num_workers=config.processes, say=note)
+    except NeuronSelectError as cause:
+        one = {label: job for (label, _), job in jobs.items()}
+        failing = set(one) - set(able_on_pool(one, failures))
+        if not failing:
+            raise cause
+        for key in [key for key in jobs if key[0] in failing]:
+            del jobs[key]
+        failures.check(jobs)
+        share_pass(list(jobs.values()), folder, least=1, num_workers=config.processes, say=note)
 
 
 def _prepared(
@@ -230,10 +252,17 @@ def made_before(job: Job, config: CompareConfig, folder: Path) -> Selection | No
         and made.budget == budget
         and made.exclude == tuple(config.exclude)
         and (made.spread or Spread()) == (config.spread or Spread())
-        and (made.extractor.signals if made.extractor else {}) == selector.extraction_of(job.extractor).signals
+        and _read_alike(made.extractor, selector.extraction_of(job.extractor))
         and made.packages["hf-neuronselect"] == version("hf-neuronselect")
     )
     return selection if same else None
+
+
+def _read_alike(made: ExtractionRecord | None, now: ExtractionRecord) -> bool:
+    """Whether the same signals were read; where a method reads none, whether rows were read and counted alike."""
+    if made is None or made.signals or now.signals:
+        return (made.signals if made else {}) == now.signals
+    return (made.model and made.model.pins, made.options) == (now.model and now.model.pins, now.options)
 
 
 def _measured(
@@ -269,8 +298,8 @@ def _measured(
     )
     if right is None:
         return line
-    shares = [float(right[rows].mean()) for rows in draws]
-    again = [float(right[rows].mean()) for rows in together.resamples(target, config)]
+    shares = [_share(right, rows) for rows in draws]
+    again = [_share(right, rows) for rows in together.resamples(target, config)]
     samples = shares if len(draws) > 1 else again
     found.samples[chosen.label, target] = np.asarray(samples)
     low, high = np.percentile(samples, [LOW, HIGH]).tolist() if len(samples) > 1 else (None, None)
@@ -278,6 +307,11 @@ def _measured(
     return replace(
         line, precision=float(np.mean(shares)), low=low, high=high, recall=recall, base_rate=float(right.mean())
     )
+
+
+def _share(right: np.ndarray, rows: np.ndarray) -> float:
+    """The share of rows that are right; 0 where nothing was picked, which is no good selection."""
+    return float(right[rows].mean()) if len(rows) else 0.0
 
 
 def _costs(selection: Selection) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from ..training.models import base_source
 from ..training.sft import train_adapter
 from .accuracy import CHECKED, METRIC, MOST, NOT_CHECKED, ROWS, Accuracy
 from .comparison import Comparison, slug
-from .job import Job
+from .job import Job, as_read
 from .methods import method_of
-from .parts import Say, load_named, named_specs
+from .parts import Say, load_named, named_specs, quiet
 from .steps import Steps
 from .trained import RowLosses, Trained, Transfer, ends_of, resampled_changes
 
@@ -58,7 +58,7 @@ def check_training(config: CompareConfig, targets: Mapping[str, object]) -> dict
         return {}
     _settings(config, 0)
     found = load_named(specs, "held_out", config.columns.values())
-    return {name: rows.data for name, rows in found.items() if isinstance(rows.data, Dataset)}
+    return {name: as_read(rows.data, config) for name, rows in found.items() if isinstance(rows.data, Dataset)}
 
 
 def _settings(config: CompareConfig, seed: int) -> TrainConfig:
@@ -85,7 +85,7 @@ def train_all(found: Comparison, config: CompareConfig, held_out: Mapping[str, D
     for target, rows in held_out.items():
         for seed in range(config.seed, config.seed + config.train_seeds):
             settings = _settings(config, seed)
-            for arm, indices in _arms(found, config, target, seed):
+            for arm, indices in _arms(found, config, target, seed, note if seed == config.seed else quiet):
                 name = f"{arm} on {target}, seed {seed}"
                 picked = found.pool.select(indices).flatten_indices()
                 fmt = row_format(own_columns(picked.column_names), config.row_format, config.columns)
@@ -171,9 +171,14 @@ def _by_row(before: AnswerLoss, after: AnswerLoss) -> list[list[float]]:
     return [before.nll[usable].tolist(), after.nll[usable].tolist(), before.tokens[usable].tolist()]
 
 
-def _arms(found: Comparison, config: CompareConfig, target: str, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+def _arms(
+    found: Comparison, config: CompareConfig, target: str, seed: int, note: Say = quiet
+) -> Iterator[tuple[str, np.ndarray]]:
     """Names and rows of what is trained on."""
     picked = {method: one for (method, of), one in found.selections.items() if of == target}
+    if not picked:
+        note(f"no method ran for {target}: nothing is trained for it")
+        return
     first = next(iter(picked))
     count = len(picked[first])
     for method, selection in picked.items():
@@ -183,7 +188,13 @@ def _arms(found: Comparison, config: CompareConfig, target: str, seed: int) -> I
     for name in CONTROLS:
         yield name, _like(job, name, {}, seed, count, config).indices
     like = str(config.out / slug(first) / target)
-    yield f"matched-random ({first})", _like(job, "matched-random", {"selection": like}, seed, count, config).indices
+    name = f"matched-random ({first})"
+    try:
+        matched = _like(job, "matched-random", {"selection": like}, seed, count, config).indices
+    except NeuronSelectError as cause:  # too few other rows
+        note(f"{name} is not trained on for {target}: {cause}")
+    else:
+        yield name, matched
     scores = picked[first].scores
     free = np.asarray([not why for why in scores.column("excluded").to_pylist()])
     values = scores.column("score").to_numpy()

@@ -8,14 +8,19 @@ from pathlib import Path
 from datasets import Dataset, concatenate_datasets
 
 from ..core.configs import CompareConfig
+from ..core.progress import untracked
 from ..rows.identity import pool_digest
 from ..rows.load import Rows
 from ..signals.base import Signal, signals_of
 from ..signals.extractor import NeuronFeatureExtractor
 from ..store.store import FeatureStore, write_store
 from .failures import Failures
+from .job import Job
 from .methods import Chosen
 from .parts import Say, extractor_of, quiet
+
+TRIED = 4
+"""Rows of the pool that a method is tried on once a pass has failed."""
 
 
 def signals_to_keep(chosen: Chosen) -> list[Signal]:
@@ -55,6 +60,18 @@ def with_signals(rows: Rows, chosen: Chosen, extractor: NeuronFeatureExtractor, 
     made = store.dataset(*kept, identities=kept)
     # beside the rows' own columns as they are: an older `datasets` cannot write JSON columns again
     return Rows(concatenate_datasets([rows.data, made], axis=1), rows.about)
+
+
+def able_on_pool(jobs: Mapping[str, Job], failures: Failures) -> list[str]:
+    """The methods, by their labels, that can read the first rows of the pool: their judges answer, their models can be had."""
+    found = []
+    for label, job in jobs.items():
+        with failures.noted(label):
+            assert job.extractor is not None and isinstance(job.rows.data, Dataset)
+            with untracked():
+                job.extractor(job.rows.data[:TRIED])
+            found.append(label)
+    return found
 
 
 def able(

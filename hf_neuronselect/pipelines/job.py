@@ -18,6 +18,7 @@ from ..rows.load import Rows
 from ..selection.avoid import check_avoided
 from ..selection.library import load_capability
 from ..selection.marks import Marks
+from ..selection.reader import own_columns
 from ..selection.selection import Selection
 from ..selection.selector import NeuronSelector
 from ..selection.sweep import Sweep
@@ -186,11 +187,32 @@ def check_rows(rows: Iterable[Rows], options: RowOptions) -> None:
             row_format(part.data.column_names, options.row_format, options.columns, part.about["id"])
 
 
-def share_pass(jobs: Sequence[Job], folder: Path, *, num_workers: int | None = 1, say: Say = quiet) -> None:
+def as_read(held_out: Dataset, options: RowOptions) -> Dataset:
+    """Held-out rows under the names of their format's own columns: read as the pool is, where they have its columns.
+
+    Raises:
+        NeuronSelectError: columns are missing.
+    """
+    names = own_columns(held_out.column_names)
+    renames = options.columns if set(options.columns.values()) <= set(names) else None
+    try:
+        fmt = row_format(names, options.row_format, renames, "a held-out file")
+    except NeuronSelectError:
+        fmt = row_format(names, "auto", renames, "a held-out file")
+    if not options.columns and options.row_format == "auto":
+        return held_out
+    return held_out.select_columns(fmt.used).rename_columns(
+        {theirs: ours for ours, theirs in fmt.columns if ours != theirs}
+    )
+
+
+def share_pass(
+    jobs: Sequence[Job], folder: Path, *, least: int = 2, num_workers: int | None = 1, say: Say = quiet
+) -> None:
     """Compute the signals of several jobs in one pass over their pool, into a store that all of them read.
 
-    Jobs that have a store or read a stream stay as they are. Nothing is computed for a single job, nor where no job
-    needs a signal. Smaller signals of a method are computed only where the store has not the whole ones.
+    Jobs that have a store or read a stream stay as they are. Nothing is computed for fewer than ``least`` jobs, nor where no
+    job needs a signal. Smaller signals of a method are computed only where the store has not the whole ones.
 
     Args:
         jobs: of one pool and one extractor. folder: of the store; an unfinished one is finished.
@@ -198,7 +220,7 @@ def share_pass(jobs: Sequence[Job], folder: Path, *, num_workers: int | None = 1
     """
     sharing = [job for job in jobs if job.store is None and isinstance(job.rows.data, Dataset)]
     extractor = sharing[0].extractor if sharing else None
-    if len(sharing) < 2 or extractor is None or not any(job.chosen.signals for job in sharing):
+    if len(sharing) < max(1, least) or extractor is None or not any(job.chosen.signals for job in sharing):
         return
     signals: list[Signal] = []
     for job in sharing:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from chat_server import ChatServer
 from datasets import Dataset
 from tiny import rows
 
@@ -384,6 +385,66 @@ def test_a_method_that_cannot_run_is_a_line_with_its_reason(
     assert len(Selection.from_pretrained(tmp_path / "o" / "nait" / "a")) == 8
     with pytest.raises(NeuronSelectError, match="no mixture-of-experts"):  # nothing else is left
         compared(options, tmp_path / "p", methods="routing")
+
+
+def test_a_judge_that_refuses_leaves_the_other_methods(
+    options: dict[str, Any], tmp_path: Path, server: ChatServer
+) -> None:
+    """It is asked in the pass over the pool for the first time, after all that can be checked before."""
+    server.faults = [401] * 500
+    judged = f"alpagasus(judge=some-judge,at={server.url},key=OPENAI_API_KEY)"
+    given = options | {"methods": f"hidden,{judged},random", "out": tmp_path / "o", "k": 8}
+    assert _run(CompareConfig(**given)) == 3
+    table = list(csv.DictReader((tmp_path / "o" / "compare.csv").open()))
+    assert {line["method"] for line in table if line["reason"]} == {judged}
+    assert all("answered 401" in line["reason"] for line in table if line["method"] == judged)
+    assert len(Selection.from_pretrained(tmp_path / "o" / "hidden" / "a")) == 8
+    with pytest.raises(NeuronSelectError, match="answered 401"):  # nothing else is left
+        compared(options, tmp_path / "p", methods=judged)
+
+
+def test_one_method_and_one_target_fill_and_read_a_store(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"methods": "hidden", "target": options["target"][:1], "features": tmp_path / "store"}
+    first = compared(options, tmp_path / "out", **given)
+    counted = Pass(monkeypatch)
+    again = compared(options, tmp_path / "other", **given)
+    assert counted.seen == [6], "the exemplars alone"
+    assert again.selections["hidden", "a"].indices.tolist() == first.selections["hidden", "a"].indices.tolist()
+
+
+def test_a_method_that_picks_nothing_is_last(options: dict[str, Any], tmp_path: Path) -> None:
+    related = {"a": "s1", "b": "s0, s2"}
+    found = compared(
+        options,
+        tmp_path / "out",
+        methods="hidden,random",
+        k=None,
+        threshold=0.999999,
+        related=related,
+        draws=2,
+        resamples=3,
+    )
+    rows_of = {(line.method, line.target): line.rows for line in found.lines}
+    assert 0 in rows_of.values()
+    for line in csv.DictReader((tmp_path / "out" / "compare.csv").open()):
+        assert "nan" not in line.values()
+        if line["rows"] == "0":
+            assert float(line["precision"]) == 0 == float(line["recall"])
+    empty = {method for (method, _), count in rows_of.items() if not count}
+    assert all(one.mean > 1 for one in found.ranks() if one.method in empty)
+
+
+def test_random_rows_are_drawn_again_where_rows_are_counted_otherwise(options: dict[str, Any], tmp_path: Path) -> None:
+    """With another model a budget of tokens is another number of rows; they have no signals by which that is seen."""
+    given = {"methods": "random,longest", "k": None, "max_tokens": 900, "target": options["target"][:1]}
+    compared(options, tmp_path / "out", **given)
+    other = options | {"max_length": 20}
+    found = compared(other, tmp_path / "out", **given)
+    fresh = compared(other, tmp_path / "fresh", **given)
+    for key, selection in fresh.selections.items():
+        assert found.selections[key].indices.tolist() == selection.indices.tolist()
 
 
 def test_a_method_leaves_out_only_exemplars_it_cannot_read(options: dict[str, Any], tmp_path: Path) -> None:

@@ -129,6 +129,53 @@ def test_picks_are_trained_on_as_they_were_read(
     assert len(trained) == 6 and [turn["role"] for turn in trained[0].messages] == ["user", "assistant"]
 
 
+def test_held_out_rows_are_read_by_the_names_that_were_given(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seed, count in (("pool", 0, 30), ("a", 1, 6), ("held", 2, 5)):
+        turns = [row["messages"] for row in rows(count, seed=seed)]
+        named = [{"q": said[0]["content"], "a": said[-1]["content"], "question": "other words"} for said in turns]
+        Dataset.from_list(named).to_json(tmp_path / f"{name}.jsonl")
+    given = options | {
+        "pool": str(tmp_path / "pool.jsonl"), "target": (f"a={tmp_path / 'a.jsonl'}",), "methods": "hidden",
+        "held_out": (f"a={tmp_path / 'held.jsonl'}",),
+    }  # fmt: skip
+    columns = {"prompt": "q", "completion": "a"}
+    held = compare_train.check_training(CompareConfig(**given, columns=columns, out=tmp_path / "o"), {"a": None})["a"]
+    assert [talk.messages for talk in conversations_of(held)] == [
+        [{"role": "user", "content": row["q"]}, {"role": "assistant", "content": row["a"]}]
+        for row in Dataset.from_json(str(tmp_path / "held.jsonl"))
+    ]
+    rows(5, seed=2).to_json(tmp_path / "held.jsonl")  # of another format, with other columns
+    held = compare_train.check_training(CompareConfig(**given, columns=columns, out=tmp_path / "o"), {"a": None})["a"]
+    assert held["messages"] == rows(5, seed=2)["messages"]
+    Dataset.from_list([{"x": "1"}]).to_json(tmp_path / "held.jsonl")
+    with pytest.raises(NeuronSelectError, match="a held-out file has x"):
+        compare(CompareConfig(**given, columns=columns, out=tmp_path / "o"))
+
+
+def test_a_control_that_cannot_be_drawn_is_left_out(options: dict[str, Any], tmp_path: Path) -> None:
+    """Of most of the pool no other rows are left to draw as many; the other arms are trained all the same."""
+    said: list[str] = []
+    found = compare(CompareConfig(**options | {"methods": "hidden", "k": 22}, out=tmp_path / "out"), note=said.append)
+    assert [one.arm for one in found.trained] == ["hidden", "random", "longest", "lowest (hidden)"]
+    assert (tmp_path / "out" / "training.csv").is_file()
+    assert sum("matched-random (hidden) is not trained on for a: 22 picks leave" in text for text in said) == 1
+
+
+def test_a_target_that_no_method_ran_for_is_not_trained_for(options: dict[str, Any], tmp_path: Path) -> None:
+    rows(1, seed=3).to_json(tmp_path / "one.jsonl")
+    one = str(tmp_path / "one.jsonl")
+    given = options | {
+        "methods": "nait",
+        "target": (*options["target"], f"one={one}"),
+        "held_out": (f"one={options['held_out'][0][2:]}",),
+    }
+    said: list[str] = []
+    found = compare(CompareConfig(**given, out=tmp_path / "out"), note=said.append)
+    assert not found.trained and "no method ran for one: nothing is trained for it" in said
+
+
 def test_each_model_is_measured_at_every_target(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -657,9 +657,9 @@ def test_an_option_arrives(command: str, name: str, files: Path, seen: Seen) -> 
 def test_an_option_of_compare_arrives(name: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: Seen = {}
 
-    def share_pass(jobs: Any, folder: Path, *, num_workers: int | None, say: Any) -> None:
+    def share_pass(jobs: Any, folder: Path, *, num_workers: int | None, **more: Any) -> None:
         given["num_workers"] = num_workers
-        before(jobs, folder, say=say)
+        before(jobs, folder, **more)
 
     before = compare.share_pass
     monkeypatch.setattr(compare, "share_pass", share_pass)
