@@ -238,7 +238,7 @@ class Mates(Method):
         kept, first = np.unique(numbers, axis=0, return_index=True)
         found = {"keys": kept, "predicted": np.concatenate(values)[first], "spearman": np.asarray([rho])}
         put(file, save(found))
-        weights.unlink()  # hundreds of megabytes that are not needed any more
+        weights.unlink(missing_ok=True)  # hundreds of megabytes that are not needed any more
         return found
 
     def _regressor(self, given: Prepared) -> Regressor:

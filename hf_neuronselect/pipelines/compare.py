@@ -21,6 +21,7 @@ from ..core.provenance import ExtractionRecord
 from ..core.spread import Spread
 from ..core.writing import reserve
 from ..methods import Method
+from ..models.loading import forget
 from ..rows.load import BUNDLED, Rows, load_rows
 from ..selection.marks import mark_pool
 from ..selection.record import mean_length
@@ -57,6 +58,7 @@ def compare(
         held_out = check_training(config, named_specs(config.target, "target"))
         found = compare_in(config.out / COMPARISON_STORE, config, note=note, keep=True, table=table)
         if held_out:
+            forget()  # the models that scored are not those that are trained
             train_all(found, config, held_out, note)
             write_comparison(found, config.out)
     say(found.table())
