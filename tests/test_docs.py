@@ -322,10 +322,13 @@ def test_what_the_passes_over_5000_rows_took_is_in_the_record() -> None:
 def test_what_the_passes_over_the_whole_pool_took_is_in_the_record() -> None:
     lines, section = every_rival("Every rival on the whole pool")
     took = {one["method"]: f"{float(one['pass_seconds']):,.0f}" for one in lines if one["pass_seconds"]}
-    assert (
-        f"`bidirectional` was read by two processes (`--num-workers 2`), in {took['bidirectional']} s of a core."
-        in section
-    )
+    assert f"for `bidirectional` in {took['bidirectional']} s of a core, and for `ifd` in {took['ifd']} s" in section
+    shares = {float(one["answers"]) for one in lines if one["method"] == "ifd" and one["answers"]}
+    (of_pool,) = {one["pool_answers"] for one in lines if one["pool_answers"]}
+    assert f"({min(shares):.0%} of their characters, the pool has {float(of_pool):.0%})".replace("%", " %") in section
+    found = {(one["method"], one["target"]): one for one in lines if one["precision"]}
+    for (method, target), one in found.items():  # far fewer right rows than chance
+        assert method != "ifd" or float(one["precision"]) < float(found["random", target]["low"]) / 2
 
 
 def test_what_the_passes_of_the_bundled_model_took_is_in_the_record() -> None:
