@@ -168,11 +168,11 @@ def _share_pass(
     """
     try:
         share_pass(list(jobs.values()), folder, least=1, num_workers=config.processes, say=note)
-    except NeuronSelectError as cause:
+    except NeuronSelectError:
         one = {label: job for (label, _), job in jobs.items()}
         failing = set(one) - set(able_on_pool(one, failures))
         if not failing:
-            raise cause
+            raise
         for key in [key for key in jobs if key[0] in failing]:
             del jobs[key]
         failures.check(jobs)

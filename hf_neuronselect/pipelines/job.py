@@ -196,9 +196,9 @@ def as_read(held_out: Dataset, options: RowOptions) -> Dataset:
     names = own_columns(held_out.column_names)
     renames = options.columns if set(options.columns.values()) <= set(names) else None
     try:
-        fmt = row_format(names, options.row_format, renames, "a held-out file")
+        fmt = row_format(names, options.row_format, renames, "the held-out data")
     except NeuronSelectError:
-        fmt = row_format(names, "auto", renames, "a held-out file")
+        fmt = row_format(names, "auto", renames, "the held-out data")
     if not options.columns and options.row_format == "auto":
         return held_out
     return held_out.select_columns(fmt.used).rename_columns(
@@ -220,7 +220,7 @@ def share_pass(
     """
     sharing = [job for job in jobs if job.store is None and isinstance(job.rows.data, Dataset)]
     extractor = sharing[0].extractor if sharing else None
-    if len(sharing) < max(1, least) or extractor is None or not any(job.chosen.signals for job in sharing):
+    if len(sharing) < least or extractor is None or not any(job.chosen.signals for job in sharing):
         return
     signals: list[Signal] = []
     for job in sharing:

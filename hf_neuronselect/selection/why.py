@@ -117,7 +117,7 @@ class Explainer:
             float(np.max(one[0])) for one in (found, found if avoided else evidence.method.drawn(found, row.index))
         )
         why = evidence.method.explain(row, finished, evidence.exemplars)
-        if score - before:
+        if np.isfinite(score) and score != before:  # a row without a score has nothing drawn
             why = replace(why, says=f"{why.says}; {score - before:+.4g} was drawn")
         return why if self.usual is None else why.against(self.usual), score
 

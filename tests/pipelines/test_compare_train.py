@@ -150,7 +150,7 @@ def test_held_out_rows_are_read_by_the_names_that_were_given(
     held = compare_train.check_training(CompareConfig(**given, columns=columns, out=tmp_path / "o"), {"a": None})["a"]
     assert held["messages"] == rows(5, seed=2)["messages"]
     Dataset.from_list([{"x": "1"}]).to_json(tmp_path / "held.jsonl")
-    with pytest.raises(NeuronSelectError, match="a held-out file has x"):
+    with pytest.raises(NeuronSelectError, match="the held-out data has x"):
         compare(CompareConfig(**given, columns=columns, out=tmp_path / "o"))
 
 

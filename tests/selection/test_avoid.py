@@ -107,6 +107,22 @@ def test_what_a_seed_adds_is_told_of_the_wanted_score_alone(
     assert avoided.score == column(selection, "avoided_u")[selection.indices[0]]
 
 
+@quiet
+def test_a_row_without_a_score_has_nothing_drawn(
+    pool: Dataset, named: dict[str, Dataset], extractor: NeuronFeatureExtractor
+) -> None:
+    words = [sum(len(turn["content"].split()) for turn in row["messages"]) for row in pool]
+    selector = NeuronSelector("dsir", min_words=sorted(words)[len(words) // 2]).fit(
+        {"t": named["t"]}, extractor=extractor
+    )
+    selection = selector.select(pool, k=3)
+    missing = np.flatnonzero(np.isnan(column(selection)))
+    assert 0 < len(missing) < len(pool)
+    told = selection.explainer(pool=pool)
+    assert "drawn" not in told.why(int(missing[0])).says
+    assert told.why(int(selection.indices[0])).says.endswith("was drawn")
+
+
 def test_of_several_exemplars_an_avoided_targets_best_counts_and_a_targets_share_one_scale() -> None:
     draw = np.random.default_rng(0)
     scores = {"t": draw.normal(3, 5, (40, 3)), "u": draw.normal(-2, 0.1, (40, 4))}
