@@ -14,7 +14,9 @@ from hub import Hub, running
 from tiny import rows
 
 SCRIPT = """
-import json, sys
+import json, os, sys, time
+if "IMPATIENT" in os.environ:
+    time.sleep = lambda seconds: None  # the Hub's client waits 23 s between its tries
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError
 from hf_neuronselect.rows.load import load_rows
 
@@ -115,5 +117,10 @@ def test_refusals_are_one_clear_line(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_an_unreachable_hub_says_so(tmp_path: Path) -> None:
-    found = ask("http://127.0.0.1:9", tmp_path, {"model": ("model", {"model": "me/tiny", "features": ["hidden"]})})
+    found = ask(
+        "http://127.0.0.1:9",
+        tmp_path,
+        {"model": ("model", {"model": "me/tiny", "features": ["hidden"]})},
+        IMPATIENT="1",
+    )
     assert found["model"].startswith("--model me/tiny: ") and "cannot be reached" in found["model"]

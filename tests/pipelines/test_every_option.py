@@ -42,6 +42,8 @@ from hf_neuronselect.pipelines.fit import fit
 from hf_neuronselect.rows.load import load_rows
 from hf_neuronselect.selection.capability import Capability
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 OWN_TARGET = f"{CAPABILITY}{PLACE}"  # of exemplars without a name: the selection holds what was fitted on them
 FILL_IN = re.compile(r"^- (.+?): `(.*?)`(?:, recorded with the hash (.+))?$", re.MULTILINE)
 
@@ -358,6 +360,7 @@ VALUES = {("nait", "candidate"): "last", ("random", "seed"): 11, ("dsir", "min_w
           ("selectit", "model_3"): "{files}/model-2", ("deita", "quality_scorer"): "{files}/model-2",
           ("deita", "complexity_scorer"): "{files}/model", ("instruction-mining", "reward"): "{files}/reward-2",
           ("instruction-mining", "unieval"): "{files}/unieval-2", ("gist", "directions"): 1,
+          ("less", "epochs"): 1, ("gist", "epochs"): 1,
           ("mates", "regressor"): "{files}/embedder-2", ("mates", "epochs"): 2,
           **{(name, option): value for name in ("less", "gist")
              for option, value in (("warm_up", 0.3), ("batch", 3), ("rate", 0.05))}}  # fmt: skip
@@ -371,8 +374,8 @@ OF: dict[Any, dict[str, str]] = {
     ("igds", "answer_tokens"): {"tau": "0"},  # few features make this model say a word of the exemplars
     "deita": {"quality_scorer": "{files}/model", "complexity_scorer": "{files}/model-2"},
     "instruction-mining": {"reward": "{files}/reward", "unieval": "{files}/unieval"},
-    "less": {"warm_up": "0.5", "batch": "2", "rate": "0.01"},
-    "gist": {"warm_up": "0.5", "batch": "2", "rate": "0.01"},
+    "less": {"warm_up": "0.5", "epochs": "2", "batch": "2", "rate": "0.01"},
+    "gist": {"warm_up": "0.5", "epochs": "2", "batch": "2", "rate": "0.01"},
     "mates": {"regressor": "{files}/embedder", "probes": "10", "epochs": "1"},
 }
 NEEDS = {"routing": {"model": "{files}/moe", "sae": None}, "encoder": {"encoder": "{files}/embedder"},

@@ -9,6 +9,8 @@ import frozen
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 GOLDENS = json.loads((Path(frozen.__file__).parent / "frozen_goldens.json").read_text(encoding="utf-8"))
 LOOSE = ("dtype_bfloat16",)  # three digits, and they differ between processors
 
