@@ -137,7 +137,7 @@ def describe_sae(config: SaeDescribeConfig, *, say: Say = quiet, note: Say = qui
     spec = JudgeSpec.of(config, begin="", local_tokens=LOCAL_TOKENS)
     spec.check()
     rows, extractor, sae = _read(config, note)
-    wanted = _wanted(config, extractor, sae)
+    wanted = _wanted(config, extractor, sae, note)
     old = labels_of(sae, config.out) or Labels({}, {"sae": sae.key, "model": extractor.extraction.spec.source.key})
     seen = firings_of(extractor, _shuffled(rows, config.seed), config.tokens, wanted)
     contexts = _contexts(config, seen, wanted)
@@ -153,14 +153,14 @@ def describe_sae(config: SaeDescribeConfig, *, say: Say = quiet, note: Say = qui
     return labels
 
 
-def _wanted(config: SaeDescribeConfig, extractor: NeuronFeatureExtractor, sae: Source) -> list[int]:
+def _wanted(config: SaeDescribeConfig, extractor: NeuronFeatureExtractor, sae: Source, note: Say) -> list[int]:
     """The features to describe.
 
     Raises:
         NeuronSelectError: one that the SAE has not, or a selection that was not made with it.
     """
     if config.selection is not None:
-        return _of_selection(config, config.selection, sae)
+        return _of_selection(config, config.selection, sae, note)
     _, encoder = extractor.forward.loaded([Mona()])
     assert encoder is not None
     if wrong := [one for one in config.numbers if one >= encoder.num_latents]:
@@ -169,8 +169,8 @@ def _wanted(config: SaeDescribeConfig, extractor: NeuronFeatureExtractor, sae: S
     return list(config.numbers)
 
 
-def _of_selection(config: SaeDescribeConfig, folder: str, sae: Source) -> list[int]:
-    """The features that explain a selection's picks most, as the causal check ranks them."""
+def _of_selection(config: SaeDescribeConfig, folder: str, sae: Source, note: Say) -> list[int]:
+    """The features that explain a selection's picks for its first target most, as the causal check ranks them."""
     selection, name = Selection.from_pretrained(folder), Path(folder).name
     made, selector = selection.provenance.extractor, selection.selector
     known = made.sae if made is not None else None
@@ -186,9 +186,15 @@ def _of_selection(config: SaeDescribeConfig, folder: str, sae: Source) -> list[i
             "(--model, --sae)", option="selection", value=name,
         )  # fmt: skip
     given = EvidenceOptions(model=config.model, sae=None if config.sae == AUTO else config.sae, device=config.device)
-    shares, _ = feature_shares(explainer_of(given, None, selection))
+    explainer = explainer_of(given, None, selection)
+    shares, _ = feature_shares(explainer)
     if not shares:
         raise NeuronSelectError("has no pick to explain", option="selection", value=name)
+    first, *others = explainer.evidence.selector.targets
+    if others:
+        note(
+            f"{name} has several targets: these features explain its picks for {first}, not those for {', '.join(others)}"
+        )
     return ranked_by(shares)[: config.most]
 
 

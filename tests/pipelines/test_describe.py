@@ -61,6 +61,8 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     }
     target = {"target": (f"t={folder / 't.jsonl'}",)}
     select(SelectConfig(out=folder / "mona", **target, **given))
+    rows(6, seed=2).to_json(folder / "u.jsonl")
+    select(SelectConfig(out=folder / "both", **given, target=(*target["target"], f"u={folder / 'u.jsonl'}")))
     select(SelectConfig(out=folder / "nait", method="nait", **target, **given))
     select(SelectConfig(out=folder / "short", method="shortest", **given))
     return folder
@@ -70,14 +72,14 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
 def ask(server: ChatServer, files: Path, tiny_folder: Path) -> Callable[..., Labels]:
     server.answer = rule
 
-    def work(*, say: Any = lambda text: None, **options: Any) -> Labels:
+    def work(*, say: Any = lambda text: None, note: Any = lambda text: None, **options: Any) -> Labels:
         given = {"pool": str(files / "pool.jsonl"), "model": str(tiny_folder / "model"), "sae": str(tiny_folder / "sae"),
                  "at": server.url, "key": "OPENAI_API_KEY", "tries": 2} | options  # fmt: skip
         if "selection" in given:
             given["selection"] = str(files / given["selection"])
         else:
             given.setdefault("features", str(SEVEN))
-        return describe_sae(SaeDescribeConfig(**given), say=say)
+        return describe_sae(SaeDescribeConfig(**given), say=say, note=note)
 
     return work
 
@@ -327,8 +329,13 @@ def test_the_features_are_those_that_explain_the_picks_most(
         for part in told.parts:  # type: ignore[union-attr]
             shares[part.id] = shares.get(part.id, 0.0) + part.share
     ranked = sorted(shares, key=lambda one: -shares[one])
-    assert set(ask(selection="mona", most=3).found) <= set(ranked[:3])
+    notes: list[str] = []
+    assert set(ask(selection="mona", most=3, note=notes.append).found) <= set(ranked[:3])
     assert sum(phrase_asked(one) for one in prompts(server)) >= 1
+    of_the_first = "both has several targets: these features explain its picks for t, not those for u"
+    assert of_the_first not in notes
+    ask(selection="both", most=3, note=notes.append)
+    assert of_the_first in notes
 
 
 def test_words_that_are_made_anew_leave_the_descriptions(ask: Any, files: Path, tiny_folder: Path) -> None:
