@@ -317,6 +317,12 @@ def test_what_the_passes_over_5000_rows_took_is_in_the_record() -> None:
     took = {one["method"]: f"{float(one['pass_seconds']):,.0f}" for one in lines if one["pass_seconds"]}
     told = f"took {took['mona']} s of a core, the encoder {took['encoder']}, `bidirectional` {took['bidirectional']}."
     assert told in " ".join(section.split())
+    with (ROOT / "benchmarks" / "compare_smollm2_1000.csv").open(encoding="utf-8", newline="") as file:
+        took = {
+            one["method"].split("(")[0]: float(one["pass_seconds"]) for one in csv.DictReader(file) if one["stand_in"]
+        }
+    told = f"1,000 rows took {took['deita']:.0f} s of a core for `deita` and {took['alpagasus']:.0f} s for `alpagasus`."
+    assert told in " ".join(section.split())
 
 
 def test_what_the_passes_over_the_whole_pool_took_is_in_the_record() -> None:
