@@ -28,6 +28,7 @@ def test_mona_beats_chance_and_length_on_the_bundled_pool() -> None:
     rows = np.concatenate([np.flatnonzero(sources == name)[:12] for name in np.unique(sources)])
     small = pool.select(rows)
     extractor = bundled.extractor(features=["mona"])
+    small = small.map(extractor, batched=True)
     for name in ("gsm8k", "mbpp"):
         target = bundled.targets()[name].select(range(20))
         base = float(np.isin(np.asarray(small["source"]), related[name]).mean())

@@ -384,7 +384,7 @@ def patch_explanations(found: Seen, patch: Callable[..., None]) -> None:
         found.update(spec=judge.spec)
         return []
 
-    def of_selection(config: Any, folder: str, sae: Any) -> list[int]:
+    def of_selection(config: Any, folder: str, sae: Any, note: Any) -> list[int]:
         found.update(selection=folder)
         return list(range(config.most))
 
