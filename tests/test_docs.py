@@ -317,6 +317,10 @@ def test_what_the_passes_over_5000_rows_took_is_in_the_record() -> None:
     took = {one["method"]: f"{float(one['pass_seconds']):,.0f}" for one in lines if one["pass_seconds"]}
     told = f"took {took['mona']} s of a core, the encoder {took['encoder']}, `bidirectional` {took['bidirectional']}."
     assert told in " ".join(section.split())
+    whole = json.loads((ROOT / "benchmarks" / "compare_smollm2_5000_time.json").read_text(encoding="utf-8"))
+    minutes, seconds = divmod(whole["seconds"]["whole"], 60)
+    assert f"took {minutes:.0f} min {seconds:.0f} s on two cores" in " ".join(section.split())
+    assert f"`{'` needs experts and `'.join(whole['settings']['did_not_run'])}` an adapter" in section
     with (ROOT / "benchmarks" / "compare_smollm2_1000.csv").open(encoding="utf-8", newline="") as file:
         took = {
             one["method"].split("(")[0]: float(one["pass_seconds"]) for one in csv.DictReader(file) if one["stand_in"]
