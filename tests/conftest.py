@@ -50,7 +50,6 @@ from hub import Hub, running
 from tiny import make_extractor, rows, write_sae
 
 from hf_neuronselect import NeuronFeatureExtractor
-from hf_neuronselect.selection.selection import Selection
 
 
 @pytest.fixture(scope="session")
@@ -82,14 +81,6 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def extractor(tiny_folder: Path) -> NeuronFeatureExtractor:
     return make_extractor(tiny_folder)
-
-
-@pytest.fixture(scope="module")
-def without_reports() -> Iterator[None]:
-    """Selections are saved without their page, which reads the best rows again to say why: most of a small selection's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Selection, "report", lambda *_: "")
-        yield
 
 
 @pytest.fixture(scope="session")

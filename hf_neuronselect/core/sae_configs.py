@@ -70,7 +70,8 @@ class SaeDescribeConfig(JudgeOptions, SaeLabelConfig):
 
     features: str | None = opt(None, "Numbers of features.", metavar="12,40,77")
     selection: str | None = opt(
-        None, "Selection made with this SAE, folder or data set on the Hub: the features that explain its picks most."
+        None,
+        "Selection made with this SAE, folder or data set on the Hub: the features that explain its picks most, by its first target.",
     )
     most: int = opt(20, "Features of a selection.", minimum=1)
     contexts: int = opt(

@@ -170,7 +170,7 @@ def _wanted(config: SaeDescribeConfig, extractor: NeuronFeatureExtractor, sae: S
 
 
 def _of_selection(config: SaeDescribeConfig, folder: str, sae: Source, note: Say) -> list[int]:
-    """The features that explain a selection's picks for its first target most, as the causal check ranks them."""
+    """The features that explain most of what a selection's picks score for its first target, as the causal check ranks them."""
     selection, name = Selection.from_pretrained(folder), Path(folder).name
     made, selector = selection.provenance.extractor, selection.selector
     known = made.sae if made is not None else None
@@ -190,11 +190,9 @@ def _of_selection(config: SaeDescribeConfig, folder: str, sae: Source, note: Say
     shares, _ = feature_shares(explainer)
     if not shares:
         raise NeuronSelectError("has no pick to explain", option="selection", value=name)
-    first, *others = explainer.evidence.selector.targets
-    if others:
-        note(
-            f"{name} has several targets: these features explain its picks for {first}, not those for {', '.join(others)}"
-        )
+    target = explainer.evidence.target
+    if others := [one for one in explainer.evidence.selector.targets if one != target]:
+        note(f"these features explain what the picks of {name} score for {target}, not for {', '.join(others)}")
     return ranked_by(shares)[: config.most]
 
 

@@ -1,4 +1,4 @@
-"""Start-up: what may be imported before a command works. Torch alone takes longer than all that may."""
+"""Start-up: what may be imported before a command works, so that help and refusals do not wait for torch."""
 
 from __future__ import annotations
 

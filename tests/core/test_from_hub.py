@@ -16,7 +16,7 @@ from tiny import rows
 SCRIPT = """
 import json, os, sys, time
 if "IMPATIENT" in os.environ:
-    time.sleep = lambda seconds: None  # the Hub's client waits 23 s between its tries
+    time.sleep = lambda seconds: None  # between its tries the Hub's client waits 23 s in all
 from hf_neuronselect import NeuronFeatureExtractor, NeuronSelectError
 from hf_neuronselect.rows.load import load_rows
 

@@ -332,7 +332,7 @@ def test_the_features_are_those_that_explain_the_picks_most(
     notes: list[str] = []
     assert set(ask(selection="mona", most=3, note=notes.append).found) <= set(ranked[:3])
     assert sum(phrase_asked(one) for one in prompts(server)) >= 1
-    of_the_first = "both has several targets: these features explain its picks for t, not those for u"
+    of_the_first = "these features explain what the picks of both score for t, not for u"
     assert of_the_first not in notes
     ask(selection="both", most=3, note=notes.append)
     assert of_the_first in notes

@@ -23,6 +23,7 @@ from hub import Hub
 from huggingface_hub import HfApi
 from indicators import write_reward, write_unieval
 from option_values import other
+from reports import without_reports
 from select_lines import ENCODER, LINES, LM, MNTP, SAE, TEMPLATE, filled
 from tiny import chat, rows, write_sae
 
@@ -41,8 +42,6 @@ from hf_neuronselect.pipelines.extract import extract
 from hf_neuronselect.pipelines.fit import fit
 from hf_neuronselect.rows.load import load_rows
 from hf_neuronselect.selection.capability import Capability
-
-pytestmark = pytest.mark.usefixtures("without_reports")
 
 OWN_TARGET = f"{CAPABILITY}{PLACE}"  # of exemplars without a name: the selection holds what was fitted on them
 FILL_IN = re.compile(r"^- (.+?): `(.*?)`(?:, recorded with the hash (.+))?$", re.MULTILINE)
@@ -223,7 +222,7 @@ def select(files: Path, known: tuple[Path, dict[str, Made]]) -> Select:
 def run_again(made: Made, known: Mapping[str, Path], work: Path) -> Made:
     """Run the card's command: the same scores and picks, and the same command again."""
     work.mkdir(exist_ok=True)
-    with chdir(work):
+    with chdir(work), without_reports():
         run(*made.filled_in(known))
     again = Made(work / "selected")
     assert again.table.equals(made.table) and again.picks == made.picks

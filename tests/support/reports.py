@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
+import pytest
 
 from hf_neuronselect.core.cost import Cost
 from hf_neuronselect.core.provenance import (
@@ -17,8 +21,17 @@ from hf_neuronselect.core.provenance import (
 )
 from hf_neuronselect.explain.page_data import PoolTable, Report, ReportRow
 from hf_neuronselect.rows.formats import Conversation
+from hf_neuronselect.selection.selection import Selection
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--"
+
+
+@contextmanager
+def without_reports() -> Iterator[None]:
+    """Selections are saved with an empty page: to say why, it reads the best rows again, most of a small selection's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Selection, "report", lambda *_: "")
+        yield
 
 
 def report(picks: int = 3, total: int = 10, text: str = "a question", **more) -> Report:
