@@ -232,6 +232,8 @@ RIVALS = {
     "Every rival without the target's own source": "compare_smollm2_full_out",
     "Every rival with the bundled model": "compare_bundled_full",
     "The same without the target's own source": "compare_bundled_full_out",
+    "Every rival on 5,000 rows with the bundled model": "compare_bundled_5000",
+    "The same 5,000 rows without the target's own source": "compare_bundled_5000_out",
     "The gradient methods on one real model": "compare_smollm2_gradients",
 }
 """Section -> its record."""
@@ -317,6 +319,18 @@ def test_what_the_passes_over_5000_rows_took_is_in_the_record() -> None:
     took = {one["method"]: f"{float(one['pass_seconds']):,.0f}" for one in lines if one["pass_seconds"]}
     told = f"took {took['mona']} s of a core, the encoder {took['encoder']}, `bidirectional` {took['bidirectional']}."
     assert told in " ".join(section.split())
+    lines, of_bundled = every_rival("Every rival on 5,000 rows with the bundled model")
+    took = {one["method"]: f"{float(one['pass_seconds']):,.0f}" for one in lines if one["pass_seconds"]}
+    told = (
+        f"in {took['mona']} s of a core for MoNA and all that is read with it, in {took['bidirectional']} for "
+        f"`bidirectional`, {took['ifd']} for `ifd` and {took['selectit']} for `selectit`."
+    )
+    assert told in " ".join(of_bundled.split())
+    bundled, smollm2 = (
+        next(float(one["picked_tokens"]) for one in found if "deita" in one["method"])
+        for found in (lines, every_rival("Every rival on one real model")[0])
+    )
+    assert f"({bundled:.0f} tokens on average, beside SmolLM2 {smollm2:.0f})" in " ".join(of_bundled.split())
     whole = json.loads((ROOT / "benchmarks" / "compare_smollm2_5000_time.json").read_text(encoding="utf-8"))
     minutes, seconds = divmod(whole["seconds"]["whole"], 60)
     assert f"took {minutes:.0f} min {seconds:.0f} s on two cores" in " ".join(section.split())
