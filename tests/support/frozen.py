@@ -52,7 +52,7 @@ Arrays = dict[str, np.ndarray]
 Options = Mapping[str, Any]
 Row = dict[str, Any]
 
-ROWS_OF_A_SOURCE, EXEMPLARS, FORMAT_ROWS = 3, 8, 24
+ROWS_OF_A_SOURCE, EXEMPLARS, FORMAT_ROWS = 2, 5, 16
 MOST_BYTES = 300
 """Longer rows of the pool are not taken, to save time, where a source has enough short ones."""
 MAX_LENGTH = 256
@@ -125,8 +125,8 @@ def _planted(rows: Sequence[Row], exemplars: Sequence[Row]) -> list[tuple[str, l
     long = "\n\n".join(texts[:20])
     ask, other = exemplars[0]["messages"][0]["content"], exemplars[1]["messages"][0]["content"]
     return [
-        ("duplicate", rows[0]["messages"]),  # rows[0] is before it, rows[50] after it
-        ("duplicate_ahead", rows[50]["messages"]),
+        ("duplicate", rows[0]["messages"]),  # rows[0] is before it, rows[35] after it
+        ("duplicate_ahead", rows[35]["messages"]),
         ("duplicate_again", rows[2]["messages"]),
         ("exemplar", exemplars[2]["messages"]),
         ("question", _chat(ask, "I do not know.")),
@@ -687,14 +687,14 @@ def compare(first: Arrays, second: Arrays) -> list[str]:
 
 
 def golden(arrays: Arrays) -> dict[str, dict[str, list[Any]]]:
-    """A short extract: of each selection the first 20 picks, and every 10th score from the first on, 6 digits each."""
+    """A short extract: of each selection the first 20 picks, and every 7th score from the first on, 6 digits each."""
     found: dict[str, dict[str, list[Any]]] = {}
     for name, values in arrays.items():
         selection, column = name.split("/")
         if column in ("picked", "picked_id"):
             found.setdefault(selection, {})[column] = values[:20].tolist()
         elif column == "score" or column.startswith("score_"):
-            rounded = [None if np.isnan(value) else float(f"{value:.6g}") for value in values[::10]]
+            rounded = [None if np.isnan(value) else float(f"{value:.6g}") for value in values[::7]]
             found.setdefault(selection, {})[column] = rounded
     for content in found.values():
         if "picked" in content:
