@@ -369,6 +369,9 @@ class EncodingOptions(Options):
     encoder_prompt: str | None = opt(
         None, "Text put before all that the encoder reads; default its own, if it has one."
     )
+    encoder_dtype: Literal["float32", "bfloat16", "float16"] = opt(
+        "float32", "Weights and activations of the encoder; its rows are float32 in any case."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from ..core.digests import encoder_hash
 from ..core.errors import NeuronSelectError
 from ..core.sources import Source, hub_errors, resolve
 from .batching import plan_batches
+from .dtypes import DTYPES
 from .loading import on_forget
 
 LIBRARY = "sentence_transformers"
@@ -155,8 +156,8 @@ class Encoder:
 
 
 @lru_cache(maxsize=2)
-def encoder_of(source: Source, window: int | None, prompt: str | None) -> Encoder:
-    """An encoder by its source, in float32 and on the CPU until it is run elsewhere.
+def encoder_of(source: Source, window: int | None, prompt: str | None, dtype: str) -> Encoder:
+    """An encoder by its source, in one of :data:`~.dtypes.DTYPES` and on the CPU until it is run elsewhere.
 
     Raises:
         NeuronSelectError: it cannot be loaded.
@@ -174,7 +175,7 @@ def encoder_of(source: Source, window: int | None, prompt: str | None) -> Encode
     try:
         model = SentenceTransformer(
             str(folder), device="cpu", trust_remote_code=False, local_files_only=True,
-            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+            model_kwargs={"use_safetensors": True, "dtype": DTYPES[dtype]},
         )  # fmt: skip
     except Exception as cause:  # damaged files raise errors of many kinds
         reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:240]

@@ -42,7 +42,7 @@ class Embedding(Signal):
     name = "embedding"
     has_vector = True
     engine = "encoder"
-    reads = ("encoder_window", "encoder_prompt")
+    reads = ("encoder_window", "encoder_prompt", "encoder_dtype")
     sources = ("encoder",)
 
 
@@ -66,7 +66,9 @@ class EncoderEngine(Engine):
     @property
     def encoder(self) -> Encoder:
         options = self.extraction.options
-        return encoder_of(_source(self.extraction), options.encoder_window, options.encoder_prompt)
+        return encoder_of(
+            _source(self.extraction), options.encoder_window, options.encoder_prompt, options.encoder_dtype
+        )
 
     def open(self) -> None:
         _ = self.encoder

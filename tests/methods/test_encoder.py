@@ -18,6 +18,7 @@ from hub import Hub
 from huggingface_hub import HfApi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tiny import rows
 from transformers import AutoModel, AutoTokenizer
@@ -158,6 +159,27 @@ def test_a_smaller_window_and_a_prompt(folder: Path, tmp_path: Path, embedder: N
         assert len(encoder.tokenizer(f"the: {piece}")["input_ids"]) <= WINDOW
 
 
+def test_an_encoder_in_another_number_format(folder: Path, tmp_path: Path, embedder: NeuronFeatureExtractor) -> None:
+    """It runs in the format that is asked for, whatever it is stored in; what comes out is float32."""
+
+    def made(where: Path, dtype: str) -> NeuronFeatureExtractor:
+        return NeuronFeatureExtractor.from_pretrained(features=["embedding"], encoder=str(where), encoder_dtype=dtype)
+
+    exact = embedded(embedder, TEXTS)
+    for dtype, digits in (("bfloat16", 8), ("float16", 11)):
+        rounded = made(folder, dtype)
+        engine: Any = rounded.engine("encoder")
+        assert {str(one.dtype) for one in engine.encoder.model.parameters()} == {f"torch.{dtype}"}
+        found = embedded(rounded, TEXTS)
+        assert found.dtype == np.float32 and not np.array_equal(found, exact)
+        np.testing.assert_allclose(found, exact, atol=8 * 2.0**-digits)
+    stored = shutil.copytree(folder, tmp_path / "stored")
+    halved = {name: value.bfloat16() for name, value in load_file(stored / "model.safetensors").items()}
+    save_file(halved, stored / "model.safetensors", {"format": "pt"})
+    engine = made(stored, "float32").engine("encoder")
+    assert {str(one.dtype) for one in engine.encoder.model.parameters()} == {"torch.float32"}
+
+
 def test_rows_without_text_have_a_reason(embedder: NeuronFeatureExtractor) -> None:
     found = embedder({"text": ["", "  \n", "\x00", "the"]})
     assert found["neuron_skip"] == ["empty", "empty", "empty", ""]
@@ -192,9 +214,10 @@ def test_what_moves_the_identity(folder: Path, tmp_path: Path, embedder: NeuronF
         identity(write_encoder(tmp_path / "window", window=12)),
         identity(folder, encoder_window=12),
         identity(folder, encoder_prompt="the "),
+        identity(folder, encoder_dtype="bfloat16"),
         identity(folder, row_format="text"),
     ]
-    assert len({own, *others}) == 8
+    assert len({own, *others}) == 9
 
 
 def test_an_encoder_on_the_hub_is_pinned(hub: Hub, folder: Path) -> None:

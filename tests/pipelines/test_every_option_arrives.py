@@ -82,7 +82,7 @@ NUMBERS: dict[str, Any] = {
     "chat_template": "{{ messages }}", "max_length": 9, "truncation_side": "left", "pool_tokens": "user", "layer": 2,
     "top_k_features": 3, "pooling": "sum", "site": "mlp", "drift": "mean", "value_dtype": "float32", "device": "cpu",
     "device_map": "auto", "batch_tokens": 77, "encoder": "{files}/encoder", "encoder_revision": "v3", "encoder_window": 9,
-    "encoder_prompt": "words: ", "mntp_adapter": "{files}/mntp", "mntp_revision": "v4",
+    "encoder_prompt": "words: ", "encoder_dtype": "bfloat16", "mntp_adapter": "{files}/mntp", "mntp_revision": "v4",
 }  # fmt: skip
 BESIDE = {"model": "sae", "sae": "model"}
 EXTRACTION = {

@@ -90,6 +90,7 @@ MOVES: dict[str, tuple[object, set[str]]] = {
     "drift": ("mean", {"nait", "nait_template"}),
     "encoder_window": (9, {"embedding"}),
     "encoder_prompt": ("words: ", {"embedding"}),
+    "encoder_dtype": ("bfloat16", {"embedding"}),
 }
 # These name the model, SAE and encoder, whose pinned commits count, or move no number at all.
 UNMOVED = {

@@ -95,6 +95,7 @@ LINES = {
                           printed=("--mntp-revision", "{commit}"), beside=ADAPTED | {"mntp_adapter": MNTP}, hub=MNTP),
     "encoder_window": of_extractor("encoder_window", 9, **EMBEDDED),
     "encoder_prompt": of_extractor("encoder_prompt", "the apple", **EMBEDDED),
+    "encoder_dtype": of_extractor("encoder_dtype", "bfloat16", **EMBEDDED),
     "dtype": of_extractor("dtype", "bfloat16"),
     "quantize": replace(of_extractor("quantize", "8bit"), changes="identity"),
     "attn_implementation": replace(of_extractor("attn_implementation", "eager"), changes="identity"),
