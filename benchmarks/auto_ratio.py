@@ -14,10 +14,13 @@ Larger shares are then seen in part, small ones several times. What was fixed be
 * Halving: every ratio gets a quarter of the steps with the first seed; the best third of them all steps; the best of these
   by validation loss is taken.
 * "a ratio at random" is the mean regret of the fixed ratios.
+* Beside the picks of every ratio: as many random rows (drawn anew for each seed), the longest rows, and the untouched model. Picks
+  are better than random rows if the interval of the difference, over resampled test rows, is below 0.
 * An estimate is worth its name if its mean regret over the targets is below that of 5 %, of 10 % and of a ratio at random. The
   interval of its difference to 5 % is over resampled test rows.
 
-Each finished run is added to the output, and is not repeated when the script is started again.
+Each finished run is added to the output, and is not repeated when the script is started again; on another machine, one run is
+repeated to see what that changes.
 """
 
 from __future__ import annotations
@@ -59,6 +62,8 @@ SETTINGS = {
     "logging_steps": 10, "disable_tqdm": True, "learning_rate": 3e-3,  # the rate that sft.py chose on random rows
 }  # fmt: skip
 FIXED, PAPERS, BOOTSTRAP = "fixed {:.0%}", (0.05, 0.1), 2000
+CONTROLS = ("random rows", "longest rows")
+AGAIN = " again"
 
 logger = logging.getLogger("auto_ratio")
 
@@ -119,7 +124,7 @@ def held_out_rows(data: Path, target: str, pool: Dataset, tokenizer: Any) -> lis
 
 
 def key_of(target: str, ratio: float, seed: int, steps: int) -> str:
-    """All rows are the same for every target."""
+    """A run's name: whose rows. All rows are the same for every target and control."""
     return f"{'all targets' if ratio == 1 else target} {ratio:g} seed {seed} steps {steps}"
 
 
@@ -131,14 +136,33 @@ def loss(state: Mapping[str, Any], target: str, key: str, half: str, rows: np.nd
     return float(nll[known].sum() / tokens[known].sum())
 
 
-def test_losses(state: Mapping[str, Any], target: str, rows: np.ndarray | None = None) -> np.ndarray:
-    """Mean over seeds, of each fixed ratio."""
+def test_losses(
+    state: Mapping[str, Any], target: str, rows: np.ndarray | None = None, of: str | None = None
+) -> np.ndarray:
+    """Mean over seeds, of each fixed ratio: of the target's picks, or of a control's rows."""
     return np.asarray(
         [
-            np.mean([loss(state, target, key_of(target, r, s, STEPS), "test", rows) for s in state["seeds"]])
+            np.mean([loss(state, target, key_of(of or target, r, s, STEPS), "test", rows) for s in state["seeds"]])
             for r in RATIOS
         ]
     )
+
+
+def controls(state: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """Losses of the untouched model and of the controls by ratio, and the picks' minus that of random rows."""
+    nll, tokens = (np.asarray(of[target]["test"]) for of in (state["untouched"], state["tokens"]))
+    shares = [f"{r:g}" for r in RATIOS]
+    found: dict[str, Any] = {"untouched": round(float(nll[tokens > 0].sum() / tokens.sum()), 4)}
+    for control in CONTROLS:
+        found[control] = dict(zip(shares, test_losses(state, target, of=control).round(4).tolist(), strict=True))
+    draw = np.random.default_rng(0)
+    drawn = [draw.integers(0, len(nll), len(nll)) for _ in range(BOOTSTRAP)]
+    gains = [test_losses(state, target, rows) - test_losses(state, target, rows, of=CONTROLS[0]) for rows in drawn]
+    low, high = np.quantile(gains, (0.05, 0.95), axis=0)
+    mean = test_losses(state, target) - test_losses(state, target, of=CONTROLS[0])
+    found["minus random"] = {share: {"mean": round(float(m), 4), "5%": round(float(a), 4), "95%": round(float(b), 4)}
+                             for share, m, a, b in zip(shares, mean, low, high, strict=True) if share != "1"}  # fmt: skip
+    return found
 
 
 def at(losses: np.ndarray, ratio: float) -> float:
@@ -160,6 +184,12 @@ def halved(state: Mapping[str, Any], target: str) -> float:
 def summary(state: Mapping[str, Any]) -> dict[str, Any]:
     """Regrets of every way to a ratio, and how they compare with 5 %."""
     found: dict[str, Any] = {"losses": {}, "chosen": {}, "regret": {}, "minus 5%": {}, "seed to seed": {}}
+    found["controls"] = {target: controls(state, target) for target in state["targets"]}
+    found["repeated"] = {
+        key: round(abs(loss(state, key.split()[0], key, "test") - loss(state, key.split()[0], key + AGAIN, "test")), 4)
+        for key in state["runs"]
+        if key + AGAIN in state["runs"]
+    }
     for target in state["targets"]:
         losses = test_losses(state, target)
         found["losses"][target] = dict(zip([f"{r:g}" for r in RATIOS], losses.round(4).tolist(), strict=True))
@@ -204,17 +234,27 @@ def summary(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_markdown(state: Mapping[str, Any]) -> list[str]:
-    """Losses by ratio, then regrets."""
+    """Losses by ratio beside the controls', how far picks are below random rows, then regrets."""
     found = state["summary"]
     lines = [
-        "| held-out loss at | " + " | ".join(f"{r:.0%}" for r in RATIOS) + " | seed to seed |",
-        "|---|" + "--:|" * (len(RATIOS) + 1),
+        "| held-out loss at | untouched | " + " | ".join(f"{r:.0%}" for r in RATIOS) + " | seed to seed |",
+        "|---|" + "--:|" * (len(RATIOS) + 2),
     ]
     for target, losses in found["losses"].items():
         best = min(losses.values())
         cells = [f"**{value:.3f}**" if value == best else f"{value:.3f}" for value in losses.values()]
         apart = f"{found['seed to seed'][target]:.3f}" if len(state["seeds"]) > 1 else ""
-        lines.append(f"| {target} | {' | '.join(cells)} | {apart} |")
+        beside = found["controls"][target]
+        lines.append(f"| {target} | {beside['untouched']:.3f} | {' | '.join(cells)} | {apart} |")
+        for control in CONTROLS:
+            cells = [f"{value:.3f}" if share != "1" else "" for share, value in beside[control].items()]
+            lines.append(f"| {target}, {control} | | {' | '.join(cells)} | |")
+    lines += ["", "| picks minus random rows | " + " | ".join(f"{r:.0%}" for r in RATIOS[:-1]) + " |",
+              "|---|" + "--:|" * (len(RATIOS) - 1)]  # fmt: skip
+    for target in state["targets"]:
+        gains = found["controls"][target]["minus random"].values()
+        cells = [f"{one['mean']:+.3f} ({one['5%']:+.3f} to {one['95%']:+.3f})" for one in gains]
+        lines.append(f"| {target} | {' | '.join(cells)} |")
     lines += [
         "",
         f"| regret | {' | '.join(state['targets'])} | mean | mean minus 5 % (5–95 %) |",
@@ -256,7 +296,11 @@ def main() -> None:
     state: dict[str, Any] = (
         json.loads(args.out.read_text()) if args.out.exists() else {"runs": {}, "tokens": {}, "auto": {}}
     )
-    state |= {"machine": machine(torch.device("cpu")), "pool": whole.about, "rows": POOL, "ratios": RATIOS, "steps": STEPS,
+    here = machine(torch.device("cpu"))
+    elsewhere = state.setdefault("machine", here)["cpu"] != here["cpu"]
+    if elsewhere:
+        state["other machine"] = here
+    state |= {"pool": whole.about, "rows": POOL, "ratios": RATIOS, "steps": STEPS,
               "tokens_a_step": 512, "seeds": seeds, "targets": targets, "halving": not args.no_halving, "settings": SETTINGS}  # fmt: skip
 
     selections = {}
@@ -270,6 +314,8 @@ def main() -> None:
         logger.info("%s: %s", target, auto.line)
     subsets = {(t, r): selections[t].rethreshold(ratio=r).indices for t in targets for r in RATIOS}
     every = np.asarray(sorted(set.intersection(*(set(subsets[t, 1.0].tolist()) for t in targets))))
+    lengths = selections[targets[0]].scores.column("n_tokens").to_numpy()[every]
+    longest = every[np.argsort(-lengths, kind="stable")]
 
     tokenizer = load_tokenizer(base_source(None), None)
     lab = Lab(pool, {t: held_out_rows(args.data, t, pool, tokenizer) for t in targets}, state, args.out)
@@ -283,6 +329,14 @@ def main() -> None:
                     continue
                 for target in targets:
                     lab.run(key_of(target, ratio, seed, steps), subsets[target, ratio], steps, seed, [target], halves)
+        for ratio in RATIOS[:-1]:
+            random = np.random.default_rng(seed).permutation(every)
+            for control, rows in zip(CONTROLS, (random, longest), strict=True):
+                taken = rows[: len(subsets[targets[0], ratio])]
+                lab.run(key_of(control, ratio, seed, STEPS), taken, STEPS, seed, targets, "test")
+    if elsewhere:
+        key = key_of(targets[0], PAPERS[0], seeds[0], STEPS)
+        lab.run(key + AGAIN, subsets[targets[0], PAPERS[0]], STEPS, seeds[0], targets[:1], "test")
     state["summary"] = summary(state)
     state["minutes"] = state.get("minutes", 0) or round((time.perf_counter() - started) / 60, 1)
     write_json(args.out, state)

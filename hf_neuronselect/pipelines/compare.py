@@ -81,6 +81,7 @@ def compare_in(
         NeuronSelectError: as :func:`compare`. A method that cannot run is a line with the reason, if another one can.
     """
     methods = methods_of(config.methods, config.seed, config.picker)
+    _check_folders(methods)
     specs = named_specs(config.target, "target")
     if not specs:
         raise NeuronSelectError("name at least one target: --target NAME=rows", option="target")
@@ -156,6 +157,19 @@ def compare_in(
             write_comparison(found, config.out)
     failures.check(found.selections)
     return found
+
+
+def _check_folders(methods: list[Chosen]) -> None:
+    """Refuse two methods whose selections would be in one folder.
+
+    Raises:
+        NeuronSelectError: their labels differ in signs that a folder's name does not have.
+    """
+    of: dict[str, str] = {}
+    for label in (chosen.label for chosen in methods):
+        if (other := of.setdefault(slug(label), label)) != label:
+            raise NeuronSelectError(f"has the same folder as {other!r}; compare them with an --out each",
+                                    option="methods", value=label)  # fmt: skip
 
 
 def _share_pass(

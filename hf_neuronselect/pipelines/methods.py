@@ -112,7 +112,7 @@ def method_of(
             why = f"has {option} twice" if option else "has no option that names rows; set options by name"
             raise NeuronSelectError(why, option="method", value=f"{name}:{value}")
         options = {option: value, **options}
-        label = label or f"{name}:{Path(value).name if Path(value).exists() else value}"
+        label = label or label_of(f"{name}:{value}")
     method = make_method(name, options)
     if "seed" in method.options and "seed" not in options:
         method = make_method(name, {**options, "seed": seed})
@@ -136,12 +136,14 @@ def methods_of(text: str, seed: int, pickers: str | None = None) -> list[Chosen]
         NeuronSelectError: not of that form, a method named twice, or as :func:`method_of`.
     """
     found: dict[str, Chosen] = {}
+    written: set[str] = set()
     for part in _COMMA.split(text):
         label = part.strip()
         if label == ALL:
             for name in sorted(METHODS.names(), key=lambda name: (name != DEFAULT_METHOD, name)):
                 if not METHODS[name].source_option and not METHODS[name].costly:
                     found.setdefault(name, method_of(name, {}, seed))
+                    written.add(name)
             continue
         match = re.fullmatch(r"([\w.-]+(?::[^()]+)?)(?:\((.*)\))?", label)
         if match is None:
@@ -149,14 +151,12 @@ def methods_of(text: str, seed: int, pickers: str | None = None) -> list[Chosen]
                                     value=label or text)  # fmt: skip
         pairs = [pair.partition("=") for pair in (match[2] or "").split(",") if pair.strip()]
         options = {key.strip(): value.strip() for key, _, value in pairs}
-        if options:  # files without their folders, unless two then have one name
-            names = {key: (os.path.exists(value) and Path(value).name) or value for key, value in options.items()}
-            short, label = (_label(match[1], told) for told in (names, options))
-            label = label if short in found else short
-        chosen = method_of(match[1], options, seed, label="" if ":" in match[1] else label)
-        if chosen.label in found:
+        short, whole = (label_of(match[1], options, folders=folders) for folders in (False, True))
+        name = whole if short in found else short  # files without their folders, unless two then have one name
+        if whole in written or name in found:
             raise NeuronSelectError("is named twice", option="methods", value=label)
-        found[chosen.label] = chosen
+        written.add(whole)
+        found[name] = method_of(match[1], options, seed, label=name)
     if pickers is None:
         return list(found.values())
     named = [str(picker_of(part)) for part in _COMMA.split(pickers)]
@@ -169,9 +169,19 @@ def methods_of(text: str, seed: int, pickers: str | None = None) -> list[Chosen]
     ]
 
 
-def _label(name: str, options: Mapping[str, str]) -> str:
-    """A method with its options, as tables call it."""
-    return f"{name}({','.join(f'{key}={value}' for key, value in options.items())})"
+def label_of(name: str, options: Mapping[str, str] | None = None, *, folders: bool = False) -> str:
+    """A method with its options, as tables call it.
+
+    Args:
+        name: of the method, or ``NAME:VALUE``. folders: name those of files, too; needed where two files have one name.
+    """
+
+    def told(value: str) -> str:
+        return value if folders or not os.path.exists(value) else Path(value).name or value
+
+    name, colon, value = name.partition(":")
+    words = ",".join(f"{key}={told(one)}" for key, one in (options or {}).items())
+    return name + (f":{told(value)}" if colon else "") + (f"({words})" if words else "")
 
 
 def check_methods(config: TargetOptions | ExtractConfig | CompareConfig) -> None:

@@ -76,6 +76,15 @@ def test_names_with_a_colon(chosen: Path) -> None:
     assert other.method.options["rows"] == "me/lima@main:plain:train[:9]" and third.label == "nait(normalize=true)"
     with pytest.raises(NeuronSelectError, match="named twice"):
         methods_of(f"subset:{chosen},subset:{chosen}", 0)
+    twin = chosen.parent / "twin" / chosen.name
+    twin.parent.mkdir()
+    twin.touch()
+    assert [one.label for one in methods_of(f"subset:{chosen},subset:{twin}", 0)] == [
+        f"subset:{chosen.name}",
+        f"subset:{twin}",
+    ]
+    labels = [one.label for one in methods_of("matched-random:s(seed=1),matched-random:s(seed=2)", 0)]
+    assert labels == ["matched-random:s(seed=1)", "matched-random:s(seed=2)"]
 
 
 @pytest.mark.filterwarnings("ignore:1 of the 4 rows")

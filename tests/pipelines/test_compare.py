@@ -580,6 +580,8 @@ def test_run_again_it_makes_only_what_is_missing(
     [
         ({"methods": "mona,mono"}, "method='mono': unknown method; did you mean mona"),
         ({"methods": "mona,mona"}, "methods='mona': is named twice"),
+        ({"methods": "all,mona"}, "methods='mona': is named twice"),
+        ({"methods": "subset:me/a-b,subset:me-a/b"}, "methods='subset:me-a/b': has the same folder as 'subset:me/a-b'"),
         ({"methods": "mona,"}, "methods=.*: must be names"),
         ({"methods": "nait(direction=up)"}, "direction='up': must be one of svd, pca, mean"),
         ({"methods": "nait(way=up)"}, "unknown option of method 'nait'"),
@@ -618,6 +620,9 @@ def test_names_of_methods(tmp_path: Path) -> None:
     assert [one.label for one in twins] == ["deita(quality_scorer=a)", f"deita(quality_scorer={tmp_path}/b/a)"]
     with pytest.raises(NeuronSelectError, match="is named twice"):
         methods_of("random(seed=7),random(seed= 7)", 5)
+    one = f"deita(quality_scorer={tmp_path}/a)"
+    with pytest.raises(NeuronSelectError, match="is named twice"):
+        methods_of(f"{one},{one}", 0)
     assert methods_of("random(seed=7)", 5)[0].method.options == {"seed": 7}
     assert [slug(one.label) for one in found] == ["mona", "nait-normalize=true-direction=mean", "random"]
 
