@@ -59,6 +59,9 @@ class Evidence:
         self.examples = exemplars if exemplars is not None else self.selector.examples.get(self.target)
         self._given = extractor
         self._ahead: dict[int, RowBatch] = {}
+        self._read: dict[
+            int, tuple[Dataset, Dataset, RowFormat]
+        ] = {}  # rows are kept with it, so that no id comes again
         self._check()
 
     def note(self, text: str, *, lasting: bool = False) -> None:
@@ -125,8 +128,11 @@ class Evidence:
     # ------------------------------------------------------------------------------------- rows and texts
     def conversation(self, data: Dataset, i: int) -> Conversation:
         """A row as it is read for its score."""
-        fmt = self.selection.row_format if data is self.selection.dataset else self._format(data)
-        return read_row(data.with_format(None).select_columns(fmt.used)[i], fmt)
+        if id(data) not in self._read:  # choosing columns takes longer than reading a row
+            fmt = self.selection.row_format if data is self.selection.dataset else self._format(data)
+            self._read[id(data)] = (data, data.with_format(None).select_columns(fmt.used), fmt)
+        _, texts, fmt = self._read[id(data)]
+        return read_row(texts[i], fmt)
 
     def conversations(self, data: Dataset) -> Iterator[Conversation]:
         """All rows of the pool or of exemplars, one after the other: much faster than each by its place."""
