@@ -184,8 +184,12 @@ def test_the_tables_of_ratio_auto_are_their_record(monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(folder)
     as_markdown = runpy.run_path(str(folder / "auto_ratio.py"))["as_markdown"]
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    apart = []
     for name in ("auto_ratio", "auto_ratio_more"):
-        assert "\n".join(as_markdown(json.loads((folder / f"{name}.json").read_text()))) in page
+        record = json.loads((folder / f"{name}.json").read_text())
+        assert "\n".join(as_markdown(record)) in page
+        apart += [f"{value:.4f}".lstrip("0") for value in record["summary"]["repeated"].values()]
+    assert "a loss {} apart, and in the second record {}.".format(*apart) in " ".join(page.split())
 
 
 def test_the_tables_of_transfer_are_their_record(monkeypatch: pytest.MonkeyPatch) -> None:
