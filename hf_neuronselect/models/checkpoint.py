@@ -9,7 +9,6 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.quantizers.auto import get_hf_quantizer
 
 from ..core.errors import NeuronSelectError
 from ..core.seals import json_object
@@ -80,6 +79,8 @@ def check_runs(source: Source, config: Any) -> None:
     stated = next((found for part in parts if (found := getattr(part, "quantization_config", None))), None)
     if stated is None:
         return
+    from transformers.quantizers.auto import get_hf_quantizer  # loads torch.distributed: a second
+
     try:
         get_hf_quantizer(copy.deepcopy(config), None, None, True, {})
     except Exception as cause:  # each kind of quantisation has errors of its own

@@ -18,7 +18,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -332,6 +331,8 @@ def load_adapter(model: Any, adapter: Source, name: str, option: str, token: str
     Raises:
         NeuronSelectError: the adapter, called ``name`` and given as ``option``, does not fit the model.
     """
+    from peft import PeftModel  # a second, for adapters alone
+
     check_trained(adapter, name, option, token)
     check_rank(adapter, name, option)
     try:

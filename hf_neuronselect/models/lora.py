@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -43,6 +42,8 @@ class LoraModel:
     """
 
     def __init__(self, base: nn.Module, shape: LoraShape) -> None:
+        from peft import LoraConfig, get_peft_model  # a second, for gradients alone
+
         last = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
         targets = list(ATTENTION) if last.issuperset(ATTENTION) else "all-linear"
         gpt2 = any(isinstance(module, Conv1D) for module in base.modules())  # its linear layers lie on their side

@@ -42,6 +42,12 @@ def test_the_import_loads_nothing_heavy() -> None:
     assert loaded("from hf_neuronselect import NeuronSelectError") == set()
 
 
+def test_extraction_loads_no_trainer() -> None:
+    """Each of these takes a second or more, and every worker imports this."""
+    found = loaded("import hf_neuronselect.signals.extractor")
+    assert found >= {"torch", "transformers"} and found.isdisjoint({"accelerate", "numba", "peft", "trl"})
+
+
 HELPS = ["", "demo", "select", "fit", "extract", "compare", "train", "run", "evaluate", "export", "push", "sae",
          "explain", "app", "judge", "report", "sae train", "sae label", "sae describe", "sae inspect"]  # fmt: skip
 
