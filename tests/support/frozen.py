@@ -55,6 +55,8 @@ Row = dict[str, Any]
 ROWS_OF_A_SOURCE, EXEMPLARS, FORMAT_ROWS = 2, 5, 16
 MOST_BYTES = 300
 """Longer rows of the pool are not taken, to save time, where a source has enough short ones."""
+NEARLY = 2e-5
+"""Scores that are no further apart than this part of themselves decide nothing."""
 MAX_LENGTH = 256
 """Tokens kept of a row unless a selection says otherwise; one planted row is longer."""
 THREE = ("gsm8k", "mbpp", "humaneval")
@@ -686,13 +688,25 @@ def compare(first: Arrays, second: Arrays) -> list[str]:
     return lines
 
 
+def _settled(picked: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Picks in their order, neighbours of nearly equal scores by their numbers: their order may be another processor's."""
+    if len(picked) < 2:
+        return picked
+    own = scores[picked]
+    apart = ~(np.abs(np.diff(own)) <= NEARLY * np.abs(own[:-1]))  # NaN is apart from anything
+    group = np.concatenate([[0], np.cumsum(apart)])
+    return picked[np.lexsort((picked, group))]
+
+
 def golden(arrays: Arrays) -> dict[str, dict[str, list[Any]]]:
     """A short extract: of each selection the first 20 picks, and every 7th score from the first on, 6 digits each."""
     found: dict[str, dict[str, list[Any]]] = {}
     for name, values in arrays.items():
         selection, column = name.split("/")
         if column in ("picked", "picked_id"):
-            found.setdefault(selection, {})[column] = values[:20].tolist()
+            scores = arrays.get(f"{selection}/score") if column == "picked" else None
+            first = values if scores is None else _settled(values, scores)
+            found.setdefault(selection, {})[column] = first[:20].tolist()
         elif column == "score" or column.startswith("score_"):
             rounded = [None if np.isnan(value) else float(f"{value:.6g}") for value in values[::7]]
             found.setdefault(selection, {})[column] = rounded
