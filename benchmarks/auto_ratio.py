@@ -14,10 +14,12 @@ Larger shares are then seen in part, small ones several times. What was fixed be
 * Halving: every ratio gets a quarter of the steps with the first seed; the best third of them all steps; the best of these
   by validation loss is taken.
 * "a ratio at random" is the mean regret of the fixed ratios.
-* Beside the picks of every ratio: as many random rows (drawn anew for each seed), the longest rows, and the untouched model. Picks
-  are better than random rows if the interval of the difference, over resampled test rows, is below 0.
 * An estimate is worth its name if its mean regret over the targets is below that of 5 %, of 10 % and of a ratio at random. The
   interval of its difference to 5 % is over resampled test rows.
+
+Added later, and fixed before these were trained: beside the picks of every ratio stand as many random rows (drawn anew for each
+seed), the longest rows, and the untouched model. Picks are better than random rows if the interval of the difference, over
+resampled test rows, is below 0.
 
 Each finished run is added to the output, and is not repeated when the script is started again; on another machine, one run is
 repeated to see what that changes.
@@ -149,7 +151,7 @@ def test_losses(
 
 
 def controls(state: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """Losses of the untouched model and of the controls by ratio, and the picks' minus that of random rows."""
+    """Losses of the untouched model, and of random and longest rows by ratio; and the picks' loss minus the random rows'."""
     nll, tokens = (np.asarray(of[target]["test"]) for of in (state["untouched"], state["tokens"]))
     shares = [f"{r:g}" for r in RATIOS]
     found: dict[str, Any] = {"untouched": round(float(nll[tokens > 0].sum() / tokens.sum()), 4)}

@@ -370,7 +370,7 @@ class EncodingOptions(Options):
         None, "Text put before all that the encoder reads; default its own, if it has one."
     )
     encoder_dtype: Literal["float32", "bfloat16", "float16"] = opt(
-        "float32", "Weights and activations of the encoder; its rows are float32 in any case."
+        "float32", "Weights and activations of the encoder; embeddings are stored as float32."
     )
 
 
